@@ -1,0 +1,84 @@
+// Stateless loops on raw views, one table of functions per instruction set. No threads, no allocation of images here.
+//
+// Images are float32 [z][y][x][bundle] without gaps. All convolutions are cross-correlations: the engine stores kernels
+// flipped (see docs/design.md). Arguments are validated at the border (bindings, engine), never here.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "base/extent.hpp"
+
+namespace znn::kernels {
+
+enum class Transfer : int { linear, relu, tanh, logistic };
+enum class Loss : int { squared, binomial, softmax };
+
+// One step of SGD on n weights: g' = scale*g + decay*w ; v = momentum*v + g' ; w -= rate*v.
+struct SgdStep {
+    float rate, momentum, decay, scale;
+};
+
+struct Table {
+    const char* isa;  // "baseline" | "avx2" | "avx512"
+
+    // ---- direct convolution of one image with one kernel (bundle 1), sparsity s
+    // out[p] (+)= sum_j in[p + s j] w[j], out has extent n - s(k-1).
+    void (*correlate)(const float* in, Extent n, const float* w, Extent k, Extent s, float* out, bool accumulate);
+    // dw[j] (+)= sum_p in[p + s j] g[p], g has extent n - s(k-1).
+    void (*correlate_gradient)(const float* in, Extent n, const float* g, Extent k, Extent s, float* dw, bool accumulate);
+
+    // ---- moving boxes (bundle: floats per voxel)
+    // dst (extent nd) at `offset` receives src (extent ns) if the source is the smaller one; the rest of dst is zeroed.
+    void (*embed)(const float* src, Extent ns, float* dst, Extent nd, Extent offset, int bundle);
+    // dst (extent nd) (+)= the box of src (extent ns) that begins at `offset`.
+    void (*extract)(const float* src, Extent ns, float* dst, Extent nd, Extent offset, int bundle, bool accumulate);
+    // Split an image into its s.z*s.y*s.x sub-lattices, each zero-padded to extent t (t >= ceil(n/s)):
+    // out[(rz*s.y + ry)*s.x + rx][z][y][x] = in[z*s.z+rz][y*s.y+ry][x*s.x+rx].  Rows of out are `row` floats apart
+    // (row >= t.x; the floats between t.x and row are left alone).
+    void (*split_sublattices)(const float* in, Extent n, Extent s, float* out, Extent t, int row);
+    // The inverse: out (extent n) (+)= scale * gathered sub-lattices (extent t, rows `row` floats apart).
+    void (*merge_sublattices)(const float* in, Extent t, int row, Extent s, float* out, Extent n, float scale, bool accumulate);
+
+    // ---- spectra: arrays of interleaved complex floats, `count` complex numbers per block, `blocks` blocks.
+    // acc[b][i] (+)= a[b][i] * conj(w[i])          (forward: image times conjugate of the flipped kernel's spectrum)
+    void (*spectral_multiply_conj)(const float* a, const float* w, float* acc, std::size_t blocks, std::size_t count, bool accumulate);
+    // acc[b][i] (+)= a[b][i] * w[i]                (backward)
+    void (*spectral_multiply)(const float* a, const float* w, float* acc, std::size_t blocks, std::size_t count, bool accumulate);
+    // acc[i] = sum_b a[b][i] * conj(g[b][i])       (kernel gradient)
+    void (*spectral_correlate)(const float* a, const float* g, float* acc, std::size_t blocks, std::size_t count);
+
+    // ---- pointwise, over n floats
+    void (*add)(float* dst, const float* src, std::size_t n);
+    void (*scale)(float* dst, float factor, std::size_t n);
+    // x = f(x + bias[i % bundle])
+    void (*transfer_forward)(float* x, std::size_t n, const float* bias, int bundle, Transfer f);
+    // g *= f'(y) where y is the transfer function's output; bias_gradient[i % bundle] = sum of g (accumulated in double).
+    void (*transfer_backward)(float* g, const float* y, std::size_t n, int bundle, Transfer f, double* bias_gradient);
+    // x *= mask (mask holds 0 or 1/(1-ratio))
+    void (*multiply)(float* x, const float* mask, std::size_t n);
+    void (*sgd)(float* w, float* v, const float* g, std::size_t n, SgdStep step);
+
+    // ---- max-filter and max-pool (bundle: floats per voxel). index[p] = flat voxel index (z*ny+y)*nx+x in the input of the
+    // first maximum in z, y, x order, per float. A NaN in the window propagates as in PyTorch.
+    // Sliding maximum: separable, cost per voxel independent of the window. out extent n - s(w-1). scratch: see *_scratch.
+    void (*max_filter)(const float* in, Extent n, Extent w, Extent s, int bundle, float* out, std::int32_t* index, void* scratch);
+    void (*max_pool)(const float* in, Extent n, Extent w, Extent stride, int bundle, float* out, std::int32_t* index);
+    // gin[index[p]] += g[p] for p over `voxels` output voxels (gin zeroed by the caller).
+    void (*max_backward)(const float* g, const std::int32_t* index, std::size_t voxels, int bundle, float* gin);
+
+    // ---- losses. Return the loss summed over the voxels (double); y, target, gradient: n floats of one map.
+    // weight: n floats or null. gradient = d loss / d y.
+    double (*loss_squared)(const float* y, const float* target, const float* weight, float* gradient, std::size_t n);
+    double (*loss_binomial)(const float* y, const float* target, const float* weight, float* gradient, std::size_t n);
+    // softmax over `maps` images of n voxels each (arrays of pointers), targets are probabilities per map.
+    double (*loss_softmax)(const float* const* y, const float* const* target, const float* weight, float* const* gradient,
+                           int maps, std::size_t n);
+};
+
+std::size_t max_filter_scratch_bytes(Extent n, Extent w, Extent s, int bundle);
+
+// The table of the best instruction set this processor runs, or the one forced by ZNN_ISA=baseline|avx2|avx512.
+// Throws std::runtime_error naming the value when ZNN_ISA is unknown or cannot run here.
+const Table& table();
+
+}  // namespace znn::kernels
