@@ -221,8 +221,8 @@ class ReferenceNetwork:
     Inputs are one array or, by name, several: (maps, z, y, x), or (patches, maps, z, y, x) for a minibatch;
     outputs come in the same rank, as a dict where there are several. The loss and its gradients are divided
     by the output voxels N = patches * z * y * x of each output node; `backward(G)` takes G as the gradient
-    before that division. `sums` and `images` hold, by node name, what the last forward computed before and after the
-    transfer functions (patches first).
+    before that division. `sums` and `images` hold, by node name, what the last forward computed before and
+    after the transfer functions (patches first).
     """
 
     def __init__(self, graph: Any, parameters: Mapping[str, Array], rate: float = 0.01, momentum: float = 0.9,
