@@ -1,0 +1,232 @@
+"""A network description with every extent resolved: nodes and edges in topological order, ready to be planned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from znn import shapes
+from znn.errors import SpecError
+from znn.spec import EdgeSpec, Extent, NetworkSpec, NodeSpec, format_extent, topological_order
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """A node group of one extent `(z, y, x)`; `index` is its place in `Graph.nodes`."""
+
+    index: int
+    spec: NodeSpec
+    extent: Extent
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def maps(self) -> int:
+        return self.spec.maps
+
+
+@dataclass(frozen=True)
+class GraphEdge:
+    """An edge group between the nodes of index `source` and `target`.
+
+    kernel, window and offset are None for kinds that have none; sparsity and stride are (1, 1, 1) there. offset (crop)
+    is resolved.
+    """
+
+    index: int
+    spec: EdgeSpec
+    source: int
+    target: int
+    sparsity: Extent
+    stride: Extent
+    offset: Extent | None
+    in_extent: Extent
+    out_extent: Extent
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def kind(self) -> str:
+        return self.spec.kind
+
+    @property
+    def kernel(self) -> Extent | None:
+        return self.spec.kernel
+
+    @property
+    def window(self) -> Extent | None:
+        return self.spec.window
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network with extents. Build it with `Graph.build`.
+
+    nodes are in topological order (of several possible ones, declaration order decides), edges by target, then as
+    declared; so both are the same for equal specs. inputs and outputs are names, as declared.
+    """
+
+    spec: NetworkSpec
+    nodes: tuple[GraphNode, ...]
+    edges: tuple[GraphEdge, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @classmethod
+    def build(cls, spec: NetworkSpec, output: Any = None, input: Any = None) -> Graph:  # noqa: A002
+        """Resolve the extents of `spec` from its output extents, its input extents, or both.
+
+        output, input: an extent (int, (y, x) or (z, y, x)) for all output (input) nodes, or {name: extent}.
+        Raises SpecError, naming the edge or node, where they do not fit together; see `znn.shapes.node_extents`.
+        """
+        if not isinstance(spec, NetworkSpec):
+            raise SpecError(f"cannot build a graph from a {type(spec).__name__}; expected a NetworkSpec")
+        order = topological_order(spec)
+        sparsities = shapes.edge_sparsities(spec, order)
+        extents = shapes.node_extents(spec, sparsities, output, input)
+        index = {name: i for i, name in enumerate(order)}
+        nodes = tuple(GraphNode(i, spec.node(name), extents[name]) for i, name in enumerate(order))
+        declared = sorted(spec.edges, key=lambda edge: index[edge.target])
+        edges = tuple(
+            GraphEdge(i, edge, index[edge.source], index[edge.target], sparsities[edge.name],
+                      edge.stride or shapes.ONES, _offset(edge, extents), extents[edge.source], extents[edge.target])
+            for i, edge in enumerate(declared))
+        return cls(spec, nodes, edges, shapes.input_names(spec), shapes.output_names(spec))
+
+    def node(self, name: str) -> GraphNode:
+        """The node called `name`. Raises SpecError."""
+        return _find(self.nodes, name, "node")
+
+    def edge(self, name: str) -> GraphEdge:
+        """The edge called `name`. Raises SpecError."""
+        return _find(self.edges, name, "edge")
+
+    def incoming(self, node: str | int) -> tuple[GraphEdge, ...]:
+        """The edges that converge on a node, given by name or index."""
+        index = self.node(node).index if isinstance(node, str) else node
+        return tuple(edge for edge in self.edges if edge.target == index)
+
+    def outgoing(self, node: str | int) -> tuple[GraphEdge, ...]:
+        """The edges that leave a node, given by name or index."""
+        index = self.node(node).index if isinstance(node, str) else node
+        return tuple(edge for edge in self.edges if edge.source == index)
+
+    @property
+    def output_voxels(self) -> int:
+        """z * y * x of the output node; summed where there are several outputs."""
+        return sum(math.prod(self.node(name).extent) for name in self.outputs)
+
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter array: kernels (out, in, z, y, x) by edge name, biases (maps,) by node name."""
+        result: dict[str, tuple[int, ...]] = {}
+        for node in self.nodes:
+            for edge in self.incoming(node.index):
+                if edge.kind == "conv":
+                    fan = 1 if edge.spec.depthwise else self.nodes[edge.source].maps
+                    result[edge.name] = (node.maps, fan, *edge.kernel)
+            if node.spec.bias:
+                result[node.name] = (node.maps,)
+        return result
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers are trained."""
+        return sum(math.prod(shape) for shape in self.parameter_shapes.values())
+
+    def field_of_view(self, node: str | None = None, input: str | None = None) -> Extent:  # noqa: A002
+        """The extent of the input region that one voxel of `node` depends on.
+
+        node: default the only output. input: the input node meant; default all, and the largest extent per axis.
+        Where paths converge it is the smallest box that holds the view along every path. Raises SpecError.
+        """
+        if node is None:
+            if len(self.outputs) > 1:
+                raise SpecError(f"the network has the outputs {', '.join(self.outputs)}; say which field of view")
+            node = self.outputs[0]
+        target = self.node(node).index
+        inputs = self.inputs if input is None else (input,)
+        views = [view for name in inputs if (view := self._view(self.node(name), target)) is not None]
+        if not views:
+            raise SpecError(f"node {node!r} does not depend on {', '.join(inputs)}")
+        return tuple(max(view[axis] for view in views) for axis in range(3))
+
+    def _view(self, source: GraphNode, target: int) -> Extent | None:
+        """Field of view of node `target` on the node `source`, None where it does not depend on it.
+
+        Per node: the first and last voxel of `source` that its voxel 0 sees, and how far apart the views of
+        neighbouring voxels are.
+        """
+        zero = (0, 0, 0)
+        views: list[tuple[Extent, Extent, Extent] | None] = [None] * len(self.nodes)
+        views[source.index] = (zero, zero, (1, 1, 1))
+        for edge in self.edges:
+            if (view := views[edge.source]) is not None:
+                views[edge.target] = _union(views[edge.target], _through(edge, view))
+        if views[target] is None:
+            return None
+        first, last, _ = views[target]
+        return tuple(b - a + 1 for a, b in zip(first, last))
+
+    def to_dot(self) -> str:
+        """The network in the DOT language of Graphviz."""
+        lines = [f"digraph {_quote(self.spec.name)} {{", "  rankdir=LR;", "  node [shape=box];"]
+        for node in self.nodes:
+            detail = node.spec.transfer if node.spec.kind == "transfer" else node.spec.kind
+            label = f"{node.name}\\n{node.maps} x {format_extent(node.extent)}\\n{detail}"
+            lines.append(f"  n{node.index} [label={_quote(label)}];")
+        for edge in self.edges:
+            label = f"{edge.name}\\n{_detail(edge)}"
+            lines.append(f"  n{edge.source} -> n{edge.target} [label={_quote(label)}];")
+        return "\n".join([*lines, "}"]) + "\n"
+
+
+def _offset(edge: EdgeSpec, extents: Mapping[str, Extent]) -> Extent | None:
+    if edge.kind != "crop":
+        return None
+    return shapes.crop_offset(edge, extents[edge.source], extents[edge.target])
+
+
+def _find(items: tuple[Any, ...], name: str, what: str) -> Any:
+    for item in items:
+        if item.name == name:
+            return item
+    raise SpecError(f"the graph has no {what} {name!r}; it has {', '.join(item.name for item in items)}")
+
+
+def _through(edge: GraphEdge, view: tuple[Extent, Extent, Extent]) -> tuple[Extent, Extent, Extent]:
+    first, last, step = view
+    shift = edge.offset or (0, 0, 0)
+    if edge.kind == "max_pool":
+        reach = tuple(w - 1 for w in edge.window)
+    else:
+        reach = shapes.shrinkage(edge.spec, edge.sparsity)
+    return (tuple(a + d * o for a, d, o in zip(first, step, shift)),
+            tuple(b + d * (o + r) for b, d, o, r in zip(last, step, shift, reach)),
+            tuple(d * t for d, t in zip(step, edge.stride)))
+
+
+def _union(one: tuple[Extent, Extent, Extent] | None, two: tuple[Extent, Extent, Extent]) -> Any:
+    if one is None:
+        return two
+    return tuple(map(min, one[0], two[0])), tuple(map(max, one[1], two[1])), tuple(map(max, one[2], two[2]))
+
+
+def _detail(edge: GraphEdge) -> str:
+    size = edge.kernel or edge.window
+    text = edge.kind if size is None else f"{edge.kind} {format_extent(size)}"
+    if edge.sparsity != (1, 1, 1):
+        text += f" sparsity {format_extent(edge.sparsity)}"
+    if edge.kind == "max_pool":
+        text += f" stride {format_extent(edge.stride)}"
+    return text
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace('"', '\\"') + '"'
