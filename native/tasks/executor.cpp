@@ -1,0 +1,259 @@
+#include "tasks/executor.hpp"
+
+#include <algorithm>
+
+#include "base/spin_lock.hpp"
+#include "base/topology.hpp"
+
+namespace znn {
+
+// ---------------------------------------------------------------- Worker
+
+void Worker::begin_event(TaskLabel label) {
+    label_ = label;
+    in_event_ = true;
+    event_start_ = now_ns();
+}
+
+void Worker::end_event() {
+    const std::int64_t end = now_ns();
+    counters.task_ns += end - event_start_;
+    events_.push_back({index, label_, event_start_, end});
+    in_event_ = false;
+}
+
+void Worker::relabel(TaskLabel label) {
+    if (!tracing_) return;
+    end_event();
+    label_ = label;
+    in_event_ = true;
+    event_start_ = events_.back().end_ns;
+}
+
+void Worker::join_path(std::int64_t path_ns) {
+    if (!tracing_) return;
+    const std::int64_t now = now_ns();
+    path_base_ = std::max(path_base_ + (now - path_start_), path_ns);
+    path_start_ = now;
+}
+
+// ---------------------------------------------------------------- Executor
+
+Executor::Executor(const ExecutorOptions& options)
+    : queue_(make_queue(options.policy, options.threads, options.priorities)) {
+    if (options.pin) {
+        // More workers than cores are left to the system.
+        processors_ = usable_physical_cores();
+        if (int(processors_.size()) < options.threads) processors_ = usable_processors();
+        if (int(processors_.size()) < options.threads) processors_.clear();
+    }
+    for (int i = 0; i < options.threads; ++i) workers_.push_back(std::make_unique<Worker>(*this, i));
+    set_trace(options.trace);
+    try {
+        for (int i = 0; i < options.threads; ++i)
+            threads_.emplace_back([this, i] { work(*workers_[i], processors_.empty() ? -1 : processors_[i]); });
+    } catch (...) {  // the system refused a thread: end those that run
+        stop_.store(true);
+        work_arrived_.notify_all();
+        for (std::thread& thread : threads_) thread.join();
+        throw;
+    }
+}
+
+Executor::~Executor() {
+    drain();
+    {
+        std::lock_guard guard(sleep_mutex_);
+        stop_.store(true);
+    }
+    work_arrived_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+}
+
+void Executor::submit(std::span<Task* const> tasks, Worker* worker) {
+    if (tasks.empty()) return;
+    outstanding_.fetch_add(std::int64_t(tasks.size()), std::memory_order_relaxed);
+    if (worker && worker->tracing())
+        for (Task* task : tasks) {
+            // Several predecessors may hand over a path; the longest counts.
+            const std::int64_t path = worker->path_now();
+            if (task->path_ns.load(std::memory_order_relaxed) < path) task->path_ns.store(path);
+        }
+    queue_->push(tasks, worker ? worker->index : -1);
+    available_.fetch_add(std::int64_t(tasks.size()), std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+        { std::lock_guard guard(sleep_mutex_); }
+        tasks.size() == 1 ? work_arrived_.notify_one() : work_arrived_.notify_all();
+    }
+}
+
+Task* Executor::next_task(Worker& worker) {
+    if (available_.load(std::memory_order_relaxed) <= 0) return nullptr;
+    Task* task = queue_->pop(worker.index);
+    if (task) available_.fetch_sub(1, std::memory_order_relaxed);
+    return task;
+}
+
+Task* Executor::wait_for_task(Worker& worker) {
+    // Work usually arrives within microseconds while a round runs: look for a while before sleeping.
+    constexpr int looks = 2000;
+    while (!stop_.load(std::memory_order_relaxed)) {
+        for (int i = 0; i < looks; ++i) {
+            if (Task* task = next_task(worker)) return task;
+            cpu_relax();
+        }
+        std::unique_lock lock(sleep_mutex_);
+        sleepers_.fetch_add(1, std::memory_order_seq_cst);
+        if (available_.load(std::memory_order_seq_cst) <= 0 && !stop_.load()) work_arrived_.wait(lock);
+        sleepers_.fetch_sub(1, std::memory_order_relaxed);
+    }
+    return nullptr;
+}
+
+void Executor::work(Worker& worker, int processor) {
+    if (processor >= 0) pin_this_thread(processor);
+    while (!stop_.load(std::memory_order_relaxed)) {
+        const std::int64_t before = worker.tracing_ ? now_ns() : 0;
+        Task* task = next_task(worker);
+        if (task) {
+            if (worker.tracing_) worker.counters.queue_ns += now_ns() - before;
+        } else {
+            task = wait_for_task(worker);
+            if (!task) return;
+            // Tracing may have been switched on while this worker slept: then `before` is not a time.
+            if (worker.tracing_ && before) worker.counters.idle_ns += now_ns() - before;
+        }
+        execute(task, worker);
+    }
+}
+
+void Executor::run_body(Task& task, Worker& worker) {
+    ++worker.counters.tasks;
+    if (failed() && !task.essential) return;
+    if (worker.tracing_) worker.begin_event(task.label);
+    try {
+        task.run(worker);
+    } catch (...) {
+        {
+            std::lock_guard guard(failure_mutex_);
+            if (!failure_) failure_ = std::current_exception();
+        }
+        failed_.store(true, std::memory_order_release);
+        wake();
+    }
+    if (worker.in_event_) worker.end_event();
+}
+
+void Executor::execute(Task* task, Worker& worker) {
+    // Tasks delegated to one another form a chain: run it as a loop, never by recursion.
+    while (task) {
+        if (worker.tracing_) {
+            worker.path_start_ = now_ns();
+            worker.path_base_ = task->path_ns.exchange(0, std::memory_order_relaxed);
+        }
+        bool ready = true;
+        if (!failed() || task->essential) ready = task->prepare(worker);
+        if (!ready) {
+            ++worker.counters.delegated;
+            return;  // still outstanding: whoever completes the forced task goes on with this one
+        }
+        run_body(*task, worker);
+        const std::int64_t path = worker.path_now();
+        Task* follower = task->complete();
+        finish(1);
+        task = nullptr;
+        for (int n = 0; follower && follower != Task::complete_mark(); ++n) {
+            Task* after = follower->take_follower();
+            if (worker.tracing_) follower->path_ns.store(path, std::memory_order_relaxed);
+            if (n == 0) {
+                task = follower;
+            } else {
+                queue_->push(std::span<Task* const>(&follower, 1), worker.index);
+                available_.fetch_add(1, std::memory_order_seq_cst);
+                if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+                    { std::lock_guard guard(sleep_mutex_); }
+                    work_arrived_.notify_one();
+                }
+            }
+            follower = after;
+        }
+    }
+}
+
+bool Executor::force(Task& task, Task& follower, Worker& worker) {
+    if (task.is_complete()) return true;
+    if (queue_->remove(&task)) {
+        available_.fetch_sub(1, std::memory_order_relaxed);
+        ++worker.counters.forced;
+        if (worker.tracing_) worker.join_path(task.path_ns.exchange(0, std::memory_order_relaxed));
+        run_body(task, worker);
+        // Others may have delegated to it meanwhile: they go back to the queue.
+        Task* other = task.complete();
+        finish(1);
+        while (other && other != Task::complete_mark()) {
+            Task* after = other->take_follower();
+            outstanding_.fetch_sub(1, std::memory_order_relaxed);  // submit counts it again
+            submit(other, &worker);
+            other = after;
+        }
+        return true;
+    }
+    return !task.delegate(&follower);
+}
+
+void Executor::finish(std::int64_t count) {
+    if (outstanding_.fetch_sub(count, std::memory_order_acq_rel) == count) wake();
+}
+
+void Executor::wake() {
+    { std::lock_guard guard(sleep_mutex_); }
+    something_done_.notify_all();
+}
+
+void Executor::wait(const std::function<bool()>& done) {
+    std::unique_lock lock(sleep_mutex_);
+    while (!done() && !failed()) something_done_.wait_for(lock, std::chrono::milliseconds(100));
+}
+
+void Executor::drain() {
+    std::unique_lock lock(sleep_mutex_);
+    while (outstanding_.load(std::memory_order_acquire) != 0)
+        something_done_.wait_for(lock, std::chrono::milliseconds(100));
+}
+
+void Executor::rethrow_failure() {
+    if (!failed()) return;
+    drain();
+    std::exception_ptr failure;
+    {
+        std::lock_guard guard(failure_mutex_);
+        failure = std::exchange(failure_, nullptr);
+    }
+    failed_.store(false, std::memory_order_release);
+    if (failure) std::rethrow_exception(failure);
+}
+
+void Executor::set_trace(bool on) {
+    for (auto& worker : workers_) worker->tracing_ = on;
+}
+
+std::vector<TraceEvent> Executor::take_events() {
+    std::vector<TraceEvent> all;
+    for (auto& worker : workers_) {
+        all.insert(all.end(), worker->events_.begin(), worker->events_.end());
+        worker->events_.clear();
+    }
+    return all;
+}
+
+std::vector<WorkerCounters> Executor::counters() const {
+    std::vector<WorkerCounters> all;
+    for (const auto& worker : workers_) all.push_back(worker->counters);
+    return all;
+}
+
+void Executor::reset_counters() {
+    for (auto& worker : workers_) worker->counters = {};
+}
+
+}  // namespace znn

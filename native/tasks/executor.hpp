@@ -1,0 +1,134 @@
+// Workers that run ready tasks, FORCE, and the measurement of what they did. Knows nothing of networks.
+#pragma once
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "base/scratch.hpp"
+#include "tasks/ready_queue.hpp"
+#include "tasks/task.hpp"
+
+namespace znn {
+
+inline std::int64_t now_ns() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+}
+
+struct TraceEvent {
+    std::int32_t worker;
+    TaskLabel label;
+    std::int64_t start_ns, end_ns;
+};
+
+struct WorkerCounters {
+    std::int64_t tasks = 0, forced = 0, delegated = 0;
+    std::int64_t task_ns = 0, queue_ns = 0, idle_ns = 0, lock_ns = 0;  // kept only while tracing
+};
+
+class Executor;
+
+// One worker: its index, its scratch memory and what it has measured. Only its own thread writes to it.
+class Worker {
+public:
+    Worker(Executor& executor, int index) : executor(executor), index(index) {}
+
+    bool tracing() const { return tracing_; }
+    // Ends the event in hand and begins one with another label (a task whose tail is another kind of work).
+    void relabel(TaskLabel label);
+    // Time that preceded this moment on the longest path through the tasks that led here.
+    std::int64_t path_now() const { return tracing_ ? path_base_ + (now_ns() - path_start_) : 0; }
+    // A predecessor with a longer path has been met (the other contributions of a sum).
+    void join_path(std::int64_t path_ns);
+
+    Executor& executor;
+    const int index;
+    WorkerCounters counters;
+    Scratch scratch;
+
+private:
+    friend class Executor;
+    void begin_event(TaskLabel label);
+    void end_event();
+
+    bool tracing_ = false;
+    bool in_event_ = false;
+    TaskLabel label_;
+    std::int64_t event_start_ = 0, path_base_ = 0, path_start_ = 0;
+    std::vector<TraceEvent> events_;
+};
+
+struct ExecutorOptions {
+    int threads = 1;
+    Policy policy = Policy::priority;
+    int priorities = 1;
+    bool pin = true;
+    bool trace = false;
+};
+
+class Executor {
+public:
+    explicit Executor(const ExecutorOptions& options);
+    ~Executor();  // drains the queue
+    Executor(const Executor&) = delete;
+    Executor& operator=(const Executor&) = delete;
+
+    int threads() const { return int(workers_.size()); }
+    const std::vector<int>& processors() const { return processors_; }  // where workers are pinned, empty: nowhere
+
+    // Hands ready tasks to the queue. `worker` is the caller's own worker, null outside.
+    void submit(std::span<Task* const> tasks, Worker* worker);
+    void submit(Task* task, Worker* worker) { submit(std::span<Task* const>(&task, 1), worker); }
+
+    // FORCE (the paper's section on scheduling): `task` must be complete before `follower` may go on.
+    // True: it is complete now, because it was, or because it was stolen from the queue and run here.
+    // False: another worker is running it (or it is not ready yet) and will run `follower` when it completes.
+    bool force(Task& task, Task& follower, Worker& worker);
+
+    // Blocks until `done()` holds or a task failed. `done` is re-evaluated after every call of wake() and now and then.
+    void wait(const std::function<bool()>& done);
+    void wake();
+    // Blocks until no task is queued or running.
+    void drain();
+    // Rethrows what a task threw (after draining) and forgets it.
+    void rethrow_failure();
+    bool failed() const { return failed_.load(std::memory_order_acquire); }
+
+    // Only while no task is queued or running.
+    void set_trace(bool on);
+    std::vector<TraceEvent> take_events();
+    std::vector<WorkerCounters> counters() const;
+    void reset_counters();
+
+private:
+    void work(Worker& worker, int processor);
+    Task* next_task(Worker& worker);
+    Task* wait_for_task(Worker& worker);
+    void execute(Task* task, Worker& worker);
+    void run_body(Task& task, Worker& worker);
+    void finish(std::int64_t count);
+
+    std::unique_ptr<ReadyQueue> queue_;
+    std::vector<std::unique_ptr<Worker>> workers_;
+    std::vector<int> processors_;
+    std::vector<std::thread> threads_;
+
+    alignas(64) std::atomic<std::int64_t> available_{0};    // tasks in the queue
+    alignas(64) std::atomic<std::int64_t> outstanding_{0};  // tasks queued, running or delegated
+    alignas(64) std::atomic<int> sleepers_{0};
+    std::atomic<bool> stop_{false}, failed_{false};
+    std::mutex sleep_mutex_;
+    std::condition_variable work_arrived_, something_done_;
+    std::mutex failure_mutex_;
+    std::exception_ptr failure_;
+};
+
+}  // namespace znn

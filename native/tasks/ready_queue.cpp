@@ -1,0 +1,154 @@
+#include "tasks/ready_queue.hpp"
+
+#include <algorithm>
+
+namespace znn {
+
+void TaskList::push_front(Task* task) {
+    task->queued = true;
+    task->previous = nullptr;
+    task->next = first_;
+    (first_ ? first_->previous : last_) = task;
+    first_ = task;
+}
+
+void TaskList::push_back(Task* task) {
+    task->queued = true;
+    task->next = nullptr;
+    task->previous = last_;
+    (last_ ? last_->next : first_) = task;
+    last_ = task;
+}
+
+void TaskList::unlink(Task* task) {
+    (task->previous ? task->previous->next : first_) = task->next;
+    (task->next ? task->next->previous : last_) = task->previous;
+    task->queued = false;
+}
+
+Task* TaskList::pop_front() {
+    Task* task = first_;
+    if (task) unlink(task);
+    return task;
+}
+
+Task* TaskList::pop_back() {
+    Task* task = last_;
+    if (task) unlink(task);
+    return task;
+}
+
+void HeapOfLists::push(Task* task) {
+    const int priority = task->priority;
+    lists_[priority].push_front(task);
+    if (in_heap_[priority]) return;
+    in_heap_[priority] = true;
+    heap_.push_back(priority);
+    std::push_heap(heap_.begin(), heap_.end());
+}
+
+Task* HeapOfLists::pop() {
+    while (!heap_.empty()) {
+        const int priority = heap_.front();
+        if (Task* task = lists_[priority].pop_front()) return task;
+        std::pop_heap(heap_.begin(), heap_.end());
+        heap_.pop_back();
+        in_heap_[priority] = false;
+    }
+    return nullptr;
+}
+
+namespace {
+
+// One lock around one container: the paper's queue, and the two plain orders it is compared with.
+template <class Container>
+class SharedQueue final : public ReadyQueue {
+public:
+    explicit SharedQueue(Container container) : container_(std::move(container)) {}
+
+    void push(std::span<Task* const> tasks, int) override {
+        std::lock_guard guard(mutex_);
+        for (Task* task : tasks) container_.push(task);
+    }
+    Task* pop(int) override {
+        std::lock_guard guard(mutex_);
+        return container_.pop();
+    }
+    bool remove(Task* task) override {
+        std::lock_guard guard(mutex_);
+        if (!task->queued) return false;
+        container_.unlink(task);
+        return true;
+    }
+
+private:
+    std::mutex mutex_;
+    Container container_;
+};
+
+struct FifoList : TaskList {
+    void push(Task* task) { push_back(task); }
+    Task* pop() { return pop_front(); }
+};
+
+struct LifoList : TaskList {
+    void push(Task* task) { push_front(task); }
+    Task* pop() { return pop_front(); }
+};
+
+// Each worker runs its own newest task; one with nothing to do takes the oldest task of another.
+class StealingQueue final : public ReadyQueue {
+public:
+    explicit StealingQueue(int workers) : count_(workers), queues_(std::make_unique<Local[]>(workers)) {}
+
+    void push(std::span<Task* const> tasks, int worker) override {
+        const int home = worker < 0 ? 0 : worker;
+        Local& local = queues_[home];
+        std::lock_guard guard(local.mutex);
+        for (Task* task : tasks) {
+            task->home.store(home, std::memory_order_relaxed);
+            local.list.push_front(task);
+        }
+    }
+    Task* pop(int worker) override {
+        {
+            std::lock_guard guard(queues_[worker].mutex);
+            if (Task* task = queues_[worker].list.pop_front()) return task;
+        }
+        for (int i = 1; i < count_; ++i) {
+            Local& victim = queues_[(worker + i) % count_];
+            std::lock_guard guard(victim.mutex);
+            if (Task* task = victim.list.pop_back()) return task;
+        }
+        return nullptr;
+    }
+    bool remove(Task* task) override {
+        Local& local = queues_[task->home.load(std::memory_order_relaxed)];
+        std::lock_guard guard(local.mutex);
+        if (!task->queued) return false;
+        local.list.unlink(task);
+        return true;
+    }
+
+private:
+    struct alignas(64) Local {
+        std::mutex mutex;
+        TaskList list;
+    };
+    int count_;
+    std::unique_ptr<Local[]> queues_;
+};
+
+}  // namespace
+
+std::unique_ptr<ReadyQueue> make_queue(Policy policy, int workers, int priorities) {
+    switch (policy) {
+        case Policy::priority: return std::make_unique<SharedQueue<HeapOfLists>>(HeapOfLists(priorities));
+        case Policy::fifo: return std::make_unique<SharedQueue<FifoList>>(FifoList());
+        case Policy::lifo: return std::make_unique<SharedQueue<LifoList>>(LifoList());
+        case Policy::stealing: return std::make_unique<StealingQueue>(workers);
+    }
+    return nullptr;
+}
+
+}  // namespace znn

@@ -1,0 +1,57 @@
+// The queues of ready tasks, one per scheduling policy.
+#pragma once
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "tasks/task.hpp"
+
+namespace znn {
+
+enum class Policy { priority, fifo, lifo, stealing };
+
+class ReadyQueue {
+public:
+    virtual ~ReadyQueue() = default;
+    virtual void push(std::span<Task* const> tasks, int worker) = 0;
+    virtual Task* pop(int worker) = 0;  // null when there is nothing
+    // Takes a task out if it is still queued: how FORCE steals an update.
+    virtual bool remove(Task* task) = 0;
+};
+
+// `priorities`: the number of distinct priorities tasks may carry.
+std::unique_ptr<ReadyQueue> make_queue(Policy policy, int workers, int priorities);
+
+// Intrusive list of tasks.
+class TaskList {
+public:
+    bool empty() const { return !first_; }
+    void push_front(Task* task);
+    void push_back(Task* task);
+    Task* pop_front();
+    Task* pop_back();
+    void unlink(Task* task);
+
+private:
+    Task* first_ = nullptr;
+    Task* last_ = nullptr;
+};
+
+// The paper's queue: a heap over the distinct priorities, each holding a list of tasks, so that an operation costs
+// O(log #priorities). Highest priority first, newest first within a list.
+class HeapOfLists {
+public:
+    explicit HeapOfLists(int priorities) : lists_(priorities), in_heap_(priorities, false) { heap_.reserve(priorities); }
+    void push(Task* task);
+    Task* pop();
+    void unlink(Task* task) { lists_[task->priority].unlink(task); }  // an emptied list stays until popped
+
+private:
+    std::vector<TaskList> lists_;
+    std::vector<int> heap_;  // priorities whose list may hold tasks, as a max-heap
+    std::vector<bool> in_heap_;
+};
+
+}  // namespace znn
