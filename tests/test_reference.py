@@ -6,8 +6,12 @@ import itertools
 import numpy as np
 import pytest
 
-from checks import assert_close, numerical_gradient
+from checks import (NETWORKS, OPTIMISER, assert_close, kink_distance, numerical_gradient, random_inputs,
+                    random_parameters, random_targets, random_weights, small_graph, smooth_inputs,
+                    train_alike)
 from znn import reference as ref
+from znn.graph import Graph
+from znn.spec import NetworkSpec
 
 try:
     import torch
@@ -248,3 +252,123 @@ def test_two_steps_of_sgd_by_hand():
     w, v = ref.sgd_step(w, v, np.array([0.0]), rate=0.1, momentum=0.5, weight_decay=0.25)
     expected = 1.125 + 0.25 * 0.775
     assert v == pytest.approx(expected) and w == pytest.approx(0.775 - 0.1 * expected)
+
+
+# ---- whole networks ---------------------------------------------------------------------------------
+def reference_network(name, seed=1, **options):
+    graph = small_graph(name)
+    return ref.ReferenceNetwork(graph, random_parameters(graph, seed), **options)
+
+
+@pytest.mark.parametrize("patches, weighted", [(None, False), (3, True)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_gradients_are_numerical_ones(rng, name, patches, weighted):
+    """Along a random direction in all inputs and parameters at once, by the loss that train_step returns."""
+    net = reference_network(name)
+    inputs = smooth_inputs(net, rng, patches)
+    targets = random_targets(net.graph, rng, patches)
+    weights = random_weights(net.graph, rng, patches) if weighted else None
+    before = net.parameters()
+    net.train_step(inputs, targets, weights)
+    gradients, input_gradients = net.gradients(), named(net.graph.inputs, net.input_gradient())
+    along = {key: rng.standard_normal(value.shape) for key, value in before.items()}
+    across = {key: rng.standard_normal(value.shape) for key, value in input_gradients.items()}
+    expected = sum(np.sum(gradients[k] * along[k]) for k in along) + sum(
+        np.sum(input_gradients[k] * across[k]) for k in across)
+
+    def loss(step):
+        net.set_parameters({key: before[key] + step * along[key] for key in before})
+        moved = {key: value + step * across[key] for key, value in named(net.graph.inputs, inputs).items()}
+        return net.train_step(moved, targets, weights)
+
+    assert (loss(1e-7) - loss(-1e-7)) / 2e-7 == pytest.approx(expected, rel=1e-5)
+
+
+def named(names, arrays):
+    return arrays if isinstance(arrays, dict) else {names[0]: arrays}
+
+
+@pytest.mark.parametrize("patches", [None, 2])
+@pytest.mark.parametrize("name", ["dense_3d", "several_ends"])
+def test_backward_takes_the_gradient_before_the_division_by_voxels(rng, name, patches):
+    one, other = (reference_network(name, rate=0.1, weight_decay=0.01) for _ in range(2))
+    inputs, targets = random_inputs(one.graph, rng, patches), random_targets(one.graph, rng, patches)
+    one.train_step(inputs, targets)
+    outputs, targets = (named(one.graph.outputs, arrays) for arrays in (other.forward(inputs), targets))
+    other.backward({key: outputs[key] - targets[key] for key in outputs})
+    assert_close(one.parameters(), other.parameters(), 1e-13)
+    assert_close(one.input_gradient(), other.input_gradient(), 1e-13)
+
+
+def test_a_minibatch_is_the_mean_of_its_patches(rng):
+    net = reference_network("dense_3d", momentum=0.0)
+    before = net.parameters()
+    inputs, targets = random_inputs(net.graph, rng, 3), random_targets(net.graph, rng, 3)
+    losses, gradients = [], []
+    for x, t in zip(inputs, targets):
+        net.set_parameters(before)
+        losses.append(net.train_step(x, t))
+        gradients.append(net.gradients())
+    net.set_parameters(before)
+    assert net.train_step(inputs, targets) == pytest.approx(np.mean(losses), rel=1e-13)
+    assert_close(net.gradients(), {name: sum(g[name] for g in gradients) / 3 for name in before}, 1e-13)
+
+
+def test_learning_rates_and_weight_decays_of_groups(rng):
+    net = reference_network("groups", rate=0.1, momentum=0.5, weight_decay=0.01)
+    before = net.parameters()
+    net.train_step(random_inputs(net.graph, rng), random_targets(net.graph, rng))
+    gradients, after = net.gradients(), net.parameters()
+    for name, rate, decay in [("conv1", 0.05, 0.0), ("nconv1", 0.1, 0.0), ("conv2", 0.2, 0.01),
+                              ("conv3", 0.1, 0.03), ("output", 0.0, 0.0)]:
+        step = gradients[name] + decay * before[name]
+        assert_close(net.momenta()[name], step, 1e-13, name)
+        assert_close(after[name], before[name] - rate * step, 1e-13, name)
+    assert "nconv2" not in after, "a node without bias has no parameter"
+
+
+def test_dropout_of_a_network_uses_the_given_mask_in_the_train_phase_only(rng):
+    spec = NetworkSpec.layered("d", 2, [{"dropout": 0.5}, {"conv": 1, "kernel": 1}])
+    graph = Graph.build(spec, output=3)
+    net = ref.ReferenceNetwork(graph, random_parameters(graph, 1))
+    x, mask = random_inputs(graph, rng), rng.integers(0, 2, (2, 3, 3, 3)).astype(float)
+    trained = net.forward(x, "train", masks={"dropout1": mask})
+    assert_close(trained, net.forward(2 * mask * x, "infer"), 1e-13)
+    net.forward(x, "train", masks={"dropout1": mask})
+    net.backward(np.ones((1, 3, 3, 3)))
+    assert not np.any(net.input_gradient()[mask == 0]) and np.all(net.input_gradient()[mask == 1])
+    with pytest.raises(ValueError, match="dropout1"):
+        net.forward(x, "train")
+
+
+@pytest.mark.parametrize("call, match", [
+    (lambda net: net.forward(np.zeros((1, 4, 4, 4))), "input.*shape"),
+    (lambda net: net.forward({"nobody": np.zeros((1, 4, 4, 4))}), "nobody"),
+    (lambda net: net.forward(np.zeros((2, 10, 8, 14)), "test"), "phase is 'test'"),
+    (lambda net: net.set_parameters({"nobody": np.zeros(1)}), "nobody"),
+    (lambda net: net.set_momenta({"conv1": np.zeros(1)}), "conv1"),
+])
+def test_bad_arguments_are_named(call, match):
+    with pytest.raises(ValueError, match=match):
+        call(reference_network("dense_3d"))
+
+
+@needs_torch
+@pytest.mark.parametrize("patches, weighted", [(None, True), (2, False)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_is_pytorchs(rng, name, patches, weighted):
+    net = reference_network(name, **OPTIMISER)
+    train_alike(torch_oracle.TorchNetwork(net.graph, net.parameters(), **OPTIMISER), net, rng, rounds=4,
+                patches=patches, weighted=weighted, tolerance=1e-10)
+
+
+def test_kink_distance_sees_ties_and_zeros_but_not_copies(rng):
+    layers = [{"conv": 1, "kernel": 1}, {"max_pool": 2}, {"max_filter": 2}]
+    graph = Graph.build(NetworkSpec.layered("k", 1, layers, dims=2), output=2)
+    net = ref.ReferenceNetwork(graph, {"conv1": np.ones((1, 1, 1, 1, 1)), "nconv1": np.zeros(1)})
+    x = rng.permutation(36).astype(float).reshape(1, 1, 6, 6)
+    net.forward(x)
+    assert kink_distance(net) >= 1 / 36  # the filter meets each pooled maximum several times: harmless
+    x[0, 0, 0, 0] = x[0, 0, 0, 1] = 99
+    net.forward(x)
+    assert kink_distance(net) == 0

@@ -1,7 +1,7 @@
 """PyTorch as an oracle: the network of a graph in torch.nn.functional, autograd and torch.optim.SGD.
 
-It has the methods of `znn.reference.ReferenceNetwork` that a training step needs, so that one test body checks
-the engine and the reference against it. PyTorch cross-correlates: kernels are flipped where they are used, and
+It has the methods of `znn.reference.ReferenceNetwork` that a training step needs, so that one test body
+checks the engine and the reference against it. PyTorch cross-correlates: kernels are flipped where used, and
 stay in the paper's orientation as parameters.
 """
 from __future__ import annotations
@@ -99,7 +99,7 @@ class TorchNetwork:
                          _tensor(weights.get(name, 1.0))) for name, output in outputs.items())
         total.backward()
         self.optimiser.step()
-        return float(total)
+        return total.item()
 
     def input_gradient(self) -> Any:
         return self._hand_out({name: tensor.grad for name, tensor in self._inputs.items()})

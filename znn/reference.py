@@ -200,7 +200,8 @@ def softmax_loss(output: Array, target: Array, weights: Array | None = None) -> 
     weights = 1.0 if weights is None else weights
     shifted = output - output.max(axis=0)
     log_probability = shifted - np.log(np.sum(np.exp(shifted), axis=0))
-    return float(np.sum(-weights * target * log_probability)), weights * (np.exp(log_probability) - target)
+    gradient = np.exp(log_probability) * target.sum(axis=0) - target
+    return float(np.sum(-weights * target * log_probability)), weights * gradient
 
 
 LOSS = {"squared": squared_loss, "binomial": binomial_loss, "softmax": softmax_loss}
