@@ -1,0 +1,117 @@
+"""ZNN itself. A lap is backward(i) and forward(i+1): the updates of round i overlap the next forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..memory import network_bytes
+from ..problem import Problem
+from .base import MOMENTUM, Session, Timed, by_name_or_single, named
+
+OPTIONS = ("threads", "plan", "policy", "sum", "memoize", "allocator", "pin")
+
+
+class ZnnSession(Session):
+    def __init__(self, problem: Problem, net: Any, inputs: Any, gradients: Any) -> None:
+        self._phase, self._net, self._inputs, self._gradients = problem.phase, net, inputs, gradients
+        self.plan = str(net.plan)
+        self._result: Any = None
+        self._before: dict[str, Any] = {}
+        self._laps = 0
+        self._forward()
+
+    def _forward(self) -> None:
+        self._result = self._net.forward(self._inputs, phase="train" if self._phase == "round" else "infer")
+
+    def lap(self) -> None:
+        if self._phase == "round":
+            self._net.backward(self._gradients)
+        self._forward()
+        self._laps += 1
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        return named(self._result, self._net.graph)
+
+    def mark(self) -> None:
+        self._net.sync()
+        self._before, self._laps = dict(self._net.stats()), 0
+
+    def metrics(self) -> dict[str, Any]:
+        self._net.sync()
+        return {"laps": self._laps} | difference(self._net.stats(), self._before)
+
+    def close(self) -> None:
+        self._net.close()
+
+
+class ZnnAdapter(Timed):
+    name = "znn"
+
+    def version(self) -> str:
+        from importlib import metadata
+
+        return metadata.version("znn")
+
+    def unavailable(self) -> str | None:
+        try:
+            from znn import _core  # noqa: F401
+        except ImportError as error:
+            return f"the compiled core znn._core cannot be imported: {error}"
+        return None
+
+    def predicted_bytes(self, problem: Problem, options: dict[str, Any]) -> int:
+        return network_bytes(problem.graph(), options.get("threads") or 1, options.get("plan", "model"),
+                             options.get("memoize"))
+
+    def flop(self, problem: Problem, options: dict[str, Any]) -> float | None:
+        return direct_flop(problem)
+
+    def open(self, problem, graph, options, parameters, inputs, gradients, rate) -> ZnnSession:
+        import znn
+
+        unknown = set(options) - set(OPTIONS)
+        if unknown:
+            raise ValueError(f"adapter znn: unknown option {sorted(unknown)[0]!r}; options are {', '.join(OPTIONS)}")
+        given = dict(options)
+        if "memoize" in given:
+            given["memoize"] = tuple(given["memoize"])
+        net = znn.Network(graph, parameters=parameters, patches=problem.patches, seed=problem.seed,
+                          optimiser=znn.SGD(rate=rate, momentum=MOMENTUM), **given)
+        return ZnnSession(problem, net, by_name_or_single(inputs), by_name_or_single(gradients))
+
+
+def direct_flop(problem: Problem) -> float:
+    """Flop of one lap by direct convolution (two per multiply-add), the common yardstick of all methods."""
+    graph = problem.graph()
+    passes = 3 if problem.phase == "round" else 1
+    total, inputs = 0.0, {i for i, node in enumerate(graph.nodes) if node.name in graph.inputs}
+    for edge in graph.edges:
+        if edge.kind == "conv":
+            pairs = graph.nodes[edge.target].maps * (1 if edge.spec.depthwise else graph.nodes[edge.source].maps)
+            mine = passes - 1 if passes == 3 and edge.source in inputs else passes  # no gradient for the input
+            total += 2.0 * mine * pairs * float(np.prod(edge.kernel)) * float(np.prod(edge.out_extent))
+    return total * problem.patches
+
+
+def difference(after: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Counters since a mark: numbers and lists of numbers are subtracted, tables entry by entry, the rest kept.
+
+    Byte counts are levels, not counters, and stay as they are.
+    """
+    result: dict[str, Any] = {}
+    for key, value in after.items():
+        old = before.get(key)
+        if isinstance(value, dict):
+            result[key] = difference(value, old if isinstance(old, dict) else {})
+        elif "bytes" in key or old is None or isinstance(value, (str, bool)):
+            result[key] = value.tolist() if hasattr(value, "tolist") else value
+        elif isinstance(value, (list, tuple, np.ndarray)):
+            result[key] = [a - b for a, b in zip(np.asarray(value).tolist(), np.asarray(old).tolist())]
+        else:
+            result[key] = value - old
+    return result
+
+
+ADAPTER = ZnnAdapter()

@@ -1,0 +1,109 @@
+"""The process in which one case lives: reads commands as JSON lines from stdin, answers each with one JSON line.
+
+    predict -> what it needs, or why it cannot run      open -> check, set up, plan      lap -> seconds
+    mark -> counters start                              finish -> counters, peak memory
+
+Only the runner talks to it. It dies with its parent, so that a killed run leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from typing import Any
+
+from . import adapters
+from .adapters.base import Computed, Session
+from .problem import Problem
+
+PR_SET_PDEATHSIG = 1
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+
+
+class Worker:
+    """State of one case between commands."""
+
+    def __init__(self, case: dict[str, Any]) -> None:
+        self.problem, self.options = Problem.from_dict(case["problem"]), case["options"]
+        self.adapter = adapters.load(case["adapter"])
+        self.session: Session | None = None
+        self.computed: dict[str, Any] = {}
+
+    def predict(self) -> dict[str, Any]:
+        reason = self.adapter.unavailable()
+        if reason:
+            return {"unavailable": reason}
+        return {"predicted_bytes": self.adapter.predicted_bytes(self.problem, self.options),
+                "flop": self.adapter.flop(self.problem, self.options), "version": self.adapter.version(),
+                "computed": isinstance(self.adapter, Computed)}
+
+    def open(self, check: bool) -> dict[str, Any]:
+        if isinstance(self.adapter, Computed):
+            self.computed = self.adapter.compute(self.problem, self.options)
+            return {"plan": "", "check": None}
+        found = self.adapter.check(self.problem, self.options) if check else None
+        if found and not found["passed"]:
+            return {"plan": "", "check": found}
+        self.session = self.adapter.start(self.problem, self.options)
+        return {"plan": self.session.plan, "check": found}
+
+    def mark(self) -> dict[str, Any]:
+        self.session.mark()
+        return {}
+
+    def lap(self) -> dict[str, Any]:
+        start = time.perf_counter()
+        self.session.lap()
+        return {"s": time.perf_counter() - start}
+
+    def finish(self) -> dict[str, Any]:
+        metrics = self.session.metrics() if self.session else self.computed
+        if self.session:
+            self.session.close()
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"metrics": metrics, "peak_rss_bytes": own}
+
+
+def answer(worker: Worker | None, message: dict[str, Any]) -> tuple[Worker | None, dict[str, Any]]:
+    """Carry out one command; an exception becomes an answer with its kind and its sentence."""
+    try:
+        if message["do"] == "predict":
+            worker = Worker(message["case"])
+        arguments = {k: v for k, v in message.items() if k not in ("do", "case")}
+        return worker, getattr(worker, message["do"])(**arguments)
+    except Exception as error:  # noqa: BLE001 - whatever a competitor raises is a result of its case
+        text = f"{type(error).__name__}: {error}".strip()
+        oom = isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY)
+        traceback.print_exc()
+        return worker, {"error": text, "status": "oom" if oom else "failed"}
+
+
+def main() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _volunteer_for_oom()
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # libraries may print; only replies go to the runner
+    worker = None
+    for line in sys.stdin:
+        worker, reply = answer(worker, json.loads(line))
+        replies.write(json.dumps(reply) + "\n")
+    os._exit(0)  # skip destructors of foreign libraries: everything is recorded
+
+
+def _volunteer_for_oom() -> None:
+    """Ask the kernel to kill this process, not the runner, when memory runs out."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("900")
+    except OSError:
+        pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Run cases and record them. Each case lives in a process of its own; groups are measured in interleaved rounds.
+
+A case that fails, or runs out of memory or time, is recorded as such and the sweep goes on. Nothing is recorded of a case
+that was interrupted, so the next run measures it again; everything else counts as done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import provenance
+from .record import Record
+from .store import RunWriter
+from .sweep import Case
+
+MEMORY_SHARE = 0.9        # of what is available when a case starts
+DONE = ("ok", "skipped", "timeout", "oom", "failed")
+
+
+class CaseStopped(Exception):
+    """A case ended before its samples were complete: its status and the reason."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Child:
+    """A case's process, asked one command at a time until its deadline."""
+
+    def __init__(self, case: Case) -> None:
+        self._deadline = time.monotonic() + case.protocol.timeout_s
+        self._limit = case.protocol.timeout_s
+        self._log = tempfile.TemporaryFile()
+        threads = str(case.options.get("threads", 1))
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "znn.bench.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+            env=environment, start_new_session=True)  # Ctrl-C reaches the runner only
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._process.stdout, selectors.EVENT_READ)
+        self._buffer = b""
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Send a command and wait for its answer. Raises CaseStopped."""
+        message = json.dumps({"do": do} | arguments) + "\n"
+        try:
+            os.write(self._process.stdin.fileno(), message.encode())
+        except BrokenPipeError:
+            self._died()
+        reply = json.loads(self._read_line())
+        if "error" in reply:
+            raise CaseStopped(reply["status"], f"{do}: {reply['error']}")
+        return reply
+
+    def _read_line(self) -> bytes:
+        while b"\n" not in self._buffer:
+            if not self._selector.select(max(0.0, self._deadline - time.monotonic())):
+                raise CaseStopped("timeout", f"took more than {self._limit:g} s in all")
+            data = os.read(self._process.stdout.fileno(), 1 << 16)
+            if not data:
+                self._died()
+            self._buffer += data
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return line
+
+    def _died(self) -> None:
+        code = self._process.wait()
+        if code == -signal.SIGKILL:
+            raise CaseStopped("oom", "killed by the system, most likely for memory")
+        self._log.seek(0)
+        tail = self._log.read().decode(errors="replace").strip().splitlines()[-1:]
+        cause = f"signal {-code}" if code < 0 else f"exit status {code}"
+        raise CaseStopped("failed", f"the case's process ended with {cause}: {' '.join(tail)}".rstrip(": "))
+
+    def close(self) -> None:
+        """End the process, at once."""
+        self._process.kill()
+        self._process.wait()
+        self._selector.close()
+        for pipe in (self._process.stdin, self._process.stdout, self._log):
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                pass
+
+
+@dataclass
+class Measured:
+    """A case while it is measured."""
+
+    case: Case
+    child: Child | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    warmups: list[float] = field(default_factory=list)
+    samples: list[float] = field(default_factory=list)
+    result: dict[str, Any] = field(default_factory=dict)
+    status: str = "ok"
+    reason: str = ""
+
+    @property
+    def alive(self) -> bool:
+        return self.status == "ok" and self.child is not None
+
+    def stop(self, status: str, reason: str) -> None:
+        self.status, self.reason = status, reason
+        self.shut()
+
+    def shut(self) -> None:
+        if self.child:
+            self.child.close()
+            self.child = None
+
+
+class Runner:
+    """Measures groups of cases and hands every record to `writer`.
+
+    seconds: where the time went, by stage (start, check and set-up, warm-ups, laps); the rest of the wall time is overhead.
+    """
+
+    def __init__(self, writer: RunWriter, run_id: str, command: Callable[[Case], str],
+                 available: Callable[[], int] = provenance.available_bytes) -> None:
+        self._writer, self._run_id, self._command, self._available = writer, run_id, command, available
+        self._checks: dict[str, dict] = {}
+        self.seconds = dict.fromkeys(("start", "setup", "warmup", "laps"), 0.0)
+
+    def run_group(self, cases: Sequence[Case]) -> list[Record]:
+        """Measure cases together; where their memory does not fit together, one after the other."""
+        group = [Measured(case) for case in cases]
+        records: list[Record] = []
+        try:
+            for item in group:
+                self._guarded(item, "start", self._start)
+            need = sum(item.facts.get("predicted_bytes", 0) for item in group if item.alive)
+            together = need <= MEMORY_SHARE * self._available()
+            batches = [group] if together else [[item] for item in group]
+            for batch in batches:
+                self._measure(batch)
+                records += [self._record(item, batch) for item in batch]
+                for item in batch:
+                    item.shut()
+        finally:
+            for item in group:
+                item.shut()
+        for record in records:
+            self._writer.write(record)
+        return records
+
+    def _guarded(self, item: Measured, stage: str, step: Callable[[Measured], None]) -> None:
+        begin = time.perf_counter()
+        try:
+            step(item)
+        except CaseStopped as stopped:
+            item.stop(stopped.status, stopped.reason)
+        finally:
+            self.seconds[stage] += time.perf_counter() - begin
+
+    def _start(self, item: Measured) -> None:
+        case = item.case
+        item.child = Child(case)
+        described = {"problem": case.problem, "adapter": case.adapter, "options": case.options}
+        item.facts = item.child.ask("predict", case=described)
+        if "unavailable" in item.facts:
+            raise CaseStopped("skipped", f"not available: {item.facts['unavailable']}")
+        need, free = item.facts["predicted_bytes"], self._available()
+        if need > MEMORY_SHARE * free:
+            raise CaseStopped("skipped", f"expected to need {need / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free")
+
+    def _measure(self, batch: list[Measured]) -> None:
+        for item in batch:
+            if item.alive:
+                self._guarded(item, "setup", self._open)
+        for item in batch:
+            if item.alive and not item.facts["computed"]:
+                self._guarded(item, "warmup", self._warm_up)
+        self._rounds([item for item in batch if item.alive and not item.facts["computed"]])
+        for item in batch:
+            if item.alive:
+                self._guarded(item, "setup", self._finish)
+
+    def _open(self, item: Measured) -> None:
+        """Set up, with the check before it unless this run has already checked the same adapter, net and options."""
+        case = item.case
+        key = json.dumps([case.adapter, {k: v for k, v in case.problem.items() if k not in ("width", "output")},
+                          {k: v for k, v in case.options.items() if k != "threads"}], sort_keys=True)
+        reply = item.child.ask("open", check=key not in self._checks)
+        item.facts["plan"] = reply["plan"]
+        if reply["check"]:
+            self._checks[key] = reply["check"]
+        item.facts["check"] = self._checks.get(key)
+        if item.facts["check"] and not item.facts["check"]["passed"]:
+            check = item.facts["check"]
+            raise CaseStopped("failed", f"wrong result: relative error {check['max_rel_err']:.3g} against "
+                                        f"{check['reference']}, tolerance {check['tol']:g}; not timed")
+
+    def _warm_up(self, item: Measured) -> None:
+        for _ in range(item.case.protocol.warmups):
+            item.warmups.append(item.child.ask("lap")["s"])
+        item.child.ask("mark")
+
+    def _rounds(self, live: list[Measured]) -> None:
+        if not live:
+            return
+        protocol = live[0].case.protocol
+        for order in protocol.orders(len(live)):
+            for index in order:
+                if live[index].alive:
+                    self._guarded(live[index], "laps", lambda item: item.samples.append(item.child.ask("lap")["s"]))
+            complete = [item.samples for item in live if item.alive]
+            if not complete or protocol.enough(complete):
+                return
+
+    def _finish(self, item: Measured) -> None:
+        item.result = item.child.ask("finish")
+
+    def _record(self, item: Measured, batch: list[Measured]) -> Record:
+        case, facts = item.case, item.facts
+        others = [other.case.case_id for other in batch if other is not item and other.status == "ok"]
+        return Record(
+            experiment=case.experiment, case_id=case.case_id, problem=case.problem,
+            adapter={"name": case.adapter, "version": facts.get("version", ""), "options": case.options},
+            protocol=case.protocol.to_dict(), status=item.status, reason=item.reason, run_id=self._run_id,
+            command=self._command(case), plan=facts.get("plan", ""), check=facts.get("check"), samples_s=item.samples,
+            warmups_s=item.warmups, interleaved_with=others, peak_rss_bytes=item.result.get("peak_rss_bytes"),
+            predicted_bytes=facts.get("predicted_bytes"), flop=facts.get("flop"),
+            metrics=item.result.get("metrics", {}))
+
+
+def grouped(cases: Iterable[Case]) -> list[list[Case]]:
+    """Cases by their group, in order of first appearance."""
+    groups: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.experiment, case.group), []).append(case)
+    return list(groups.values())
+
+
+def pending(cases: Iterable[Case], records: Iterable[Record], force: bool = False, retry_failed: bool = False) -> list[Case]:
+    """The cases still to be measured: those without a record, of this machine, of the same experiment and case id.
+
+    retry_failed: only a good record counts as done. force: none does.
+    """
+    counts = ("ok",) if retry_failed else DONE
+    done = set() if force else {(r.experiment, r.case_id) for r in records if r.status in counts}
+    return [case for case in cases if (case.experiment, case.case_id) not in done]
