@@ -1,0 +1,180 @@
+"""A training job from files (or the synthetic volume) to checkpoints, learning curve, pictures and a summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from znn.checkpoint import load_checkpoint
+from znn.errors import DataError
+from znn.files import atomic_write
+from znn.graph import Graph
+from znn.spec import NetworkSpec
+from znn.train.augment import NONE, Augmentation
+from znn.train.evaluate import Evaluator
+from znn.train.loop import Limits, Progress, Run, Schedule, State, read_curve
+from znn.train.nets import boundary_network
+from znn.train.pictures import draw_learning_curve, draw_side_by_side
+from znn.train.sampler import Geometry, PatchReader, PatchSampler
+from znn.train.synthetic import cell_volume
+from znn.train.volumes import Volume, make_volume, read_volume
+
+# What a resumed run may change without becoming another run.
+_FREE = ("rounds", "minutes", "keep_every", "threads", "plan", "sum")
+_HELD_OUT = 0.2  # share of the sections held out where the user does not say
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a training job depends on; plain values, kept in its checkpoints.
+
+    images, labels, masks       files, one of each per volume (masks: none, or one per volume); no images: the
+                                synthetic volume of `synthetic_extent` and `seed`
+    hold_out                    last sections of every volume kept for validation; None: a fifth of them
+    target                      boundary | classes | affinities
+    output                      extent of the output patch (z, y, x)
+    The others are those of `Schedule`, `Limits`, `Augmentation`, `PatchSampler`, `znn.SGD` and `znn.Network`.
+    """
+
+    images: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    masks: tuple[str, ...] = ()
+    synthetic_extent: tuple[int, int, int] = (24, 256, 256)
+    hold_out: int | None = None
+    target: str = "boundary"
+    output: tuple[int, int, int] = (1, 96, 96)
+    patches: int = 1
+    rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-5
+    schedule: str = "cosine"
+    rounds: int | None = None
+    minutes: float | None = None
+    validate_every: int = 100
+    validation_tiles: int = 24
+    keep_every: int | None = None
+    augment: bool = True
+    balance: bool = False
+    seed: int = 0
+    threads: int | None = None
+    plan: str = "model"
+    sum: str = "wait-free"
+
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+
+def load_volumes(settings: Settings) -> tuple[list[Volume], list[Volume]]:
+    """The training volumes and the held-out ones. Raises DataError for unequal numbers of files or bad files."""
+    if not settings.images:
+        if settings.labels or settings.masks:
+            raise DataError("labels or masks are given without images; give as many --images")
+        whole = [make_volume(*cell_volume(settings.synthetic_extent, settings.seed), name="synthetic cells")]
+    else:
+        for name, files in (("labels", settings.labels), ("masks", settings.masks)):
+            if len(files) != len(settings.images) and (files or name == "labels"):
+                raise DataError(f"{len(settings.images)} images but {len(files)} {name}; give one for each volume")
+        masks: Sequence[str | None] = settings.masks or [None] * len(settings.images)
+        whole = [read_volume(*files) for files in zip(settings.images, settings.labels, masks)]
+    training, held_out = [], []
+    for volume in whole:
+        depth = volume.extent[0]
+        count = round(_HELD_OUT * depth) if settings.hold_out is None else settings.hold_out
+        if not 0 <= count < depth:
+            raise DataError(f"{volume.name}: cannot hold out {count} of {depth} sections; expected 0 to {depth - 1}")
+        training.append(volume.sections(0, depth - count))
+        if count:
+            held_out.append(volume.sections(depth - count, depth))
+    return training, held_out
+
+
+def run_job(settings: Settings, folder: str | os.PathLike, spec: NetworkSpec | None = None, fresh: bool = False,
+            report: Callable[[dict[str, Any]], None] | None = None, progress: Progress | None = None
+            ) -> dict[str, Any]:
+    """Train, or go on training, in `folder`, and return the summary (also written to summary.json).
+
+    The folder's checkpoint is resumed if there is one; `fresh` discards it. `spec` defaults to
+    `nets.boundary_network`. Writes curve.jsonl, checkpoints, learning-curve.png, sections.png and summary.json.
+    Raises DataError for bad data or settings that contradict the run in the folder, SpecError for a network that
+    does not fit, CheckpointError for a damaged checkpoint, KeyboardInterrupt after a clean stop.
+    """
+    folder = Path(folder)
+    if fresh and folder.exists():
+        _discard(folder)
+    training, held_out = load_volumes(settings)
+    checkpoint, state = _resume(folder, settings, spec)
+    if spec is None:
+        spec = checkpoint.spec if checkpoint else boundary_network(training[0].maps)
+    net = _network(settings, spec, checkpoint)
+    with net:
+        geometry = Geometry.of(net.graph)
+        maps = net.graph.node(net.graph.outputs[0]).maps
+        reader = PatchReader(training, geometry, settings.target, maps)
+        augmentation = Augmentation() if settings.augment else NONE
+        sampler = PatchSampler(reader, settings.seed, augmentation, settings.patches, settings.balance)
+        held_out_reader = PatchReader(held_out, geometry, settings.target, maps) if held_out else None
+        follow = Evaluator(held_out_reader, spec.loss, settings.validation_tiles) if held_out_reader else None
+        limits = Limits(settings.rounds, settings.minutes, settings.validate_every, settings.keep_every)
+        run = Run(net, sampler, follow, folder, Schedule(settings.rate, settings.schedule), limits, state, report,
+                  progress)
+        run.train()
+        return _conclude(net, held_out_reader or reader, bool(held_out), run.state, folder)
+
+
+def _network(settings: Settings, spec: NetworkSpec, checkpoint):
+    import znn
+
+    engine = {"threads": settings.threads, "plan": settings.plan, "sum": settings.sum}
+    if checkpoint is not None:
+        return checkpoint.network(**engine)
+    graph = Graph.build(spec, output=settings.output)
+    Geometry.of(graph)
+    optimiser = znn.SGD(rate=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    return znn.Network(spec, output=settings.output, patches=settings.patches, seed=settings.seed,
+                       optimiser=optimiser, **engine)
+
+
+def _resume(folder: Path, settings: Settings, spec: NetworkSpec | None):
+    path = folder / "last.npz"
+    if not path.exists():
+        return None, State(settings=settings.to_dict())
+    checkpoint = load_checkpoint(path)
+    state = State.from_extra(checkpoint.extra)
+    wanted = settings.to_dict()
+    for name in (field.name for field in dataclasses.fields(Settings) if field.name not in _FREE):
+        if state.settings.get(name) != wanted[name]:
+            raise DataError(f"{folder} holds a run with {name} = {state.settings.get(name)}, not {wanted[name]}; "
+                            "choose another folder, or discard that run (--fresh)")
+    if spec is not None and spec != checkpoint.spec:
+        raise DataError(f"{folder} holds a run of another network; choose another folder, or discard that run (--fresh)")
+    state.settings = wanted
+    return checkpoint, state
+
+
+def _discard(folder: Path) -> None:
+    """Remove what a run writes, and nothing else, from its folder."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; choose another place for the run")
+    for pattern in ("last.npz", "best.npz", "round-*.npz", "curve.jsonl", "summary.json", "learning-curve.png",
+                    "sections.png"):
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
+def _conclude(net, reader: PatchReader, held_out: bool, state: State, folder: Path) -> dict[str, Any]:
+    loss = net.graph.spec.loss
+    result = Evaluator(reader, loss, None if held_out else 64).run(net)
+    summary = {"network": net.graph.spec.name, "parameters": sum(p.size for p in net.parameters().values()),
+               "rounds": net.round, "seconds": state.seconds, "measured_on": "held-out sections" if held_out else
+               "training sections"} | result.to_dict()
+    with atomic_write(folder / "summary.json", "w") as file:
+        json.dump(summary, file, indent=1)
+    draw_learning_curve(read_curve(folder / "curve.jsonl"), folder / "learning-curve.png")
+    title = f"{summary['measured_on']}: pixel error {result.pixel_error:.2%} (all one class: {result.trivial_error:.2%})"
+    draw_side_by_side(*Evaluator(reader, loss).section(net), folder / "sections.png", title)
+    return summary
