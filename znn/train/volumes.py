@@ -9,6 +9,7 @@ than memory. 2D images are volumes of one section.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,7 +206,19 @@ def _split_dataset(path: str) -> tuple[str, str | None]:
 
 
 def _open_tiff(file: str, dataset: str | None):
-    return _library("tifffile", file).imread(file)
+    tifffile = _library("tifffile", file)
+    complaints: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: complaints.append(record.getMessage())
+    logger = logging.getLogger("tifffile")
+    logger.addHandler(handler)
+    try:
+        stack = tifffile.imread(file)
+    finally:
+        logger.removeHandler(handler)
+    if complaints:  # of a truncated file tifffile returns the sections that are left, and only logs an error
+        raise DataError(f"{file}: damaged or truncated TIFF stack ({complaints[0]})")
+    return stack
 
 
 def _open_npy(file: str, dataset: str | None):
