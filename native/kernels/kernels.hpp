@@ -34,10 +34,11 @@ struct Table {
     void (*extract)(const float* src, Extent ns, float* dst, Extent nd, Extent offset, int bundle, bool accumulate);
     // Split an image into its s.z*s.y*s.x sub-lattices, each zero-padded to extent t (t >= ceil(n/s)):
     // out[(rz*s.y + ry)*s.x + rx][z][y][x] = in[z*s.z+rz][y*s.y+ry][x*s.x+rx].  Rows of out are `row` floats apart
-    // (row >= t.x; the floats between t.x and row are left alone).
-    void (*split_sublattices)(const float* in, Extent n, Extent s, float* out, Extent t, int row);
-    // The inverse: out (extent n) (+)= scale * gathered sub-lattices (extent t, rows `row` floats apart).
-    void (*merge_sublattices)(const float* in, Extent t, int row, Extent s, float* out, Extent n, float scale, bool accumulate);
+    // (row >= t.x; the floats between t.x and row are left alone), sub-lattices `block` floats (block >= t.z*t.y*row).
+    void (*split_sublattices)(const float* in, Extent n, Extent s, float* out, Extent t, int row, std::size_t block);
+    // The inverse: out (extent n) (+)= scale * gathered sub-lattices (extent t, rows `row`, sub-lattices `block` floats apart).
+    void (*merge_sublattices)(const float* in, Extent t, int row, std::size_t block, Extent s, float* out, Extent n, float scale,
+                              bool accumulate);
 
     // ---- spectra: arrays of interleaved complex floats, `count` complex numbers per block, `blocks` blocks.
     // acc[b][i] (+)= a[b][i] * conj(w[i])          (forward: image times conjugate of the flipped kernel's spectrum)
@@ -60,7 +61,8 @@ struct Table {
 
     // ---- max-filter and max-pool (bundle: floats per voxel). index[p] = flat voxel index (z*ny+y)*nx+x in the input of the
     // first maximum in z, y, x order, per float. A NaN in the window propagates as in PyTorch.
-    // Sliding maximum: separable, cost per voxel independent of the window. out extent n - s(w-1). scratch: see *_scratch.
+    // Sliding maximum: separable, ceil(log2 w) comparisons per voxel and axis (van Herk's constant three only win for windows
+    // beyond 16 and do not vectorise along x). out extent n - s(w-1). scratch: see *_scratch.
     void (*max_filter)(const float* in, Extent n, Extent w, Extent s, int bundle, float* out, std::int32_t* index, void* scratch);
     void (*max_pool)(const float* in, Extent n, Extent w, Extent stride, int bundle, float* out, std::int32_t* index);
     // gin[index[p]] += g[p] for p over `voxels` output voxels (gin zeroed by the caller).
@@ -73,9 +75,25 @@ struct Table {
     // softmax over `maps` images of n voxels each (arrays of pointers), targets are probabilities per map.
     double (*loss_softmax)(const float* const* y, const float* const* target, const float* weight, float* const* gradient,
                            int maps, std::size_t n);
+
+    // ---- short transforms: discrete Fourier transforms along one axis of which only k of t values are given or wanted,
+    // as small products with tables of cosines and sines (see short_transform.hpp). m: complex numbers per line.
+    // out[f][i] = sum_{j<k} in[j][i] exp(-2 pi i f j / t), f < t.   table[f][j] = {cos, sin}(2 pi f j / t), f <= t/2.
+    void (*dft_expand)(const float* in, std::size_t in_stride, int k, std::size_t m, float* out, std::size_t out_stride, int t,
+                       const float* table);
+    // out[j][i] = sum_{f<t} in[f][i] exp(+2 pi i f j / t), j < k.
+    void (*dft_reduce)(const float* in, std::size_t in_stride, int t, std::size_t m, float* out, std::size_t out_stride, int k,
+                       const float* table);
+    // rows of k reals -> rows of `floats` interleaved floats: out[r] = sum_j in[r][j] basis[j]; and the transpose of it.
+    void (*rows_expand)(const float* in, std::size_t rows, int k, const float* basis, std::size_t floats, float* out);
+    void (*rows_reduce)(const float* in, std::size_t rows, std::size_t floats, const float* basis, int k, float* out);
 };
 
+// Bytes of scratch max_filter needs, aligned like a float.
 std::size_t max_filter_scratch_bytes(Extent n, Extent w, Extent s, int bundle);
+
+// The table of one instruction set, or null if it is unknown, not built or cannot run on this processor.
+const Table* table_for(const char* isa);
 
 // The table of the best instruction set this processor runs, or the one forced by ZNN_ISA=baseline|avx2|avx512.
 // Throws std::runtime_error naming the value when ZNN_ISA is unknown or cannot run here.

@@ -1,0 +1,303 @@
+// Direct convolution of one image with one kernel, register-blocked.
+//
+// Both loops keep a block of accumulators in registers: R rows (outputs a sparsity apart, so they share input rows) by
+// NX vectors. Each input vector loaded serves every row, each broadcast weight every vector, which keeps two
+// multiply-adds a cycle fed by two loads a cycle. Rows that enter and leave the kernel's support at its ends are
+// handled by code for each range [LO, HI] of active rows rather than by multiplying zeros.
+#include "kernels/isa.hpp"
+
+namespace znn::kernels::ZNN_ISA {
+namespace {
+
+constexpr int max_rows = 4;
+constexpr int max_vectors = W == 16 ? 4 : 3;  // 12 accumulators of 16 registers, 16 of 32
+
+// The taps of an output: outer, shared and inner axis. Outputs of a block lie along the shared axis.
+struct Taps {
+    int outer, shared, inner;
+    std::ptrdiff_t outer_in, outer_w, shared_in, shared_w, inner_in;
+};
+
+// Rows LO..HI of the block take one row of taps each; row r is `r` kernel rows behind row 0.
+template <int R, int NX, bool Masked, int LO, int HI>
+ZNN_INLINE void add_row(vf (&acc)[R][NX], const Taps& t, const float* in, const float* w, std::ptrdiff_t last, Part part) {
+    for (int i = 0; i < t.inner; ++i, in += t.inner_in) {
+        vf x[NX];
+        ZNN_UNROLL
+        for (int v = 0; v < NX; ++v) x[v] = Masked ? load(in, part) : load(in + (v == NX - 1 ? last : v * W));
+        ZNN_UNROLL
+        for (int r = LO; r <= HI; ++r) {
+            const vf weight = splat(w[i - r * t.shared_w]);
+            ZNN_UNROLL
+            for (int v = 0; v < NX; ++v) acc[r][v] += x[v] * weight;
+        }
+    }
+}
+
+template <int R, int NX, bool Masked, int LO, int HI>
+ZNN_INLINE void add_active_rows(int lo, int hi, vf (&acc)[R][NX], const Taps& t, const float* in, const float* w,
+                                std::ptrdiff_t last, Part part) {
+    if (lo == LO && hi == HI) {
+        add_row<R, NX, Masked, LO, HI>(acc, t, in, w, last, part);
+    } else if constexpr (HI > LO) {
+        add_active_rows<R, NX, Masked, LO, HI - 1>(lo, hi, acc, t, in, w, last, part);
+    } else if constexpr (LO + 1 < R) {
+        add_active_rows<R, NX, Masked, LO + 1, R - 1>(lo, hi, acc, t, in, w, last, part);
+    }
+}
+
+// R rows (out_row apart in out) of NX vectors; the last vector begins at `last` and may overlap the one before it.
+template <int R, int NX, bool Masked>
+void block(const Taps& t, const float* in, const float* w, std::ptrdiff_t last, int count, float* out,
+           std::ptrdiff_t out_row, bool accumulate) {
+    const Part part(count);
+    vf acc[R][NX] = {};
+    for (int o = 0; o < t.outer; ++o) {
+        const float* row = in + o * t.outer_in;
+        const float* weights = w + o * t.outer_w;
+        for (int step = 0; step < t.shared + R - 1; ++step, row += t.shared_in, weights += t.shared_w) {
+            const int lo = larger(0, step - t.shared + 1), hi = smaller(R - 1, step);
+            add_active_rows<R, NX, Masked, 0, R - 1>(lo, hi, acc, t, row, weights, last, part);
+        }
+    }
+    ZNN_UNROLL
+    for (int r = 0; r < R; ++r) {
+        float* p = out + r * out_row;
+        if constexpr (Masked) {
+            store(p, accumulate ? load(p, part) + acc[r][0] : acc[r][0], part);
+        } else {
+            // All are read before any is written: overlapping vectors would otherwise be added twice.
+            if (accumulate) {
+                ZNN_UNROLL
+                for (int v = 0; v < NX; ++v) acc[r][v] += load(p + (v == NX - 1 ? last : v * W));
+            }
+            ZNN_UNROLL
+            for (int v = 0; v < NX; ++v) store(p + (v == NX - 1 ? last : v * W), acc[r][v]);
+        }
+    }
+}
+
+using Block = void (*)(const Taps&, const float*, const float*, std::ptrdiff_t, int, float*, std::ptrdiff_t, bool);
+
+constexpr Block masked_blocks[max_rows] = {block<1, 1, true>, block<2, 1, true>, block<3, 1, true>, block<4, 1, true>};
+constexpr Block blocks[max_rows][4] = {
+    {block<1, 1, false>, block<1, 2, false>, block<1, 3, false>, block<1, max_vectors, false>},
+    {block<2, 1, false>, block<2, 2, false>, block<2, 3, false>, block<2, max_vectors, false>},
+    {block<3, 1, false>, block<3, 2, false>, block<3, 3, false>, block<3, max_vectors, false>},
+    {block<4, 1, false>, block<4, 2, false>, block<4, 3, false>, block<4, max_vectors, false>},
+};
+
+// `count` things in as few parts of at most `most` as possible, as even as possible.
+struct Split {
+    int parts, small, larger_parts;
+    Split(int count, int most)
+        : parts(int(ceil_div(count, most))), small(count / parts), larger_parts(count % parts) {}
+    int size(int i) const { return small + (i < larger_parts ? 1 : 0); }
+};
+
+// Calls f(start, vectors, offset of the last vector, masked count) for every block of vectors along a row.
+// Even parts have at least two vectors whenever the row has, so an overlap never crosses a block.
+template <class F>
+ZNN_INLINE void along_row(int length, const F& f) {
+    if (length < W) {
+        f(0, 1, 0, length);
+        return;
+    }
+    const Split split(int(ceil_div(length, W)), max_vectors);
+    for (int i = 0, start = 0; i < split.parts; ++i) {
+        const int vectors = split.size(i);
+        const int last = i == split.parts - 1 ? length - W - start : (vectors - 1) * W;
+        f(start, vectors, last, W);
+        start += vectors * W;
+    }
+}
+
+// Calls f(first row, rows) for blocks of rows that are `sparsity` apart.
+template <class F>
+ZNN_INLINE void along_rows(int count, int sparsity, const F& f) {
+    for (int phase = 0; phase < smaller(sparsity, count); ++phase) {
+        const Split split(int(ceil_div(count - phase, sparsity)), max_rows);
+        for (int i = 0, first = phase; i < split.parts; ++i) {
+            f(first, split.size(i));
+            first += split.size(i) * sparsity;
+        }
+    }
+}
+
+ZNN_INLINE Block choose_block(int rows, int vectors, int count) {
+    return count < W ? masked_blocks[rows - 1] : blocks[rows - 1][vectors - 1];
+}
+
+void correlate_rows(const float* in, Extent n, const float* w, Extent k, Extent s, float* out, Extent m, bool accumulate) {
+    const std::ptrdiff_t plane = std::ptrdiff_t(n.y) * n.x;
+    const Taps taps{k.z, k.y, k.x, s.z * plane, std::ptrdiff_t(k.y) * k.x, std::ptrdiff_t(s.y) * n.x, k.x, s.x};
+    for (int z = 0; z < m.z; ++z)
+        along_rows(m.y, s.y, [&](int y, int rows) {
+            const float* row = in + z * plane + std::ptrdiff_t(y) * n.x;
+            float* out_row = out + (std::ptrdiff_t(z) * m.y + y) * m.x;
+            along_row(m.x, [&](int x, int vectors, int last, int count) {
+                choose_block(rows, vectors, count)(taps, row + x, w, last, count, out_row + x,
+                                                   std::ptrdiff_t(s.y) * m.x, accumulate);
+            });
+        });
+}
+
+// Copies flat positions [start, start + count) of a plane with rows `pitch` apart into rows of m.x, leaving out the gaps.
+void compact(const float* flat, int start, int count, int pitch, Extent m, float* out, bool accumulate) {
+    int y = start / pitch, x = start % pitch;
+    for (int i = 0; i < count; ++y, x = 0) {
+        const int run = smaller(m.x - x, count - i);
+        float* p = out + std::ptrdiff_t(y) * m.x + x;
+        for (int j = 0; j < run; ++j) p[j] = flat[i + j] + (accumulate ? p[j] : 0.0f);
+        i += pitch - x;
+    }
+}
+
+// Short rows: whole planes are taken as one row with the input's row pitch; values in the gaps are computed and dropped.
+// Rows of a block are planes.
+void correlate_planes(const float* in, Extent n, const float* w, Extent k, Extent s, float* out, Extent m,
+                      bool accumulate) {
+    const std::ptrdiff_t plane = std::ptrdiff_t(n.y) * n.x;
+    const Taps taps{k.y, k.z, k.x, std::ptrdiff_t(s.y) * n.x, k.x, s.z * plane, std::ptrdiff_t(k.y) * k.x, s.x};
+    const int length = (m.y - 1) * n.x + m.x;
+    const std::ptrdiff_t out_plane = std::ptrdiff_t(m.y) * m.x;
+    along_rows(m.z, s.z, [&](int z, int rows) {
+        along_row(length, [&](int x, int vectors, int last, int count) {
+            float flat[max_rows][max_vectors * W];
+            choose_block(rows, vectors, count)(taps, in + z * plane + x, w, last, count, flat[0], max_vectors * W, false);
+            const int filled = count < W ? count : last + W;
+            for (int r = 0; r < rows; ++r)
+                compact(flat[r], x, filled, n.x, m, out + (z + std::ptrdiff_t(r) * s.z) * out_plane, accumulate);
+        });
+    });
+}
+
+ZNN_INLINE std::int64_t vectors_by_rows(Extent m) { return ceil_div(m.x, W) * m.y; }
+ZNN_INLINE std::int64_t vectors_by_planes(Extent n, Extent m) { return ceil_div(std::int64_t(m.y - 1) * n.x + m.x, W); }
+
+void correlate(const float* in, Extent n, const float* w, Extent k, Extent s, float* out, bool accumulate) {
+    const Extent m = valid(n, k, s);
+    if (5 * vectors_by_planes(n, m) < 4 * vectors_by_rows(m))
+        correlate_planes(in, n, w, k, s, out, m, accumulate);
+    else
+        correlate_rows(in, n, w, k, s, out, m, accumulate);
+}
+
+// ---- kernel gradient: accumulators are taps, KY kernel rows by KX kernel columns; an input vector serves the KY rows of g
+// that meet it, a vector of g the KX columns.
+
+template <int KY, int KX, int LO, int HI>
+ZNN_INLINE void gradient_row(vf (&acc)[KY][KX], const float* in, const float* g, std::ptrdiff_t g_row, int sx, int length) {
+    int i = 0;
+    for (; i + W <= length; i += W) {
+        vf x[KX];
+        ZNN_UNROLL
+        for (int c = 0; c < KX; ++c) x[c] = load(in + i + c * sx);
+        ZNN_UNROLL
+        for (int r = LO; r <= HI; ++r) {
+            const vf gradient = load(g + i - r * g_row);
+            ZNN_UNROLL
+            for (int c = 0; c < KX; ++c) acc[r][c] += x[c] * gradient;
+        }
+    }
+    if (i == length) return;
+    const Part part(length - i);
+    vf x[KX];
+    ZNN_UNROLL
+    for (int c = 0; c < KX; ++c) x[c] = load(in + i + c * sx, part);
+    ZNN_UNROLL
+    for (int r = LO; r <= HI; ++r) {
+        const vf gradient = load(g + i - r * g_row, part);
+        ZNN_UNROLL
+        for (int c = 0; c < KX; ++c) acc[r][c] += x[c] * gradient;
+    }
+}
+
+template <int KY, int KX, int LO, int HI>
+ZNN_INLINE void gradient_active_rows(int lo, int hi, vf (&acc)[KY][KX], const float* in, const float* g,
+                                     std::ptrdiff_t g_row, int sx, int length) {
+    if (lo == LO && hi == HI) {
+        gradient_row<KY, KX, LO, HI>(acc, in, g, g_row, sx, length);
+    } else if constexpr (HI > LO) {
+        gradient_active_rows<KY, KX, LO, HI - 1>(lo, hi, acc, in, g, g_row, sx, length);
+    } else if constexpr (LO + 1 < KY) {
+        gradient_active_rows<KY, KX, LO + 1, KY - 1>(lo, hi, acc, in, g, g_row, sx, length);
+    }
+}
+
+// The planes [z, z + planes) of g against the input displaced to the first tap of the block (`in`).
+template <int KY, int KX>
+void gradient_block(const float* in, Extent n, const float* g, Extent m, Extent s, int planes, float* dw,
+                    std::ptrdiff_t dw_row, bool accumulate) {
+    vf acc[KY][KX] = {};
+    for (int z = 0; z < planes; ++z)
+        for (int phase = 0; phase < smaller(s.y, m.y); ++phase) {
+            const int rows = int(ceil_div(m.y - phase, s.y));
+            const float* in_row = in + (std::ptrdiff_t(z) * n.y + phase) * n.x;
+            const float* g_row = g + (std::ptrdiff_t(z) * m.y + phase) * m.x;
+            for (int step = 0; step < rows + KY - 1; ++step) {
+                const int lo = larger(0, step - rows + 1), hi = smaller(KY - 1, step);
+                gradient_active_rows<KY, KX, 0, KY - 1>(lo, hi, acc, in_row, g_row, std::ptrdiff_t(s.y) * m.x, s.x, m.x);
+                in_row += std::ptrdiff_t(s.y) * n.x;
+                g_row += std::ptrdiff_t(s.y) * m.x;
+            }
+        }
+    ZNN_UNROLL
+    for (int r = 0; r < KY; ++r)
+        ZNN_UNROLL
+        for (int c = 0; c < KX; ++c) {
+            const float total = float(sum(widen(acc[r][c])));
+            float& target = dw[r * dw_row + c];
+            target = accumulate ? target + total : total;
+        }
+}
+
+using GradientBlock = void (*)(const float*, Extent, const float*, Extent, Extent, int, float*, std::ptrdiff_t, bool);
+constexpr GradientBlock gradient_blocks[4][3] = {
+    {gradient_block<1, 1>, gradient_block<1, 2>, gradient_block<1, 3>},
+    {gradient_block<2, 1>, gradient_block<2, 2>, gradient_block<2, 3>},
+    {gradient_block<3, 1>, gradient_block<3, 2>, gradient_block<3, 3>},
+    {gradient_block<4, 1>, gradient_block<4, 2>, gradient_block<4, 3>},
+};
+
+// Each lane sums one slab of planes, at most about a thousand products or one plane, before it is added to dw: that
+// bounds the rounding error, and planes stay in cache while all the taps visit them.
+void gradient_rows(const float* in, Extent n, const float* g, Extent m, Extent k, Extent s, float* dw, bool accumulate) {
+    const Split ys(k.y, 4), xs(k.x, 3);
+    const int slab = smaller(m.z, larger(1, int(1024 * W / (std::int64_t(m.y) * m.x))));
+    for (int z = 0; z < m.z; z += slab)
+        for (int kz = 0; kz < k.z; ++kz)
+            for (int i = 0, ky = 0; i < ys.parts; ky += ys.size(i++))
+                for (int j = 0, kx = 0; j < xs.parts; kx += xs.size(j++)) {
+                    const float* corner = in + ((z + std::ptrdiff_t(kz) * s.z) * n.y + std::ptrdiff_t(ky) * s.y) * n.x +
+                                          std::ptrdiff_t(kx) * s.x;
+                    gradient_blocks[ys.size(i) - 1][xs.size(j) - 1](
+                        corner, n, g + std::ptrdiff_t(z) * m.y * m.x, m, s, smaller(slab, m.z - z),
+                        dw + (std::ptrdiff_t(kz) * k.y + ky) * k.x + kx, k.x, accumulate || z > 0);
+                }
+}
+
+void correlate_gradient(const float* in, Extent n, const float* g, Extent k, Extent s, float* dw, bool accumulate) {
+    const Extent m = valid(n, k, s);
+    const bool dense = s.z == 1 && s.y == 1 && s.x == 1;
+    // Dense, the roles of g and the kernel can be exchanged; worth it when g is the smaller one.
+    if (dense && volume(m) <= 16384) {
+        const std::int64_t by_rows = vectors_by_rows(m) * m.z * std::int64_t(volume(k));
+        const std::int64_t rows = vectors_by_rows(k), planes = vectors_by_planes(n, k);
+        const std::int64_t exchanged = (rows < planes ? rows : planes) * k.z * std::int64_t(volume(m));
+        if (exchanged < by_rows) {
+            correlate(in, n, g, m, s, dw, accumulate);
+            return;
+        }
+    }
+    gradient_rows(in, n, g, m, k, s, dw, accumulate);
+}
+
+}  // namespace
+
+void fill_convolve(Table& table) {
+    table.correlate = correlate;
+    table.correlate_gradient = correlate_gradient;
+}
+
+}  // namespace znn::kernels::ZNN_ISA
