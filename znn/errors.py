@@ -1,4 +1,4 @@
-"""The exceptions of ZNN. Every one is a ZnnError and says in one sentence what was wrong and what was expected."""
+"""The exceptions of ZNN: every one a ZnnError that says what was wrong and what was expected."""
 
 
 class ZnnError(Exception):

@@ -1,4 +1,4 @@
-"""A network description with every extent resolved: nodes and edges in topological order, ready to be planned."""
+"""A network description with every extent resolved, in topological order, ready to be planned."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class GraphNode:
 class GraphEdge:
     """An edge group between the nodes of index `source` and `target`.
 
-    kernel, window and offset are None for kinds that have none; sparsity and stride are (1, 1, 1) there. offset (crop)
-    is resolved.
+    kernel, window and offset are None for kinds that have none; sparsity and stride are (1, 1, 1) there.
+    offset (crop) is resolved.
     """
 
     index: int
@@ -68,8 +68,8 @@ class GraphEdge:
 class Graph:
     """A network with extents. Build it with `Graph.build`.
 
-    nodes are in topological order (of several possible ones, declaration order decides), edges by target, then as
-    declared; so both are the same for equal specs. inputs and outputs are names, as declared.
+    nodes are in topological order (of several possible ones, declaration order decides), edges by target,
+    then as declared; so both are the same for equal specs. inputs and outputs are names, as declared.
     """
 
     spec: NetworkSpec
@@ -83,7 +83,8 @@ class Graph:
         """Resolve the extents of `spec` from its output extents, its input extents, or both.
 
         output, input: an extent (int, (y, x) or (z, y, x)) for all output (input) nodes, or {name: extent}.
-        Raises SpecError, naming the edge or node, where they do not fit together; see `znn.shapes.node_extents`.
+        Raises SpecError, naming the edge or node, where they do not fit together; see
+        `znn.shapes.node_extents`.
         """
         if not isinstance(spec, NetworkSpec):
             raise SpecError(f"cannot build a graph from a {type(spec).__name__}; expected a NetworkSpec")
@@ -94,9 +95,19 @@ class Graph:
         nodes = tuple(GraphNode(i, spec.node(name), extents[name]) for i, name in enumerate(order))
         declared = sorted(spec.edges, key=lambda edge: index[edge.target])
         edges = tuple(
-            GraphEdge(i, edge, index[edge.source], index[edge.target], sparsities[edge.name],
-                      edge.stride or shapes.ONES, _offset(edge, extents), extents[edge.source], extents[edge.target])
-            for i, edge in enumerate(declared))
+            GraphEdge(
+                i,
+                edge,
+                index[edge.source],
+                index[edge.target],
+                sparsities[edge.name],
+                edge.stride or shapes.ONES,
+                _offset(edge, extents),
+                extents[edge.source],
+                extents[edge.target],
+            )
+            for i, edge in enumerate(declared)
+        )
         return cls(spec, nodes, edges, shapes.input_names(spec), shapes.output_names(spec))
 
     def node(self, name: str) -> GraphNode:
@@ -124,7 +135,7 @@ class Graph:
 
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every parameter array: kernels (out, in, z, y, x) by edge name, biases (maps,) by node name."""
+        """Shapes of the parameters: kernels (out, in, z, y, x) by edge name, biases (maps,) by node name."""
         result: dict[str, tuple[int, ...]] = {}
         for node in self.nodes:
             for edge in self.incoming(node.index):
@@ -143,12 +154,15 @@ class Graph:
     def field_of_view(self, node: str | None = None, input: str | None = None) -> Extent:  # noqa: A002
         """The extent of the input region that one voxel of `node` depends on.
 
-        node: default the only output. input: the input node meant; default all, and the largest extent per axis.
-        Where paths converge it is the smallest box that holds the view along every path. Raises SpecError.
+        node: default the only output. input: the input node meant; default all, and the largest extent per
+        axis. Where paths converge it is the smallest box that holds the view along every path. Raises
+        SpecError.
         """
         if node is None:
             if len(self.outputs) > 1:
-                raise SpecError(f"the network has the outputs {', '.join(self.outputs)}; say which field of view")
+                raise SpecError(
+                    f"the network has the outputs {', '.join(self.outputs)}; say which field of view"
+                )
             node = self.outputs[0]
         target = self.node(node).index
         inputs = self.inputs if input is None else (input,)
@@ -207,9 +221,11 @@ def _through(edge: GraphEdge, view: tuple[Extent, Extent, Extent]) -> tuple[Exte
         reach = tuple(w - 1 for w in edge.window)
     else:
         reach = shapes.shrinkage(edge.spec, edge.sparsity)
-    return (tuple(a + d * o for a, d, o in zip(first, step, shift)),
-            tuple(b + d * (o + r) for b, d, o, r in zip(last, step, shift, reach)),
-            tuple(d * t for d, t in zip(step, edge.stride)))
+    return (
+        tuple(a + d * o for a, d, o in zip(first, step, shift)),
+        tuple(b + d * (o + r) for b, d, o, r in zip(last, step, shift, reach)),
+        tuple(d * t for d, t in zip(step, edge.stride)),
+    )
 
 
 def _union(one: tuple[Extent, Extent, Extent] | None, two: tuple[Extent, Extent, Extent]) -> Any:

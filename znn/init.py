@@ -15,20 +15,23 @@ from znn.spec import Init
 def initial_parameters(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
     """Kernels under their edge's name, biases under their node's name, float32 and C-contiguous.
 
-    Each group is drawn from its own PCG64 stream, derived from `seed` and the group's name, so that adding a layer
-    does not change the others. With n the kernel's voxels, fan_in = in_maps * n and fan_out = out_maps * n (a
-    depthwise convolution counts 1 map on both sides):
-    uniform in [-value, value]; gaussian with sigma = value; xavier uniform with half-width
-    value * sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010); msra Gaussian with sigma = value * sqrt(2 / fan_in)
-    (He et al. 2015). For a bias, fan_in is 1 and fan_out the number of maps.
-    Raises SpecError for a seed that is not a non-negative integer.
+    Each group is drawn from its own PCG64 stream, derived from `seed` and the group's name, so that adding a
+    layer does not change the others. With n the kernel's voxels, fan_in = in_maps * n and fan_out = out_maps
+    * n (a depthwise convolution counts 1 map on both sides): uniform in [-value, value]; gaussian with sigma
+    = value; xavier uniform with half-width value * sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010);
+    msra Gaussian with sigma = value * sqrt(2 / fan_in) (He et al. 2015). For a bias, fan_in is 1 and fan_out
+    the number of maps. Raises SpecError for a seed that is not a non-negative integer.
     """
     if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0:
         raise SpecError(f"seed is {seed!r}; expected an integer of at least 0")
-    inits = {edge.name: edge.spec.init for edge in graph.edges} | {n.name: n.spec.bias_init for n in graph.nodes}
+    inits = {edge.name: edge.spec.init for edge in graph.edges} | {
+        n.name: n.spec.bias_init for n in graph.nodes
+    }
     depthwise = {edge.name for edge in graph.edges if edge.spec.depthwise}
-    return {name: _draw(inits[name], shape, _fans(shape, name in depthwise), int(seed), name)
-            for name, shape in graph.parameter_shapes.items()}
+    return {
+        name: _draw(inits[name], shape, _fans(shape, name in depthwise), int(seed), name)
+        for name, shape in graph.parameter_shapes.items()
+    }
 
 
 def _fans(shape: tuple[int, ...], depthwise: bool) -> tuple[int, int]:

@@ -21,7 +21,7 @@ ONES: Extent = (1, 1, 1)
 
 
 def shrinkage(edge: EdgeSpec, sparsity: Extent) -> Extent:
-    """By how many voxels a conv or max_filter edge shrinks its image: s (k - 1) per axis; 0 for one-to-one edges."""
+    """By how many voxels an edge shrinks its image: s (k - 1) per axis (conv, max_filter), 0 for others."""
     size = edge.kernel if edge.kind == "conv" else edge.window if edge.kind == "max_filter" else ONES
     return tuple(s * (k - 1) for s, k in zip(sparsity, size))
 
@@ -31,15 +31,19 @@ def output_extent(edge: EdgeSpec, sparsity: Extent, extent: Extent) -> Extent:
     if edge.kind == "max_pool":
         for n, w, t in zip(extent, edge.window, edge.stride):
             if n < w or (n - w) % t:
-                raise SpecError(f"edge {edge.name!r} (max_pool, window {format_extent(edge.window)}, stride "
-                                f"{format_extent(edge.stride)}) does not divide its image of {format_extent(extent)}; "
-                                f"expected extents of window + a multiple of stride")
+                raise SpecError(
+                    f"edge {edge.name!r} (max_pool, window {format_extent(edge.window)}, stride "
+                    f"{format_extent(edge.stride)}) does not divide its image of {format_extent(extent)}; "
+                    f"expected extents of window + a multiple of stride"
+                )
         return tuple((n - w) // t + 1 for n, w, t in zip(extent, edge.window, edge.stride))
     out = tuple(n - d for n, d in zip(extent, shrinkage(edge, sparsity)))
     if min(out) < 1:
         name, size = ("kernel", edge.kernel) if edge.kind == "conv" else ("window", edge.window)
-        raise SpecError(f"edge {edge.name!r} ({edge.kind}) has a {name} of {format_extent(size)} with sparsity "
-                        f"{format_extent(sparsity)}, larger than its image of {format_extent(extent)}")
+        raise SpecError(
+            f"edge {edge.name!r} ({edge.kind}) has a {name} of {format_extent(size)} with sparsity "
+            f"{format_extent(sparsity)}, larger than its image of {format_extent(extent)}"
+        )
     return out
 
 
@@ -51,26 +55,34 @@ def input_extent(edge: EdgeSpec, sparsity: Extent, extent: Extent) -> Extent:
 
 
 def edge_sparsities(spec: NetworkSpec, order: Sequence[str]) -> dict[str, Extent]:
-    """The sparsity of every edge, by name: the given one, else the product of the windows of the max-filters upstream.
+    """The sparsity of every edge, by name: the given one, else the product of the windows of the max-filters
+    upstream.
 
-    A dense net so computes at every voxel what the strided net, with max-pooling in place of filtering, computes at
-    one. Edges of kinds without sparsity have (1, 1, 1). Raises SpecError for an edge whose sparsity is not given
-    where paths through different max-filters converge upstream.
+    A dense net so computes at every voxel what the strided net, with max-pooling in place of filtering,
+    computes at one. Edges of kinds without sparsity have (1, 1, 1). Raises SpecError for an edge whose
+    sparsity is not given where paths through different max-filters converge upstream.
     """
+    products = upstream_windows(spec, order)
+    return {
+        edge.name: _edge_sparsity(edge, products[edge.source])
+        if edge.kind in ("conv", "max_filter")
+        else ONES
+        for edge in spec.edges
+    }
+
+
+def upstream_windows(spec: NetworkSpec, order: Sequence[str]) -> dict[str, set[Extent]]:
+    """For every node the products of the max-filter windows along the paths to it, as a set."""
     incoming = _by_target(spec)
     products: dict[str, set[Extent]] = {}
-    sparsities: dict[str, Extent] = {}
     for name in order:
         products[name] = set() if incoming[name] else {ONES}
         for edge in incoming[name]:
-            upstream = products[edge.source]
-            if edge.kind in ("conv", "max_filter"):
-                sparsities[edge.name] = _edge_sparsity(edge, upstream)
-            else:
-                sparsities[edge.name] = ONES
             window = edge.window if edge.kind == "max_filter" else ONES
-            products[name] |= {tuple(p * w for p, w in zip(product, window)) for product in upstream}
-    return sparsities
+            products[name] |= {
+                tuple(p * w for p, w in zip(product, window)) for product in products[edge.source]
+            }
+    return products
 
 
 def _edge_sparsity(edge: EdgeSpec, upstream: set[Extent]) -> Extent:
@@ -78,19 +90,22 @@ def _edge_sparsity(edge: EdgeSpec, upstream: set[Extent]) -> Extent:
         return edge.sparsity
     if len(upstream) > 1:
         found = " and ".join(format_extent(p) for p in sorted(upstream))
-        raise SpecError(f"edge {edge.name!r} ({edge.kind}) has no sparsity and the max-filters on the paths that "
-                        f"converge upstream give {found}; give its sparsity explicitly")
+        raise SpecError(
+            f"edge {edge.name!r} ({edge.kind}) has no sparsity and the max-filters on the paths that "
+            f"converge upstream give {found}; give its sparsity explicitly"
+        )
     return next(iter(upstream))
 
 
-def node_extents(spec: NetworkSpec, sparsities: Mapping[str, Extent], output: Any = None,
-                 input: Any = None) -> dict[str, Extent]:  # noqa: A002 (the contract's word)
+def node_extents(
+    spec: NetworkSpec, sparsities: Mapping[str, Extent], output: Any = None, input: Any = None
+) -> dict[str, Extent]:  # noqa: A002 (the contract's word)
     """The extent of every node, by name, from extents of the outputs, of the inputs, or of both.
 
-    `output` and `input` are an extent for all output (input) nodes or a mapping from names to extents. Extents are
-    carried over every edge but crop, in both directions, until nothing is new; then every edge is checked.
-    Raises SpecError: an extent missing, two requirements that disagree (named, with both values), a kernel larger
-    than its image, a pooling window that does not divide, a crop that does not fit.
+    `output` and `input` are an extent for all output (input) nodes or a mapping from names to extents.
+    Extents are carried over every edge but crop, in both directions, until nothing is new; then every edge is
+    checked. Raises SpecError: an extent missing, two requirements that disagree (named, with both values), a
+    kernel larger than its image, a pooling window that does not divide, a crop that does not fit.
     """
     known = _given(spec, output, output_names(spec), "output")
     for name, extent in _given(spec, input, input_names(spec), "input").items():
@@ -113,7 +128,8 @@ def node_extents(spec: NetworkSpec, sparsities: Mapping[str, Extent], output: An
 
 
 def crop_offset(edge: EdgeSpec, source: Extent, target: Extent) -> Extent:
-    """Where in its source a crop edge starts: the given offset, else centred (an odd voxel is left at the far end).
+    """Where in its source a crop edge starts: the given offset, else centred (an odd voxel is left at the far
+    end).
 
     Raises SpecError where the target does not fit into the source at that offset.
     """
@@ -121,8 +137,10 @@ def crop_offset(edge: EdgeSpec, source: Extent, target: Extent) -> Extent:
     offset = centred if edge.offset is None else edge.offset
     if any(o < 0 or o + t > s for o, s, t in zip(offset, source, target)):
         at = "centred" if edge.offset is None else f"at offset {format_extent(offset)}"
-        raise SpecError(f"edge {edge.name!r} (crop) cannot cut {format_extent(target)} (node {edge.target!r}) {at} "
-                        f"out of {format_extent(source)} (node {edge.source!r})")
+        raise SpecError(
+            f"edge {edge.name!r} (crop) cannot cut {format_extent(target)} (node {edge.target!r}) {at} "
+            f"out of {format_extent(source)} (node {edge.source!r})"
+        )
     return offset
 
 
@@ -151,21 +169,30 @@ def _given(spec: NetworkSpec, value: Any, names: tuple[str, ...], what: str) -> 
         value = dict.fromkeys(names, value)
     for name in value:
         if name not in names:
-            raise SpecError(f"{what} extent is given for {name!r}; the {what} nodes of network {spec.name!r} are "
-                            f"{', '.join(names)}")
-    known = {name: as_extent(extent, f"extent of {what} node {name!r}", spec.dims) for name, extent in value.items()}
+            raise SpecError(
+                f"{what} extent is given for {name!r}; the {what} nodes of network {spec.name!r} are "
+                f"{', '.join(names)}"
+            )
+    known = {
+        name: as_extent(extent, f"extent of {what} node {name!r}", spec.dims)
+        for name, extent in value.items()
+    }
     for name, extent in known.items():
         if spec.dims == 2 and extent[0] != 1:
-            raise SpecError(f"extent of {what} node {name!r} is {format_extent(extent)} in a network with dims=2; "
-                            "expected depth 1")
+            raise SpecError(
+                f"extent of {what} node {name!r} is {format_extent(extent)} in a network with dims=2; "
+                "expected depth 1"
+            )
     return known
 
 
 def _check_extents(spec: NetworkSpec, sparsities: Mapping[str, Extent], known: Mapping[str, Extent]) -> None:
     for node in spec.nodes:
         if node.name not in known:
-            raise SpecError(f"the extent of node {node.name!r} does not follow from the extents given: only crop edges "
-                            "lead from it to where extents are known; give the input extent too, or other outputs")
+            raise SpecError(
+                f"the extent of node {node.name!r} does not follow from the extents given: only crop edges "
+                "lead from it to where extents are known; give the input extent too, or other outputs"
+            )
     for edge in spec.edges:
         source, target = known[edge.source], known[edge.target]
         if edge.kind == "crop":
@@ -173,6 +200,8 @@ def _check_extents(spec: NetworkSpec, sparsities: Mapping[str, Extent], known: M
             continue
         out = output_extent(edge, sparsities[edge.name], source)
         if out != target:
-            raise SpecError(f"edge {edge.name!r} ({edge.kind}) takes node {edge.source!r} of {format_extent(source)} "
-                            f"to {format_extent(out)}, but its target {edge.target!r} has to be "
-                            f"{format_extent(target)} by another path or by the extent given")
+            raise SpecError(
+                f"edge {edge.name!r} ({edge.kind}) takes node {edge.source!r} of {format_extent(source)} "
+                f"to {format_extent(out)}, but its target {edge.target!r} has to be "
+                f"{format_extent(target)} by another path or by the extent given"
+            )

@@ -1,8 +1,9 @@
-"""Network descriptions: frozen dataclasses, validated on construction, written to and read from TOML and `.znn` files.
+"""Network descriptions: frozen dataclasses, validated on construction, written to and read from TOML and
+`.znn` files.
 
-A network is a directed acyclic graph of node groups (the feature maps of a layer) and edge groups (one operation from
-every map of one node to the maps of another). Extents are not part of a description: `znn.graph.Graph.build` works
-them out from an output patch or an input extent.
+A network is a directed acyclic graph of node groups (the feature maps of a layer) and edge groups (one
+operation from every map of one node to the maps of another). Extents are not part of a description:
+`znn.graph.Graph.build` works them out from an output patch or an input extent.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ _EDGE_REQUIRED = {"conv": "kernel", "max_filter": "window", "max_pool": "window"
 def as_extent(value: Any, what: str, dims: int = 3, smallest: int = 1) -> Extent:
     """The extent `(z, y, x)` meant by a user's `value`.
 
-    A triple is taken as it is, a pair `(y, x)` has depth 1, an int is a cube where `dims` is 3 and a square of depth 1
-    where `dims` is 2. With `smallest=0` the value is an offset and a missing depth is 0.
+    A triple is taken as it is, a pair `(y, x)` has depth 1, an int is a cube where `dims` is 3 and a square
+    of depth 1 where `dims` is 2. With `smallest=0` the value is an offset and a missing depth is 0.
 
     Raises SpecError, naming `what`, for anything but integers of at least `smallest`.
     """
@@ -110,9 +111,10 @@ class Init:
     """How a parameter group is first filled.
 
     kind: constant | uniform | gaussian | xavier | msra. value: the constant; the half-width of the uniform
-    distribution around 0; the standard deviation of the Gaussian around 0; for xavier (Glorot and Bengio 2010,
-    uniform) and msra (He et al. 2015, Gaussian) a factor on the width they prescribe. Left out, it is 0, 0.1, 0.01, 1
-    and 1. Raises SpecError for an unknown kind or a value that is not finite (negative, except for constant).
+    distribution around 0; the standard deviation of the Gaussian around 0; for xavier (Glorot and Bengio
+    2010, uniform) and msra (He et al. 2015, Gaussian) a factor on the width they prescribe. Left out, it is
+    0, 0.1, 0.01, 1 and 1. Raises SpecError for an unknown kind or a value that is not finite (negative,
+    except for constant).
     """
 
     kind: str
@@ -142,10 +144,10 @@ class Init:
 class NodeSpec:
     """A group of `maps` feature maps.
 
-    kind: input | sum | transfer. A transfer node sums its converging edges, adds a bias per map (where `bias`) and
-    applies `transfer`: linear | relu | tanh | logistic. A sum node only sums. Input and sum nodes have no parameters:
-    their `bias` is False whatever was given. rate multiplies the optimiser's learning rate for the bias.
-    Raises SpecError.
+    kind: input | sum | transfer. A transfer node sums its converging edges, adds a bias per map (where
+    `bias`) and applies `transfer`: linear | relu | tanh | logistic. A sum node only sums. Input and sum nodes
+    have no parameters: their `bias` is False whatever was given. rate multiplies the optimiser's learning
+    rate for the bias. Raises SpecError.
     """
 
     name: str
@@ -168,8 +170,10 @@ class NodeSpec:
         object.__setattr__(self, "rate", _number(self.rate, f"rate of {what}", 0.0))
         if self.kind != "transfer":
             if self.transfer != "linear":
-                raise SpecError(f"{what} is of kind {self.kind} and has transfer={self.transfer!r}; "
-                                "only transfer nodes have a transfer function")
+                raise SpecError(
+                    f"{what} is of kind {self.kind} and has transfer={self.transfer!r}; "
+                    "only transfer nodes have a transfer function"
+                )
             object.__setattr__(self, "bias", False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,12 +199,12 @@ class NodeSpec:
 class EdgeSpec:
     """One operation from node `source` to node `target`.
 
-    kind conv: every map of source to every map of target (depthwise: map i to map i), `kernel` extent, `sparsity`
-    (dilation; None: worked out from the max-filters upstream), init, rate and weight_decay (multipliers of the
-    optimiser's). max_filter: sliding `window` at stride 1, `sparsity`. max_pool: `window` at `stride` (default: the
-    window). dropout: `ratio`, the probability of dropping. crop: `offset` into the source (None: centred).
-    identity: nothing. All but conv join map i to map i. An int for an extent means a cube.
-    Raises SpecError, also for a field that the kind does not have.
+    kind conv: every map of source to every map of target (depthwise: map i to map i), `kernel` extent,
+    `sparsity` (dilation; None: worked out from the max-filters upstream), init, rate and weight_decay
+    (multipliers of the optimiser's). max_filter: sliding `window` at stride 1, `sparsity`. max_pool: `window`
+    at `stride` (default: the window). dropout: `ratio`, the probability of dropping. crop: `offset` into the
+    source (None: centred). identity: nothing. All but conv join map i to map i. An int for an extent means a
+    cube. Raises SpecError, also for a field that the kind does not have.
     """
 
     name: str
@@ -246,15 +250,22 @@ class EdgeSpec:
         allowed = _EDGE_FIELDS[self.kind]
         for f in fields(self)[4:]:
             if f.name not in allowed and getattr(self, f.name) != f.default:
-                raise SpecError(f"{what} is of kind {self.kind} and has {f.name}={getattr(self, f.name)!r}; "
-                                f"expected only {', '.join(sorted(allowed)) or 'no options'}")
+                raise SpecError(
+                    f"{what} is of kind {self.kind} and has {f.name}={getattr(self, f.name)!r}; "
+                    f"expected only {', '.join(sorted(allowed)) or 'no options'}"
+                )
         required = _EDGE_REQUIRED.get(self.kind)
         if required and getattr(self, required) is None:
             raise SpecError(f"{what} is of kind {self.kind} and has no {required}")
 
     def to_dict(self) -> dict[str, Any]:
         """Only what differs from the defaults."""
-        data: dict[str, Any] = {"name": self.name, "kind": self.kind, "source": self.source, "target": self.target}
+        data: dict[str, Any] = {
+            "name": self.name,
+            "kind": self.kind,
+            "source": self.source,
+            "target": self.target,
+        }
         changed = _changed(self, [f.name for f in fields(self)[4:]])
         if self.kind == "max_pool" and self.stride == self.window:
             del changed["stride"]
@@ -262,7 +273,7 @@ class EdgeSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "edge", dims: int = 3) -> EdgeSpec:
-        """From a table; `dilation` is accepted for `sparsity`, ints are squares of depth 1 where `dims` is 2."""
+        """From a table; `dilation` means `sparsity`, ints are squares of depth 1 where `dims` is 2."""
         keys = {f.name for f in fields(cls)} | {"dilation"}
         where = _called(where, data)
         _table(data, keys, where, required=("name", "kind", "source", "target"))
@@ -277,11 +288,12 @@ class EdgeSpec:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A network: node groups, edge groups, a loss (squared | binomial | softmax) and the meaning of an int extent.
+    """A network: node groups, edge groups, a loss (squared | binomial | softmax) and the meaning of an int
+    extent.
 
-    dims=2: every kernel and window has depth 1, and an int wherever an extent may be given means a square of depth 1.
-    Raises SpecError for duplicate or unknown names, cycles, nodes that nothing reaches, input nodes with incoming
-    edges, and edges that join map i to map i between nodes of different width.
+    dims=2: every kernel and window has depth 1, and an int wherever an extent may be given means a square of
+    depth 1. Raises SpecError for duplicate or unknown names, cycles, nodes that nothing reaches, input nodes
+    with incoming edges, and edges that join map i to map i between nodes of different width.
     """
 
     name: str
@@ -308,8 +320,10 @@ class NetworkSpec:
         for what, items in (("node", self.nodes), ("edge", self.edges)):
             for item in items:
                 if item.name in seen:
-                    raise SpecError(f"{what} {item.name!r} of network {self.name!r} has the name of another "
-                                    f"{seen[item.name]}; names of nodes and edges must all differ")
+                    raise SpecError(
+                        f"{what} {item.name!r} of network {self.name!r} has the name of another "
+                        f"{seen[item.name]}; names of nodes and edges must all differ"
+                    )
                 seen[item.name] = what
 
     def _check_edges(self) -> None:
@@ -317,21 +331,29 @@ class NetworkSpec:
         for edge in self.edges:
             for end in ("source", "target"):
                 if getattr(edge, end) not in nodes:
-                    raise SpecError(f"{end} of edge {edge.name!r} is {getattr(edge, end)!r}; expected one of the "
-                                    f"nodes {', '.join(nodes)}")
+                    raise SpecError(
+                        f"{end} of edge {edge.name!r} is {getattr(edge, end)!r}; expected one of the "
+                        f"nodes {', '.join(nodes)}"
+                    )
             source, target = nodes[edge.source], nodes[edge.target]
             if target.kind == "input":
-                raise SpecError(f"edge {edge.name!r} leads into the input node {target.name!r}; "
-                                "input nodes have no incoming edges")
+                raise SpecError(
+                    f"edge {edge.name!r} leads into the input node {target.name!r}; "
+                    "input nodes have no incoming edges"
+                )
             if (edge.kind != "conv" or edge.depthwise) and source.maps != target.maps:
                 kind = "depthwise conv" if edge.kind == "conv" else edge.kind
-                raise SpecError(f"edge {edge.name!r} ({kind}) joins map to map, but its source {source.name!r} has "
-                                f"{source.maps} maps and its target {target.name!r} {target.maps}")
+                raise SpecError(
+                    f"edge {edge.name!r} ({kind}) joins map to map, but its source {source.name!r} has "
+                    f"{source.maps} maps and its target {target.name!r} {target.maps}"
+                )
             for key in ("kernel", "window", "stride", "sparsity"):
                 extent = getattr(edge, key)
                 if self.dims == 2 and extent is not None and extent[0] != 1:
-                    raise SpecError(f"{key} of edge {edge.name!r} is {format_extent(extent)} in a network with "
-                                    "dims=2; expected depth 1")
+                    raise SpecError(
+                        f"{key} of edge {edge.name!r} is {format_extent(extent)} in a network with "
+                        "dims=2; expected depth 1"
+                    )
 
     def _check_reachable(self) -> None:
         targets = {edge.target for edge in self.edges}
@@ -354,35 +376,59 @@ class NetworkSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The full form, of plain lists, strings and numbers (JSON and TOML can hold it)."""
-        return {"name": self.name, "loss": self.loss, "dims": self.dims,
-                "nodes": [node.to_dict() for node in self.nodes], "edges": [edge.to_dict() for edge in self.edges]}
+        return {
+            "name": self.name,
+            "loss": self.loss,
+            "dims": self.dims,
+            "nodes": [node.to_dict() for node in self.nodes],
+            "edges": [edge.to_dict() for edge in self.edges],
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "network") -> NetworkSpec:
         """From the full form (keys nodes, edges) or the layered one (keys input_maps, layers)."""
         if isinstance(data, Mapping) and "layers" in data:
-            _table(data, {"name", "loss", "dims", "input_maps", "layers"}, where, required=("name", "input_maps"))
+            _table(
+                data, {"name", "loss", "dims", "input_maps", "layers"}, where, required=("name", "input_maps")
+            )
             _array(data["layers"], f"layers of {where}")
-            return cls.layered(data["name"], data["input_maps"], data["layers"], data.get("loss", "squared"),
-                               data.get("dims", 3), where=where)
+            return cls.layered(
+                data["name"],
+                data["input_maps"],
+                data["layers"],
+                data.get("loss", "squared"),
+                data.get("dims", 3),
+                where=where,
+            )
         _table(data, {"name", "loss", "dims", "nodes", "edges"}, where, required=("name", "nodes", "edges"))
         for key in ("nodes", "edges"):
             _array(data[key], f"{key} of {where}")
         dims = data.get("dims", 3)
-        nodes = tuple(NodeSpec.from_dict(node, f"{where}: node {i + 1}") for i, node in enumerate(data["nodes"]))
-        edges = tuple(EdgeSpec.from_dict(edge, f"{where}: edge {i + 1}", dims) for i, edge in enumerate(data["edges"]))
+        nodes = tuple(
+            NodeSpec.from_dict(node, f"{where}: node {i + 1}") for i, node in enumerate(data["nodes"])
+        )
+        edges = tuple(
+            EdgeSpec.from_dict(edge, f"{where}: edge {i + 1}", dims) for i, edge in enumerate(data["edges"])
+        )
         return cls(data["name"], nodes, edges, data.get("loss", "squared"), dims)
 
     @classmethod
-    def layered(cls, name: str, input_maps: int, layers: Sequence[Mapping[str, Any]], loss: str = "squared",
-                dims: int = 3, where: str = "network") -> NetworkSpec:
+    def layered(
+        cls,
+        name: str,
+        input_maps: int,
+        layers: Sequence[Mapping[str, Any]],
+        loss: str = "squared",
+        dims: int = 3,
+        where: str = "network",
+    ) -> NetworkSpec:
         """A chain of layers from a list of short tables, one operation each:
 
-        `{conv = 40, kernel = 5, transfer = "relu"}` (40 maps; also sparsity or dilation, bias, bias_init, bias_rate,
-        init, rate, weight_decay, depthwise), `{max_filter = 2}` (also sparsity), `{max_pool = 2}` (also stride),
-        `{dropout = 0.5}`. Any layer may give its edge a `name`. By default edges are called conv1, pool1, filter1,
-        dropout1, ... by kind, the node an edge leads to has the edge's name with an `n` in front, the first node is
-        `input` and the last `output`. Raises SpecError.
+        `{conv = 40, kernel = 5, transfer = "relu"}` (40 maps; also sparsity or dilation, bias, bias_init,
+        bias_rate, init, rate, weight_decay, depthwise), `{max_filter = 2}` (also sparsity), `{max_pool = 2}`
+        (also stride), `{dropout = 0.5}`. Any layer may give its edge a `name`. By default edges are called
+        conv1, pool1, filter1, dropout1, ... by kind, the node an edge leads to has the edge's name with an
+        `n` in front, the first node is `input` and the last `output`. Raises SpecError.
         """
         _array(layers, f"layers of {where}")
         if not layers:
@@ -440,7 +486,7 @@ class NetworkSpec:
 
 
 def topological_order(spec: NetworkSpec) -> tuple[str, ...]:
-    """Node names, every edge leading forward; of several ready nodes the one declared first. Raises SpecError (cycle)."""
+    """Node names, sources before targets, of several ready ones as declared. Raises SpecError (cycle)."""
     waiting = {node.name: 0 for node in spec.nodes}
     for edge in spec.edges:
         waiting[edge.target] += 1
@@ -463,7 +509,7 @@ def _cycle(spec: NetworkSpec, remaining: Mapping[str, int]) -> list[str]:
     walk = [next(iter(before))]
     while walk[-1] not in walk[:-1]:
         walk.append(before[walk[-1]])
-    return walk[walk.index(walk[-1]):][::-1]
+    return walk[walk.index(walk[-1]) :][::-1]
 
 
 def _find(items: Sequence[Any], name: str, what: str, network: str) -> Any:
@@ -479,7 +525,13 @@ def _changed(item: Any, names: Sequence[str]) -> dict[str, Any]:
     for name in names:
         value = getattr(item, name)
         if value != defaults[name]:
-            data[name] = value.to_dict() if isinstance(value, Init) else list(value) if isinstance(value, tuple) else value
+            data[name] = (
+                value.to_dict()
+                if isinstance(value, Init)
+                else list(value)
+                if isinstance(value, tuple)
+                else value
+            )
     return data
 
 
@@ -513,8 +565,19 @@ def _dilation(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 _LAYER_KEYS = {
-    "conv": {"kernel", "sparsity", "dilation", "depthwise", "init", "rate", "weight_decay",
-             "transfer", "bias", "bias_init", "bias_rate"},
+    "conv": {
+        "kernel",
+        "sparsity",
+        "dilation",
+        "depthwise",
+        "init",
+        "rate",
+        "weight_decay",
+        "transfer",
+        "bias",
+        "bias_init",
+        "bias_rate",
+    },
     "max_filter": {"sparsity", "dilation"},
     "max_pool": {"stride"},
     "dropout": set(),
@@ -529,8 +592,10 @@ def _layer_kind(layer: Any, where: str) -> str:
         raise SpecError(f"{where} is {layer!r}; expected a table such as {{conv = 40, kernel = 5}}")
     kinds = [kind for kind in _LAYER_KEYS if kind in layer]
     if len(kinds) != 1:
-        raise SpecError(f"{where} has the keys {', '.join(map(str, layer))}; expected exactly one of "
-                        f"{', '.join(_LAYER_KEYS)}")
+        raise SpecError(
+            f"{where} has the keys {', '.join(map(str, layer))}; expected exactly one of "
+            f"{', '.join(_LAYER_KEYS)}"
+        )
     return kinds[0]
 
 
@@ -542,8 +607,9 @@ def _layer_name(layer: Any, edges: Sequence[EdgeSpec], where: str) -> str:
     return f"{_LAYER_STEMS[kind]}{1 + sum(edge.kind == kind for edge in edges)}"
 
 
-def _layer(layer: dict[str, Any], name: str, source: NodeSpec, target: str, where: str,
-           dims: int) -> tuple[NodeSpec, EdgeSpec]:
+def _layer(
+    layer: dict[str, Any], name: str, source: NodeSpec, target: str, where: str, dims: int
+) -> tuple[NodeSpec, EdgeSpec]:
     kind = _layer_kind(layer, where)
     _table(layer, _LAYER_KEYS[kind] | {kind, "name"}, where)
     edge = {"name": name, "kind": kind, "source": source.name, "target": target}
@@ -583,3 +649,8 @@ def _by_ending(path: Path) -> tuple[Any, Any]:
 
         return (lambda text, path: znn_format.loads(text, path.stem, str(path))), znn_format.dumps
     raise SpecError(f"{path} ends in {path.suffix!r}; expected .toml or .znn")
+
+
+def load(path: str | os.PathLike[str]) -> NetworkSpec:
+    """`NetworkSpec.load`: read a `.toml` or `.znn` file. Raises SpecError."""
+    return NetworkSpec.load(path)
