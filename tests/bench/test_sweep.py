@@ -78,6 +78,14 @@ def test_competitors_share_a_group_and_lose_our_switches(tmp_path):
     assert [c.options for c in cases if c.adapter == "torch_cpu"] == [{"threads": 2}]
 
 
+def test_words_for_threads_work_in_tied_tables_too(tmp_path):
+    path = tmp_path / "w.toml"
+    path.write_text('[experiment]\nname="w"\ntitle="W"\nadapter="znn"\n[[tied]]\nwidth=[5,10]\nthreads="ends"\n[grid]\n'
+                    'net="3d_5"\n')
+    cases = sw.expand(sw.load(path), "quick", (4, 8))
+    assert [(c.problem["width"], c.options["threads"]) for c in cases] == [(5, 1), (5, 4), (10, 1), (10, 4)]
+
+
 @pytest.mark.parametrize("value, counts", [("all", [1, 2, 3, 4]), ("physical", [2]), ("ends", [1, 2]), ("powers", [1, 2, 4]),
                                            ([3, "ends"], [1, 2, 3]), (5, [5])])
 def test_words_for_thread_counts(value, counts):
@@ -106,3 +114,4 @@ def test_every_sweep_of_the_project_expands(path):
     assert 0 <= sizes[0] <= sizes[1] <= sizes[2] and sizes[2] > 0
     for case in sw.expand(sweep, "paper", (4, 8)):
         Problem.from_dict(case.problem)
+        assert all(type(case.options.get(key, 0)) is int for key in ("threads", "width"))

@@ -63,6 +63,8 @@ class Problem:
             spec = znn.spec.load(self.network)
             return spec if self.width is None else with_width(spec, self.width)
         if self.net == "chain":
+            from znn.theory import chain
+
             return chain(self.width or 1, self.depth or 4, self.kernel or 3)
         given = {"width": self.width, "kernel": self.kernel, "form": self.form}
         return zoo.build(self.net, **{k: v for k, v in given.items() if v is not None})
@@ -111,11 +113,3 @@ def with_width(spec: NetworkSpec, width: int) -> NetworkSpec:
     while any(pair & fixed and not pair <= fixed for pair in joined):
         fixed |= {name for pair in joined if pair & fixed for name in pair}
     return replace(spec, nodes=tuple(n if n.name in fixed else replace(n, maps=width) for n in spec.nodes))
-
-
-def chain(width: int, depth: int, kernel: int) -> NetworkSpec:
-    """`depth` fully connected convolution layers of `width` maps, ReLU after each: the theory's network."""
-    from znn.spec import NetworkSpec
-
-    layers = [{"conv": width, "kernel": kernel, "transfer": "relu"} for _ in range(depth)]
-    return NetworkSpec.layered("chain", width, layers)

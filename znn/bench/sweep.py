@@ -132,8 +132,10 @@ def _points(sweep: Sweep, free: dict, bound: dict, cores: tuple[int, int]) -> It
     values = {k: threads_of(v, cores) if k == "threads" else _as_list(v) for k, v in free.items()}
     for row in range(rows):
         fixed = {k: v[row] if isinstance(v, list) else v for k, v in bound.items()}
-        for combination in itertools.product(*values.values()):
-            yield dict(zip(values, combination)) | fixed
+        counts = threads_of(fixed.pop("threads"), cores) if "threads" in fixed else []
+        table = values | ({"threads": counts} if counts else {})
+        for combination in itertools.product(*table.values()):
+            yield dict(zip(table, combination)) | fixed
 
 
 def threads_of(value: Any, cores: tuple[int, int]) -> list[int]:

@@ -10,12 +10,12 @@ from ..memory import network_bytes
 from ..problem import Problem
 from .base import MOMENTUM, Session, Timed, by_name_or_single, named
 
-OPTIONS = ("threads", "plan", "policy", "sum", "memoize", "allocator", "pin")
+OPTIONS = ("threads", "plan", "policy", "sum", "memoize", "allocator", "pin", "trace")
 
 
 class ZnnSession(Session):
     def __init__(self, problem: Problem, net: Any, inputs: Any, gradients: Any) -> None:
-        self._phase, self._net, self._inputs, self._gradients = problem.phase, net, inputs, gradients
+        self._phase, self.net, self._inputs, self._gradients = problem.phase, net, inputs, gradients
         self.plan = str(net.plan)
         self._result: Any = None
         self._before: dict[str, Any] = {}
@@ -23,27 +23,27 @@ class ZnnSession(Session):
         self._forward()
 
     def _forward(self) -> None:
-        self._result = self._net.forward(self._inputs, phase="train" if self._phase == "round" else "infer")
+        self._result = self.net.forward(self._inputs, phase="train" if self._phase == "round" else "infer")
 
     def lap(self) -> None:
         if self._phase == "round":
-            self._net.backward(self._gradients)
+            self.net.backward(self._gradients)
         self._forward()
         self._laps += 1
 
     def outputs(self) -> dict[str, np.ndarray]:
-        return named(self._result, self._net.graph)
+        return named(self._result, self.net.graph)
 
     def mark(self) -> None:
-        self._net.sync()
-        self._before, self._laps = dict(self._net.stats()), 0
+        self.net.sync()
+        self._before, self._laps = dict(self.net.stats()), 0
 
     def metrics(self) -> dict[str, Any]:
-        self._net.sync()
-        return {"laps": self._laps} | difference(self._net.stats(), self._before)
+        self.net.sync()
+        return {"laps": self._laps} | difference(self.net.stats(), self._before)
 
     def close(self) -> None:
-        self._net.close()
+        self.net.close()
 
 
 class ZnnAdapter(Timed):

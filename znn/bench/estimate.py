@@ -1,0 +1,63 @@
+"""How long cases will take, from the cost model, corrected by what this machine's records say about the model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .problem import Problem
+from .record import Record
+from .sweep import Case
+
+SETUP_S = 2.0                                             # process, imports, check, warm caches
+COMPUTED_S = {"theory": 1.0, "trace": 5.0, "cachegrind": 120.0, "simulate": 30.0}
+FLOP_PER_S = {"znn": 4e9, "torch_cpu": 2e10, "torch_gpu": 2e12}   # a thread, or a device; only until there are records
+FALLBACK_FLOP_PER_S = 1e9
+
+
+class Estimator:
+    """Expected seconds of cases. records: good ones of this machine."""
+
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        ratios: dict[tuple, list[float]] = defaultdict(list)
+        for record in records:
+            if record.status == "ok" and record.samples_s:
+                model = _lap_model(record.problem, record.adapter_name, record.options)
+                ratios[_kind(record.adapter_name, record.options)].append(float(np.median(record.samples_s)) / model)
+        self._correction = {kind: float(np.median(values)) for kind, values in ratios.items()}
+
+    def lap_s(self, case: Case) -> float:
+        """Seconds of one lap."""
+        kind = _kind(case.adapter, case.options)
+        return _lap_model(case.problem, case.adapter, case.options) * self._correction.get(kind, 1.0)
+
+    def case_s(self, case: Case) -> float:
+        """Seconds of a case with set-up, warm-ups and rounds, as the protocol bounds them."""
+        if case.adapter in COMPUTED_S:
+            return COMPUTED_S[case.adapter]
+        protocol, lap = case.protocol, self.lap_s(case)
+        rounds = min(protocol.max_rounds, max(1.0, protocol.max_s / lap))
+        return min(protocol.timeout_s, SETUP_S + (protocol.warmups + 1 + rounds) * lap)
+
+
+def _kind(adapter: str, options: dict[str, Any]) -> tuple:
+    return adapter, options.get("plan")
+
+
+def _lap_model(problem: dict[str, Any], adapter: str, options: dict[str, Any]) -> float:
+    flop = _flop(Problem.from_dict(problem), options.get("plan") == "fft")
+    return flop / FLOP_PER_S.get(adapter, FALLBACK_FLOP_PER_S) / (options.get("threads") or 1)
+
+
+@lru_cache(maxsize=4096)
+def _flop(problem: Problem, fft: bool) -> float:
+    from znn import cost
+
+    graph = problem.graph()
+    methods = ("fft",) if fft else ("direct", "fft")
+    share = 1 / 3 if problem.phase == "forward" else 1
+    return share * problem.patches * min(cost.network_cost(graph, method).flop for method in methods)
