@@ -6,11 +6,17 @@ from typing import Any
 
 import numpy as np
 
+import znn
 from znn import reference
 from znn.graph import Graph
 from znn.init import initial_parameters
 from znn.spec import EdgeSpec, NetworkSpec, NodeSpec
 
+PLANS = ("direct", "fft")
+POLICIES = ("priority", "fifo", "lifo", "stealing")
+SUMS = ("wait-free", "locked", "ordered")
+MEMOIZE = [(), ("kernels",), ("images",), ("gradients",), ("kernels", "images"), ("kernels", "gradients"),
+           ("images", "gradients"), ("kernels", "images", "gradients")]
 # The bounds the engine is held to: one operation in one phase, and whole networks over several rounds.
 OPERATION_TOLERANCE = 1e-5
 NETWORK_TOLERANCE = 1e-4
@@ -69,8 +75,8 @@ def kink_distance(net: reference.ReferenceNetwork) -> float:
     """How near the last forward came to a point where the gradient jumps, relative to the images' max norm.
 
     Those are the zeros of ReLU and the ties of maxima. Below the rounding error of float32 two correct
-    engines may take different sides, so data are redrawn rather than compared there. Ties that cannot matter are
-    not counted: between zeros that ReLU made, and between copies of one voxel (maxima of maxima).
+    engines may take different sides, so data are redrawn rather than compared there. Ties that cannot matter
+    are not counted: between zeros that ReLU made, and between copies of one voxel (maxima of maxima).
     """
     distances = [np.inf]
     for node in net.graph.nodes:
@@ -154,9 +160,20 @@ def random_weights(graph: Graph, rng: np.random.Generator, patches: int | None =
     """Voxel weights, the same for all maps of an output; a third of them 0, as in a mask."""
     def draw(name: str) -> np.ndarray:
         weights = rng.uniform(0.5, 2.0, _shaped(graph, name, patches, maps=1))
-        return (weights * (rng.uniform(size=weights.shape) > 1 / 3)).astype(np.float32)
+        weights *= rng.uniform(size=weights.shape) > 1 / 3
+        return np.broadcast_to(weights, _shaped(graph, name, patches)).astype(np.float32, order="C")
 
     return by_name_or_alone({name: draw(name) for name in graph.outputs})
+
+
+def pair(graph: Graph, seed: int = 1, patches: int | None = None, optimiser: Mapping[str, float] = OPTIMISER,
+         **options: Any) -> tuple[znn.Network, reference.ReferenceNetwork]:
+    """The engine and the reference with the same parameters. Close the engine (it is a context manager)."""
+    parameters = random_parameters(graph, seed)
+    options = {"threads": 2, "input_gradient": True, "pin": False} | options
+    net = znn.Network(graph, parameters=parameters, optimiser=znn.SGD(**optimiser), patches=patches or 1,
+                      **options)
+    return net, reference.ReferenceNetwork(graph, parameters, **optimiser)
 
 
 class IllPosed(Exception):
@@ -192,6 +209,24 @@ def train_alike(net: Any, expected: reference.ReferenceNetwork, rng: np.random.G
     assert_close(net.parameters(), expected.parameters(), tolerance, "parameters")
     inputs = smooth_inputs(expected, rng, patches)
     assert_close(net.forward(inputs), expected.forward(inputs), tolerance, "output")
+
+
+def operation_alike(net: Any, expected: reference.ReferenceNetwork, rng: np.random.Generator,
+                    patches: int | None = None, inputs: Any = None) -> None:
+    """Forward in both phases, backward and update, to the operations' bound.
+
+    For networks without momentum and weight decay: then the momenta are the parameters' gradients.
+    """
+    inputs = smooth_inputs(expected, rng, patches) if inputs is None else inputs
+    for phase in ("infer", "train"):
+        output = net.forward(inputs, phase)
+        assert_close(output, expected.forward(inputs, phase), OPERATION_TOLERANCE, f"output ({phase})")
+    gradients = random_output_gradients(expected.graph, rng, patches)
+    net.backward(gradients)
+    expected.backward(gradients)
+    assert_close(net.input_gradient(), expected.input_gradient(), OPERATION_TOLERANCE, "input gradient")
+    assert_close(net.momenta(), expected.gradients(), OPERATION_TOLERANCE, "parameter gradient")
+    assert_close(net.parameters(), expected.parameters(), OPERATION_TOLERANCE, "parameters")
 
 
 # ---- small networks ---------------------------------------------------------------------------------

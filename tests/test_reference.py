@@ -33,11 +33,6 @@ shapes = pytest.mark.parametrize("extent, kernel, sparsity", SHAPES)
 depthwise_or_not = pytest.mark.parametrize("depthwise", [False, True])
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(1510_06706)
-
-
 def conv_data(rng, extent, kernel, sparsity, depthwise, maps=2, out_maps=3):
     image = rng.standard_normal((maps, *extent))
     weights = rng.standard_normal((maps, 1, *kernel) if depthwise else (out_maps, maps, *kernel))

@@ -36,7 +36,10 @@ def loss(kind: str, output: Any, target: Any, weights: Any) -> Any:
 
 
 class TorchNetwork:
-    """graph: a znn Graph; parameters: {name: array}. Trains in float64. Dropout edges must have ratio 0."""
+    """graph: a znn Graph; parameters: {name: array}. Trains in float64. Dropout edges must have ratio 0.
+
+    `sums` and `images` are those of `ReferenceNetwork`.
+    """
 
     def __init__(self, graph: Any, parameters: Mapping[str, np.ndarray], rate: float = 0.01,
                  momentum: float = 0.9, weight_decay: float = 0.0):
@@ -69,7 +72,7 @@ class TorchNetwork:
         self._batched = next(iter(_by_name(inputs, self.graph.inputs).values())).ndim == 5
         images = {name: _tensor(value).requires_grad_() for name, value in
                   _by_name(inputs, self.graph.inputs).items()}
-        self._inputs = dict(images)
+        self._inputs, self.sums = dict(images), {}
         for node in self.graph.nodes:
             if node.name in images:
                 continue
@@ -78,8 +81,10 @@ class TorchNetwork:
             if node.spec.kind == "transfer":
                 if node.name in self.tensors:
                     total = total + self.tensors[node.name][:, None, None, None]
+                self.sums[node.name] = total.detach().numpy()
                 total = TRANSFER[node.spec.transfer](total)
             images[node.name] = total
+        self.images = {name: value.detach().numpy() for name, value in images.items()}
         return {name: images[name] for name in self.graph.outputs}
 
     def _hand_out(self, tensors: Mapping[str, Any]) -> Any:
