@@ -18,18 +18,22 @@ struct Taps {
     std::ptrdiff_t outer_in, outer_w, shared_in, shared_w, inner_in;
 };
 
-// Rows LO..HI of the block take one row of taps each; row r is `r` kernel rows behind row 0.
+// Rows LO..HI of the block take one input row of every outer tap each; row r is `r` kernel rows behind row 0.
 template <int R, int NX, bool Masked, int LO, int HI>
 ZNN_INLINE void add_row(vf (&acc)[R][NX], const Taps& t, const float* in, const float* w, std::ptrdiff_t last, Part part) {
-    for (int i = 0; i < t.inner; ++i, in += t.inner_in) {
-        vf x[NX];
-        ZNN_UNROLL
-        for (int v = 0; v < NX; ++v) x[v] = Masked ? load(in, part) : load(in + (v == NX - 1 ? last : v * W));
-        ZNN_UNROLL
-        for (int r = LO; r <= HI; ++r) {
-            const vf weight = splat(w[i - r * t.shared_w]);
+    for (int o = 0; o < t.outer; ++o, in += t.outer_in, w += t.outer_w) {
+        const float* p = in;
+        const float* q = w;
+        for (int i = 0; i < t.inner; ++i, p += t.inner_in, ++q) {
+            vf x[NX];
             ZNN_UNROLL
-            for (int v = 0; v < NX; ++v) acc[r][v] += x[v] * weight;
+            for (int v = 0; v < NX; ++v) x[v] = Masked ? load(p, part) : load(p + (v == NX - 1 ? last : v * W));
+            ZNN_UNROLL
+            for (int r = LO; r <= HI; ++r) {
+                const vf weight = splat(q[-r * t.shared_w]);
+                ZNN_UNROLL
+                for (int v = 0; v < NX; ++v) acc[r][v] += x[v] * weight;
+            }
         }
     }
 }
@@ -52,13 +56,9 @@ void block(const Taps& t, const float* in, const float* w, std::ptrdiff_t last, 
            std::ptrdiff_t out_row, bool accumulate) {
     const Part part(count);
     vf acc[R][NX] = {};
-    for (int o = 0; o < t.outer; ++o) {
-        const float* row = in + o * t.outer_in;
-        const float* weights = w + o * t.outer_w;
-        for (int step = 0; step < t.shared + R - 1; ++step, row += t.shared_in, weights += t.shared_w) {
-            const int lo = larger(0, step - t.shared + 1), hi = smaller(R - 1, step);
-            add_active_rows<R, NX, Masked, 0, R - 1>(lo, hi, acc, t, row, weights, last, part);
-        }
+    for (int step = 0; step < t.shared + R - 1; ++step, in += t.shared_in, w += t.shared_w) {
+        const int lo = larger(0, step - t.shared + 1), hi = smaller(R - 1, step);
+        add_active_rows<R, NX, Masked, 0, R - 1>(lo, hi, acc, t, in, w, last, part);
     }
     ZNN_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -225,12 +225,12 @@ ZNN_INLINE void gradient_active_rows(int lo, int hi, vf (&acc)[KY][KX], const fl
     }
 }
 
-// The planes [z, z + planes) of g against the input displaced to the first tap of the block (`in`).
+// A slab of g (m.y is its plane's height if it has several planes) against the input displaced to the block's first tap.
 template <int KY, int KX>
-void gradient_block(const float* in, Extent n, const float* g, Extent m, Extent s, int planes, float* dw,
-                    std::ptrdiff_t dw_row, bool accumulate) {
+void gradient_block(const float* in, Extent n, const float* g, Extent m, Extent s, float* dw, std::ptrdiff_t dw_row,
+                    bool accumulate) {
     vf acc[KY][KX] = {};
-    for (int z = 0; z < planes; ++z)
+    for (int z = 0; z < m.z; ++z)
         for (int phase = 0; phase < smaller(s.y, m.y); ++phase) {
             const int rows = int(ceil_div(m.y - phase, s.y));
             const float* in_row = in + (std::ptrdiff_t(z) * n.y + phase) * n.x;
@@ -246,13 +246,15 @@ void gradient_block(const float* in, Extent n, const float* g, Extent m, Extent 
     for (int r = 0; r < KY; ++r)
         ZNN_UNROLL
         for (int c = 0; c < KX; ++c) {
-            const float total = float(sum(widen(acc[r][c])));
+            Wide lanes;
+            lanes.add(acc[r][c]);
+            const float total = float(lanes.sum());
             float& target = dw[r * dw_row + c];
             target = accumulate ? target + total : total;
         }
 }
 
-using GradientBlock = void (*)(const float*, Extent, const float*, Extent, Extent, int, float*, std::ptrdiff_t, bool);
+using GradientBlock = void (*)(const float*, Extent, const float*, Extent, Extent, float*, std::ptrdiff_t, bool);
 constexpr GradientBlock gradient_blocks[4][3] = {
     {gradient_block<1, 1>, gradient_block<1, 2>, gradient_block<1, 3>},
     {gradient_block<2, 1>, gradient_block<2, 2>, gradient_block<2, 3>},
@@ -260,28 +262,39 @@ constexpr GradientBlock gradient_blocks[4][3] = {
     {gradient_block<4, 1>, gradient_block<4, 2>, gradient_block<4, 3>},
 };
 
-// Each lane sums one slab of planes, at most about a thousand products or one plane, before it is added to dw: that
-// bounds the rounding error, and planes stay in cache while all the taps visit them.
-void gradient_rows(const float* in, Extent n, const float* g, Extent m, Extent k, Extent s, float* dw, bool accumulate) {
+// One slab of g, m.z planes of m.y rows, against the input displaced by every tap.
+void gradient_slab(const float* in, Extent n, const float* g, Extent m, Extent k, Extent s, float* dw, bool accumulate) {
     const Split ys(k.y, 4), xs(k.x, 3);
-    const int slab = smaller(m.z, larger(1, int(1024 * W / (std::int64_t(m.y) * m.x))));
-    for (int z = 0; z < m.z; z += slab)
-        for (int kz = 0; kz < k.z; ++kz)
-            for (int i = 0, ky = 0; i < ys.parts; ky += ys.size(i++))
-                for (int j = 0, kx = 0; j < xs.parts; kx += xs.size(j++)) {
-                    const float* corner = in + ((z + std::ptrdiff_t(kz) * s.z) * n.y + std::ptrdiff_t(ky) * s.y) * n.x +
-                                          std::ptrdiff_t(kx) * s.x;
-                    gradient_blocks[ys.size(i) - 1][xs.size(j) - 1](
-                        corner, n, g + std::ptrdiff_t(z) * m.y * m.x, m, s, smaller(slab, m.z - z),
-                        dw + (std::ptrdiff_t(kz) * k.y + ky) * k.x + kx, k.x, accumulate || z > 0);
-                }
+    for (int kz = 0; kz < k.z; ++kz)
+        for (int i = 0, ky = 0; i < ys.parts; ky += ys.size(i++))
+            for (int j = 0, kx = 0; j < xs.parts; kx += xs.size(j++)) {
+                const float* corner = in + (std::ptrdiff_t(kz) * s.z * n.y + std::ptrdiff_t(ky) * s.y) * n.x +
+                                      std::ptrdiff_t(kx) * s.x;
+                gradient_blocks[ys.size(i) - 1][xs.size(j) - 1](corner, n, g, m, s,
+                                                                dw + (std::ptrdiff_t(kz) * k.y + ky) * k.x + kx, k.x, accumulate);
+            }
+}
+
+// Slabs are a few planes or a part of one plane, about `slab_voxels` at most: a lane sums no more products than a few thousand
+// before they are added to dw, which bounds the rounding error, and a slab stays in cache while all the taps visit it.
+void gradient_rows(const float* in, Extent n, const float* g, Extent m, Extent k, Extent s, float* dw, bool accumulate) {
+    constexpr std::int64_t slab_voxels = 2048 * 8;
+    const std::int64_t plane = std::int64_t(m.y) * m.x;
+    const int depth = plane < slab_voxels ? smaller(m.z, int(slab_voxels / plane)) : 1;
+    const Split rows(m.y, depth > 1 ? m.y : larger(1, int(slab_voxels / m.x)));
+    for (int z = 0; z < m.z; z += depth)
+        for (int i = 0, y = 0; i < rows.parts; y += rows.size(i++)) {
+            const Extent slab{smaller(depth, m.z - z), rows.size(i), m.x};
+            gradient_slab(in + (std::ptrdiff_t(z) * n.y + y) * n.x, n, g + (std::ptrdiff_t(z) * m.y + y) * m.x, slab, k, s, dw,
+                          accumulate || z > 0 || y > 0);
+        }
 }
 
 void correlate_gradient(const float* in, Extent n, const float* g, Extent k, Extent s, float* dw, bool accumulate) {
     const Extent m = valid(n, k, s);
     const bool dense = s.z == 1 && s.y == 1 && s.x == 1;
     // Dense, the roles of g and the kernel can be exchanged; worth it when g is the smaller one.
-    if (dense && volume(m) <= 16384) {
+    if (dense && volume(m) <= 4096) {
         const std::int64_t by_rows = vectors_by_rows(m) * m.z * std::int64_t(volume(k));
         const std::int64_t rows = vectors_by_rows(k), planes = vectors_by_planes(n, k);
         const std::int64_t exchanged = (rows < planes ? rows : planes) * k.z * std::int64_t(volume(m));

@@ -43,10 +43,11 @@ constexpr int W = 4;
 
 typedef float vf __attribute__((vector_size(4 * W)));
 typedef std::int32_t vi __attribute__((vector_size(4 * W)));
-typedef double vd __attribute__((vector_size(8 * W)));
+typedef float vf_half __attribute__((vector_size(2 * W)));
+typedef double vd_half __attribute__((vector_size(4 * W)));
 typedef float vf_unaligned __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef std::int32_t vi_unaligned __attribute__((vector_size(4 * W), aligned(4), may_alias));
-typedef double vd_unaligned __attribute__((vector_size(8 * W), aligned(8), may_alias));
+typedef double vd_half_unaligned __attribute__((vector_size(4 * W), aligned(8), may_alias));
 
 ZNN_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
 ZNN_INLINE vi load(const std::int32_t* p) { return *reinterpret_cast<const vi_unaligned*>(p); }
@@ -54,15 +55,35 @@ ZNN_INLINE void store(float* p, vf v) { *reinterpret_cast<vf_unaligned*>(p) = v;
 ZNN_INLINE void store(std::int32_t* p, vi v) { *reinterpret_cast<vi_unaligned*>(p) = v; }
 ZNN_INLINE vf splat(float x) { return x - vf{}; }  // x - 0 keeps -0 and NaN
 ZNN_INLINE vi splat(std::int32_t x) { return x - vi{}; }
-ZNN_INLINE vd widen(vf v) { return __builtin_convertvector(v, vd); }
 ZNN_INLINE vi bits(vf v) { return (vi)v; }
 ZNN_INLINE vf from_bits(vi v) { return (vf)v; }
 
-ZNN_INLINE double sum(vd v) {
-    double s = 0;
-    ZNN_UNROLL
-    for (int i = 0; i < W; ++i) s += v[i];
-    return s;
+// The lanes of a vf as doubles.
+struct Wide {
+    vd_half low{}, high{};
+    ZNN_INLINE void add(vf v) {
+        union {
+            vf whole;
+            vf_half halves[2];
+        } u = {v};
+        low += __builtin_convertvector(u.halves[0], vd_half);
+        high += __builtin_convertvector(u.halves[1], vd_half);
+    }
+    ZNN_INLINE double lane(int i) const { return i < W / 2 ? low[i] : high[i - W / 2]; }
+    ZNN_INLINE double sum() const {
+        const vd_half both = low + high;
+        double s = 0;
+        ZNN_UNROLL
+        for (int i = 0; i < W / 2; ++i) s += both[i];
+        return s;
+    }
+};
+ZNN_INLINE Wide load_wide(const double* p) {
+    return {*reinterpret_cast<const vd_half_unaligned*>(p), *reinterpret_cast<const vd_half_unaligned*>(p + W / 2)};
+}
+ZNN_INLINE void store(double* p, const Wide& v) {
+    *reinterpret_cast<vd_half_unaligned*>(p) = v.low;
+    *reinterpret_cast<vd_half_unaligned*>(p + W / 2) = v.high;
 }
 
 // The first `count` lanes of a vector, for the ends of rows: lanes beyond are neither read nor written.

@@ -23,15 +23,15 @@ ZNN_INLINE void each_vector(std::size_t n, const F& f) {
 template <class F>
 ZNN_INLINE double pointwise_loss(const float* y, const float* target, const float* weight, float* gradient, std::size_t n,
                                  double beyond, const F& term) {
-    vd total{};
+    Wide total;
     each_vector(n, [&](auto get, auto put) {
         const vf w = weight != nullptr ? get(weight) : splat(1.0f);
         const Term t = term(get(y), get(target));
         put(gradient, w * t.gradient);
-        total += widen(w * t.loss);
+        total.add(w * t.loss);
     });
     const std::size_t lanes = weight == nullptr && n % W != 0 ? W - n % W : 0;
-    return sum(total) - beyond * double(lanes);
+    return total.sum() - beyond * double(lanes);
 }
 
 double loss_squared(const float* y, const float* target, const float* weight, float* gradient, std::size_t n) {
@@ -58,7 +58,7 @@ double loss_binomial(const float* y, const float* target, const float* weight, f
 // the gradient arrays meanwhile. Lanes beyond the end have t = 0 and add nothing.
 double loss_softmax(const float* const* y, const float* const* target, const float* weight, float* const* gradient,
                     int maps, std::size_t n) {
-    vd total{};
+    Wide total;
     each_vector(n, [&](auto get, auto put) {
         vf top = get(y[0]);
         for (int m = 1; m < maps; ++m) {
@@ -80,9 +80,9 @@ double loss_softmax(const float* const* y, const float* const* target, const flo
             loss += t * (log_z - (get(y[m]) - top));
             put(gradient[m], w * (get(gradient[m]) * share - t));
         }
-        total += widen(w * loss);
+        total.add(w * loss);
     });
-    return sum(total);
+    return total.sum();
 }
 
 }  // namespace

@@ -72,19 +72,19 @@ template <Transfer F>
 void backward(float* g, const float* y, std::size_t n, int bundle, double* sums) {
     for (int i = 0; i < bundle; ++i) sums[i] = 0;
     if (W % bundle == 0) {
-        vd total{};
+        Wide total;
         over(n,
              [&](std::size_t i) {
                  const vf v = transfer_gradient<F>(load(g + i), load(y + i));
                  store(g + i, v);
-                 total += widen(v);
+                 total.add(v);
              },
              [&](std::size_t i, Part p) {
                  const vf v = transfer_gradient<F>(load(g + i, p), load(y + i, p));  // 0 in the lanes beyond
                  store(g + i, v, p);
-                 total += widen(v);
+                 total.add(v);
              });
-        for (int lane = 0; lane < W; ++lane) sums[lane % bundle] += total[lane];
+        for (int lane = 0; lane < W; ++lane) sums[lane % bundle] += total.lane(lane);
         return;
     }
     for (float* end = g + n; g < end; g += bundle, y += bundle)
@@ -92,8 +92,9 @@ void backward(float* g, const float* y, std::size_t n, int bundle, double* sums)
              [&](std::size_t i) {
                  const vf v = transfer_gradient<F>(load(g + i), load(y + i));
                  store(g + i, v);
-                 vd_unaligned* s = reinterpret_cast<vd_unaligned*>(sums + i);
-                 *s = *s + widen(v);
+                 Wide s = load_wide(sums + i);
+                 s.add(v);
+                 store(sums + i, s);
              },
              [&](std::size_t i, Part p) {
                  const vf v = transfer_gradient<F>(load(g + i, p), load(y + i, p));
