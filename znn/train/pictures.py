@@ -31,9 +31,10 @@ def draw_learning_curve(lines: Sequence[dict[str, Any]], path: str | os.PathLike
         band = 200 * np.array([row["standard_error"] for row in validation])
         right.plot(minutes(validation), error, "o-", ms=3, label="held-out sections")
         right.fill_between(minutes(validation), error - band, error + band, alpha=0.25, lw=0)
-        right.axhline(100 * validation[-1]["trivial_error"], color="0.4", ls="--", lw=1, label="all one class")
+        right.axhline(trivial := 100 * validation[-1]["trivial_error"], color="0.4", ls="--", lw=1, label="all one class")
+        right.set_ylim(0, 1.15 * max(trivial, error.max()))
         right.legend(frameon=False)
-    right.set(xlabel="training time (min)", ylabel="pixel error (%)", ylim=(0, None))
+    right.set(xlabel="training time (min)", ylabel="pixel error (%)", xlim=left.get_xlim())
     _save(figure, path)
 
 

@@ -1,0 +1,393 @@
+"""Inference over whole volumes, tiled so that the result equals one dense pass.
+
+Each tile is read with the network's field of view around it, so no border is visible where tiles meet. A network
+trained with max-pooling answers for a grid of voxels only; its dense form (`dense`) gives the same answer at every
+voxel: pooling becomes max-filtering, and everything behind it gets the pooling's stride as sparsity (Masci et al.
+2013; the paper's section on max-filtering).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from znn.checkpoint import Checkpoint, load_checkpoint
+from znn.cost import network_cost
+from znn.errors import DataError, SpecError
+from znn.files import atomic_write, sync_folder
+from znn.graph import Graph
+from znn.spec import EdgeSpec, Extent, NetworkSpec
+from znn.train.evaluate import cover, probabilities
+from znn.train.volumes import Volume, make_volume
+
+BORDERS = ("mirror", "valid")
+_SAVE_EVERY_S = 5.0
+_WORTHWHILE = 1.05  # a larger patch is taken if it is this much faster
+_LARGEST = 4096  # no patch is longer than this, along any axis
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What `infer` did: the output array (an open file unless it was kept in memory), the patch, the tiles, how
+    many of them this call computed, the seconds that took, and the rate in output voxels a second."""
+
+    output: Any
+    patch: Extent
+    tiles: int
+    computed: int
+    seconds: float
+    voxels_per_s: float
+
+
+def dense(spec: NetworkSpec) -> NetworkSpec:
+    """The network that answers at every voxel what `spec` answers at one, with parameters of the same names.
+
+    Raises SpecError where paths of different total stride meet, for such a network has no dense form.
+    """
+    graph = Graph.build(spec, output=1)
+    strides: dict[int, Extent] = {}
+    edges = []
+    for node in graph.nodes:
+        found = {_times(strides[edge.source], edge.stride) for edge in graph.incoming(node.index)}
+        if len(found) > 1:
+            raise SpecError(f"node {node.name!r}: paths of total stride {sorted(found)} meet here, so the network "
+                            "has no dense form")
+        strides[node.index] = found.pop() if found else (1, 1, 1)
+        edges += [_dense_edge(edge, strides[edge.source]) for edge in graph.incoming(node.index)]
+    by_name = {edge.name: edge for edge in edges}
+    return replace(spec, edges=tuple(by_name[edge.name] for edge in spec.edges))
+
+
+def _dense_edge(edge, stride: Extent) -> EdgeSpec:
+    if edge.kind == "max_pool":
+        return EdgeSpec(edge.name, "max_filter", edge.spec.source, edge.spec.target, window=edge.window,
+                        sparsity=stride)
+    if edge.kind in ("conv", "max_filter"):
+        return replace(edge.spec, sparsity=_times(edge.sparsity, stride))
+    if edge.kind == "crop":
+        return replace(edge.spec, offset=_times(edge.offset, stride))
+    return edge.spec
+
+
+def _times(one: Extent, other: Extent) -> Extent:
+    return tuple(a * b for a, b in zip(one, other))
+
+
+def infer(source, volume: Volume | np.ndarray, out: str | os.PathLike | None = None, *, patch: Extent | None = None,
+          borders: str = "mirror", memory_bytes: int | None = None, raw: bool = False, fresh: bool = False,
+          progress: Callable[[int, int, float], None] | None = None, **engine_options) -> Inference:
+    """Run a network over a volume.
+
+    source        a checkpoint (`Checkpoint` or the path of one) or a `znn.Network`
+    volume        a `Volume`, or an array that `make_volume` takes; scaled as in training
+    out           None: an array in memory; else a .npy, .tif/.tiff, .h5/.hdf5 (dataset "output") or .zarr file.
+                  It appears under its name when it is complete; a run that was stopped goes on where it was,
+                  `fresh` starts over
+    patch         extent of the output computed at once; None: the fastest of a few that fit into memory
+    borders       "mirror": the output has the volume's extent, the image is mirrored beyond its borders;
+                  "valid": only where the field of view fits, extent - field of view + 1
+    memory_bytes  limit on the engine's memory, by estimate; None: half of what is available now
+    raw           the output node's values instead of probabilities
+    progress      called with (tiles done, tiles, seconds so far)
+    Output (maps, z, y, x) float32. Raises DataError for a volume that does not suit the network or a file that
+    cannot be written, CheckpointError for a damaged checkpoint.
+    """
+    spec, parameters = _network_of(source)
+    volume = volume if isinstance(volume, Volume) else make_volume(volume)
+    spec = dense(spec)
+    graph = Graph.build(spec, output=1)
+    fov = _check(graph, volume, borders, patch)
+    full = volume.extent if borders == "mirror" else tuple(n - f + 1 for n, f in zip(volume.extent, fov))
+    if min(full) < 1:
+        raise DataError(f"{volume.name}: extent {volume.extent} is smaller than the field of view {fov}; "
+                        "use mirrored borders")
+    lead = tuple((f - 1) // 2 for f in fov) if borders == "mirror" else (0, 0, 0)
+    reader = _Reader(volume, fov, lead)
+    limit = memory_bytes if memory_bytes is not None else _available_bytes() // 2
+    if patch is None:
+        patch = _choose_patch(spec, parameters, full, reader, limit, engine_options)
+    elif memory_bytes is not None and estimate_bytes(spec, patch) > limit:
+        raise DataError(f"a patch of {patch} takes about {estimate_bytes(spec, patch) / 2**20:.0f} MiB; the limit is "
+                        f"{limit / 2**20:.0f} MiB")
+    patch = tuple(min(p, n) for p, n in zip(patch, full))
+    maps = graph.node(graph.outputs[0]).maps
+    key = _fingerprint(spec, parameters, volume, patch, borders, raw)
+    sink = _open_sink(out, (maps, *full), key, fresh)
+    with _engine(spec, patch, parameters, engine_options) as net:
+        return _run(net, reader, sink, full, patch, None if raw else spec.loss, progress)
+
+
+def estimate_bytes(spec: NetworkSpec, patch: Extent) -> int:
+    """About how much memory inference with this output patch takes: every image and spectrum, in blocks rounded
+    up to powers of two, and the parameters."""
+    graph = Graph.build(spec, output=patch)
+    images = sum(4 * node.maps * int(np.prod(node.extent)) for node in graph.nodes)
+    spectra = network_cost(graph, "fft").spectra_bytes
+    parameters = 4 * graph.parameter_count
+    return 2 * (images + spectra + parameters)
+
+
+def _network_of(source) -> tuple[NetworkSpec, Mapping[str, np.ndarray]]:
+    if isinstance(source, (str, os.PathLike)):
+        source = load_checkpoint(source)
+    if isinstance(source, Checkpoint):
+        return source.spec, source.parameters
+    return source.graph.spec, source.parameters()
+
+
+def _check(graph: Graph, volume: Volume, borders: str, patch: Extent | None) -> Extent:
+    if borders not in BORDERS:
+        raise DataError(f"borders {borders!r}; expected one of {', '.join(BORDERS)}")
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise DataError(f"network {graph.spec.name!r} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; "
+                        "inference over volumes takes networks of one each")
+    expected = graph.node(graph.inputs[0]).maps
+    if volume.maps != expected:
+        raise DataError(f"{volume.name}: {volume.maps} maps, but the network's input has {expected}")
+    if patch is not None and (len(patch) != 3 or min(patch) < 1):
+        raise DataError(f"patch {patch}; expected three positive numbers z, y, x")
+    return tuple(graph.field_of_view(graph.outputs[0]))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    volume: Volume
+    fov: Extent
+    lead: Extent
+
+    def tile(self, corner: Sequence[int], patch: Extent) -> np.ndarray:
+        """The input for the output patch that starts at `corner`."""
+        start = [c - n for c, n in zip(corner, self.lead)]
+        return np.ascontiguousarray(self.volume.image_patch(start, [p + f - 1 for p, f in zip(patch, self.fov)]))
+
+
+def _engine(spec: NetworkSpec, patch: Extent, parameters, engine_options):
+    import znn
+
+    return znn.Network(spec, output=patch, parameters=parameters, **engine_options)
+
+
+def _choose_patch(spec, parameters, full: Extent, reader: _Reader, limit: int, engine_options) -> Extent:
+    """The fastest of a growing series of patches, measured on the volume's first tile."""
+    candidates = [patch for patch in _patches(full) if estimate_bytes(spec, patch) <= limit]
+    if not candidates:
+        raise DataError(f"not even the smallest patch fits into {limit / 2**20:.0f} MiB of memory; allow more")
+    best, best_rate = candidates[0], 0.0
+    for patch in candidates if len(candidates) > 1 else ():
+        tile = reader.tile((0, 0, 0), patch)
+        with _engine(spec, patch, parameters, engine_options) as net:
+            net.forward(tile, phase="infer")
+            started = time.perf_counter()
+            net.forward(tile, phase="infer")
+            rate = float(np.prod(patch)) / (time.perf_counter() - started)
+        if rate < best_rate * _WORTHWHILE:
+            break
+        best, best_rate = patch, rate
+    return best
+
+
+def _patches(full: Extent) -> list[Extent]:
+    """Output patches of 16, 32, 64, ... voxels along each axis, cut to the volume, smallest first."""
+    sides = [2 ** n for n in range(4, _LARGEST.bit_length())]
+    found = [tuple(min(side, n) for n in full) for side in sides]
+    return list(dict.fromkeys(found))
+
+
+def _run(net, reader: _Reader, sink: _Sink, full: Extent, patch: Extent, loss: str | None, progress) -> Inference:
+    tiles = cover(full, patch)
+    first, started, saved = sink.done, time.perf_counter(), time.perf_counter()
+    try:
+        for index in range(first, len(tiles)):
+            corner, fresh = tiles[index]
+            values = net.forward(reader.tile(corner, patch), phase="infer")
+            values = values if loss is None else probabilities(values, loss)
+            place = tuple(slice(c + f.start, c + f.stop) for c, f in zip(corner, fresh))
+            sink.array[(slice(None), *place)] = values[(slice(None), *fresh)]
+            if time.perf_counter() - saved > _SAVE_EVERY_S:
+                sink.save(index + 1)
+                saved = time.perf_counter()
+            if progress is not None:
+                progress(index + 1, len(tiles), time.perf_counter() - started)
+    except KeyboardInterrupt:
+        sink.save(index)
+        raise
+    seconds = time.perf_counter() - started
+    computed = len(tiles) - first
+    rate = float(np.prod(full)) * computed / len(tiles) / seconds if computed else 0.0
+    return Inference(sink.finish(), patch, len(tiles), computed, seconds, rate)
+
+
+def _fingerprint(spec, parameters, volume: Volume, patch, borders, raw) -> str:
+    """Two runs with the same fingerprint compute the same tiles, so one may finish what the other began."""
+    digest = hashlib.sha256()
+    facts = [spec.to_dict(), volume.name, volume.image.shape, volume.mean, volume.deviation, patch, borders, raw]
+    digest.update(json.dumps(facts).encode())
+    for name in sorted(parameters):
+        digest.update(np.ascontiguousarray(parameters[name]))
+    return digest.hexdigest()
+
+
+class _Sink:
+    """Where the output goes: an array in memory."""
+
+    def __init__(self, shape: Sequence[int]):
+        self.array, self.done = np.empty(shape, np.float32), 0
+
+    def save(self, done: int) -> None:
+        """Note that so many tiles are safely stored."""
+
+    def finish(self) -> np.ndarray:
+        return self.array
+
+
+class _FileSink(_Sink, ABC):
+    """An array in `NAME.partial` beside its final place, with the count of finished tiles in `NAME.progress`."""
+
+    def __init__(self, path: Path, shape: Sequence[int], key: str, fresh: bool):
+        self.path, self.key = path, key
+        self.partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+        self.progress = path.with_name(f"{path.name}.progress")
+        self.done = 0 if fresh else self._resumable()
+        try:
+            self.array = self._open(tuple(shape), create=self.done == 0)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot write the output: {error}") from error
+
+    def _resumable(self) -> int:
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            note = json.loads(self.progress.read_text())
+            if note["key"] == self.key and self.partial.exists():
+                return int(note["done"])
+        return 0
+
+    def save(self, done: int) -> None:
+        self._flush()
+        with atomic_write(self.progress, "w") as file:
+            json.dump({"key": self.key, "done": done}, file)
+
+    def finish(self):
+        self._flush()
+        self._close()
+        os.replace(self.partial, self.path)
+        sync_folder(self.path.parent)
+        self.progress.unlink(missing_ok=True)
+        return self._reopen()
+
+    def _flush(self) -> None:
+        self.array.flush()
+
+    def _close(self) -> None:
+        self.array = None
+
+    @abstractmethod
+    def _open(self, shape: tuple[int, ...], create: bool):
+        """The array in the partial file, new or as it was left."""
+
+    @abstractmethod
+    def _reopen(self):
+        """The array in the finished file, for reading."""
+
+
+class _NpySink(_FileSink):
+    def _open(self, shape, create):
+        if create:
+            return np.lib.format.open_memmap(self.partial, "w+", np.float32, shape)
+        return np.load(self.partial, mmap_mode="r+", allow_pickle=False)
+
+    def _reopen(self):
+        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+
+
+class _TiffSink(_FileSink):
+    """(maps, z, y, x) pages, uncompressed, so that they can be written in any order."""
+
+    def _open(self, shape, create):
+        tifffile = _library("tifffile", self.path)
+        if create:
+            return tifffile.memmap(self.partial, shape=shape, dtype=np.float32, photometric="minisblack",
+                                   bigtiff=4 * np.prod(shape, dtype=np.int64) > 2**31)
+        return tifffile.memmap(self.partial, mode="r+").reshape(shape)
+
+    def _reopen(self):
+        return _library("tifffile", self.path).memmap(self.path, mode="r")
+
+
+class _Hdf5Sink(_FileSink):
+    def _open(self, shape, create):
+        self.file = _library("h5py", self.path).File(self.partial, "w" if create else "r+")
+        if create:
+            return self.file.create_dataset("output", shape, np.float32, chunks=_chunks(shape))
+        return self.file["output"]
+
+    def _flush(self):
+        self.file.flush()
+
+    def _close(self):
+        self.file.close()
+        self.array = None
+
+    def _reopen(self):
+        return _library("h5py", self.path).File(self.path, "r")["output"]
+
+
+class _ZarrSink(_FileSink):
+    def _open(self, shape, create):
+        zarr = _library("zarr", self.path)
+        if create:
+            return zarr.open_array(str(self.partial), mode="w", shape=shape, dtype="float32", chunks=_chunks(shape))
+        return zarr.open_array(str(self.partial), mode="r+")
+
+    def _flush(self):
+        pass  # every chunk is written when it is assigned
+
+    def _reopen(self):
+        return _library("zarr", self.path).open_array(str(self.path), mode="r")
+
+
+_SINKS = {".npy": _NpySink, ".tif": _TiffSink, ".tiff": _TiffSink, ".h5": _Hdf5Sink, ".hdf5": _Hdf5Sink,
+          ".zarr": _ZarrSink}
+
+
+def _open_sink(out, shape: Sequence[int], key: str, fresh: bool) -> _Sink:
+    if out is None:
+        return _Sink(shape)
+    path = Path(out)
+    if path.suffix.lower() not in _SINKS:
+        raise DataError(f"{path}: cannot write files ending in {path.suffix!r}; expected one of {', '.join(_SINKS)}")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: the folder {path.parent} does not exist")
+    return _SINKS[path.suffix.lower()](path, shape, key, fresh)
+
+
+def _chunks(shape: Sequence[int]) -> tuple[int, ...]:
+    return (1, *(min(limit, n) for limit, n in zip((16, 128, 128), shape[1:])))
+
+
+def _library(name: str, path):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise DataError(f"{path}: writing it needs {name}; pip install 'znn[data]'") from error
+
+
+def _available_bytes() -> int:
+    for line in _meminfo():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 2**32
+
+
+def _meminfo() -> Iterator[str]:
+    with suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:
+        yield from file
