@@ -208,3 +208,27 @@ def test_ten_thousand_rounds_do_not_grow_memory(rng, plan):
         grown = process.memory_info().rss - early
         assert all(np.all(np.isfinite(v)) for v in net.parameters().values())
     assert grown < 2 << 20, f"resident memory grew by {grown} bytes in 9,000 rounds"
+
+
+# ---- what memoizing saves -----------------------------------------------------------------------------
+@pytest.mark.parametrize("memoize", MEMOIZE, ids="+".join)
+def test_transforms_per_round_are_those_of_the_cost_model(rng, memoize):
+    """The paper's table for one fully connected layer f -> f': keeping all transforms saves a third of them."""
+    f, g = 3, 4
+    graph = Graph.build(NetworkSpec.layered("layer", f, [{"conv": g, "kernel": 3}]), output=4)
+    with znn.Network(graph, plan="fft", memoize=memoize, input_gradient=True, threads=2) as net:
+        inputs, gradients = random_inputs(graph, rng), random_output_gradients(graph, rng)
+
+        def rounds(number):
+            for _ in range(number):
+                net.forward(inputs, "train")
+                net.backward(gradients)
+            net.sync()
+            return dict(net.stats()["transforms"])
+
+        before, after = rounds(2), rounds(5)
+    counted = {kind: (after[kind] - before[kind]) / 5 for kind in after}
+    kept = {kind: 1 if kind in memoize else 2 for kind in ("kernels", "images", "gradients")}
+    assert counted == {"kernels": kept["kernels"] * f * g, "images": kept["images"] * f,
+                       "gradients": kept["gradients"] * g, "inverse_images": g, "inverse_gradients": f,
+                       "inverse_kernels": f * g}

@@ -77,7 +77,8 @@ def test_training_is_that_of_a_network_written_in_modules(rng, form, output, pla
             arrays[bias] = conv.bias.detach().numpy().astype(np.float32)
         return arrays
 
-    groups = [{"params": [c.weight for c in convs], "weight_decay": 0.01}, {"params": [c.bias for c in convs]}]
+    groups = [{"params": [conv.weight for conv in convs], "weight_decay": 0.01},
+              {"params": [conv.bias for conv in convs]}]
     optimiser = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
     with znn.Network(spec, output, parameters=exported(), plan=plan,
                      optimiser=znn.SGD(rate=0.01, momentum=0.9, weight_decay=0.01)) as net:
