@@ -166,27 +166,25 @@ class Graph:
             node = self.outputs[0]
         target = self.node(node).index
         inputs = self.inputs if input is None else (input,)
-        views = [view for name in inputs if (view := self._view(self.node(name), target)) is not None]
-        if not views:
+        views = [self._view(self.node(name).index, target) for name in inputs]
+        if not any(views):
             raise SpecError(f"node {node!r} does not depend on {', '.join(inputs)}")
-        return tuple(max(view[axis] for view in views) for axis in range(3))
+        return tuple(max(axis) for axis in zip(*filter(None, views)))
 
-    def _view(self, source: GraphNode, target: int) -> Extent | None:
-        """Field of view of node `target` on the node `source`, None where it does not depend on it.
-
-        Per node: the first and last voxel of `source` that its voxel 0 sees, and how far apart the views of
-        neighbouring voxels are.
-        """
-        zero = (0, 0, 0)
-        views: list[tuple[Extent, Extent, Extent] | None] = [None] * len(self.nodes)
-        views[source.index] = (zero, zero, (1, 1, 1))
+    def _view(self, source: int, target: int) -> Extent | None:
+        """Field of view of node `target` on the node `source`, None where it does not depend on it."""
+        views: list[tuple[_View, _View, _View] | None] = [None] * len(self.nodes)
+        views[source] = ({1: (0, 0)}, {1: (0, 0)}, {1: (0, 0)})
         for edge in self.edges:
             if (view := views[edge.source]) is not None:
-                views[edge.target] = _union(views[edge.target], _through(edge, view))
+                beyond = views[edge.target] or ({}, {}, {})
+                views[edge.target] = tuple(
+                    _through(edge, axis, view[axis], beyond[axis]) for axis in range(3)
+                )
         if views[target] is None:
             return None
-        first, last, _ = views[target]
-        return tuple(b - a + 1 for a, b in zip(first, last))
+        ends = [list(view.values()) for view in views[target]]
+        return tuple(max(b for _, b in axis) - min(a for a, _ in axis) + 1 for axis in ends)
 
     def to_dot(self) -> str:
         """The network in the DOT language of Graphviz."""
@@ -214,24 +212,24 @@ def _find(items: tuple[Any, ...], name: str, what: str) -> Any:
     raise SpecError(f"the graph has no {what} {name!r}; it has {', '.join(item.name for item in items)}")
 
 
-def _through(edge: GraphEdge, view: tuple[Extent, Extent, Extent]) -> tuple[Extent, Extent, Extent]:
-    first, last, step = view
-    shift = edge.offset or (0, 0, 0)
+# What a node sees of an image along one axis: by how far apart the views of neighbouring voxels are on a path,
+# the first and the last voxel that voxel 0 sees.
+_View = dict[int, tuple[int, int]]
+
+
+def _through(edge: GraphEdge, axis: int, view: _View, beyond: _View) -> _View:
+    """The view of `edge`'s target: what it sees through the edge, with what it sees by other edges (`beyond`)."""
+    start = edge.offset[axis] if edge.offset else 0
     if edge.kind == "max_pool":
-        reach = tuple(w - 1 for w in edge.window)
+        reach = edge.window[axis] - 1
     else:
-        reach = shapes.shrinkage(edge.spec, edge.sparsity)
-    return (
-        tuple(a + d * o for a, d, o in zip(first, step, shift)),
-        tuple(b + d * (o + r) for b, d, o, r in zip(last, step, shift, reach)),
-        tuple(d * t for d, t in zip(step, edge.stride)),
-    )
-
-
-def _union(one: tuple[Extent, Extent, Extent] | None, two: tuple[Extent, Extent, Extent]) -> Any:
-    if one is None:
-        return two
-    return tuple(map(min, one[0], two[0])), tuple(map(max, one[1], two[1])), tuple(map(max, one[2], two[2]))
+        reach = shapes.shrinkage(edge.spec, edge.sparsity)[axis]
+    result = dict(beyond)
+    for step, (first, last) in view.items():
+        ends = (first + step * start, last + step * (start + reach))
+        old = result.get(step * edge.stride[axis], ends)
+        result[step * edge.stride[axis]] = (min(old[0], ends[0]), max(old[1], ends[1]))
+    return result
 
 
 def _detail(edge: GraphEdge) -> str:

@@ -173,17 +173,10 @@ def _given(spec: NetworkSpec, value: Any, names: tuple[str, ...], what: str) -> 
                 f"{what} extent is given for {name!r}; the {what} nodes of network {spec.name!r} are "
                 f"{', '.join(names)}"
             )
-    known = {
+    return {
         name: as_extent(extent, f"extent of {what} node {name!r}", spec.dims)
         for name, extent in value.items()
     }
-    for name, extent in known.items():
-        if spec.dims == 2 and extent[0] != 1:
-            raise SpecError(
-                f"extent of {what} node {name!r} is {format_extent(extent)} in a network with dims=2; "
-                "expected depth 1"
-            )
-    return known
 
 
 def _check_extents(spec: NetworkSpec, sparsities: Mapping[str, Extent], known: Mapping[str, Extent]) -> None:

@@ -246,7 +246,7 @@ def _tree_depth(images: int) -> int:
 
 
 def chain(width: int, depth: int, kernel: int) -> NetworkSpec:
-    """`depth` convolutions of `width` maps (the input too), kernels of side `kernel`, ReLU after each."""
+    """`depth` convolutions of `width` maps (the input too), kernels of side `kernel`, ReLUs."""
     layers = [{"conv": width, "kernel": kernel, "transfer": "relu"}] * depth
     return NetworkSpec.layered(f"chain_{depth}x{width}", width, layers)
 

@@ -86,8 +86,9 @@ def loads(text: str, name: str = "network", where: str = "network.znn") -> Netwo
     nodes = tuple(_node(section) for section in sections if section.kind == "nodes")
     strides: dict[str, Extent] = {}
     edges = tuple(_edge(section, strides) for section in sections if section.kind == "edges")
-    sizes = [size for edge in edges if (size := edge.kernel or edge.window) and size != _ONES]
-    dims = 2 if sizes and all(size[0] == 1 for size in sizes) else 3
+    taken = [edge.kernel or edge.window for edge in edges if edge.kernel or edge.window]
+    flat = all(extent[0] == 1 for edge in edges for extent in _extents(edge))
+    dims = 2 if flat and any(size != _ONES for size in taken) else 3
     try:
         return _with_sparsities(NetworkSpec(name, nodes, edges, dims=dims), strides)
     except SpecError as error:
@@ -95,8 +96,8 @@ def loads(text: str, name: str = "network", where: str = "network.znn") -> Netwo
 
 
 def dumps(spec: NetworkSpec) -> str:
-    """`spec` in the `.znn` format, such that `loads` gives back the same network (sparsities may come back
-    worked out).
+    """`spec` in the `.znn` format, such that `loads` gives back the same network (sparsities and dims may
+    come back worked out).
 
     Raises SpecError where the format cannot say it (loss, rates, identity edges, depthwise convolutions,
     biases that are missing or do not begin at 0, sparsities other than the filters give).
@@ -112,8 +113,12 @@ def dumps(spec: NetworkSpec) -> str:
         ) from None
     for mine, read in zip(_resolved(spec), _resolved(back)):
         if mine != read:
-            raise SpecError(f"the .znn format cannot say {mine!r} of network {spec.name!r}; save it as .toml")
+            raise SpecError(f"the .znn format cannot say {mine} of network {spec.name!r}; save it as .toml")
     return text
+
+
+def _extents(edge: EdgeSpec) -> list[Extent]:
+    return [extent for extent in (edge.kernel, edge.window, edge.stride, edge.sparsity) if extent is not None]
 
 
 def _sections(text: str, where: str) -> list[_Section]:
@@ -274,7 +279,7 @@ def _resolved(spec: NetworkSpec) -> list[object]:
         replace(edge, sparsity=sparsities[edge.name]) if edge.kind in ("conv", "max_filter") else edge
         for edge in spec.edges
     ]
-    return [f"loss={spec.loss}", f"dims={spec.dims}", *spec.nodes, *edges]
+    return [f"loss {spec.loss!r}", *spec.nodes, *edges]
 
 
 def _node_lines(node: NodeSpec) -> list[str]:
