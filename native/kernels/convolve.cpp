@@ -2,8 +2,9 @@
 //
 // Both loops keep a block of accumulators in registers: R rows (outputs a sparsity apart, so they share input rows) by
 // NX vectors. Each input vector loaded serves every row, each broadcast weight every vector, which keeps two
-// multiply-adds a cycle fed by two loads a cycle. Rows that enter and leave the kernel's support at its ends are
-// handled by code for each range [LO, HI] of active rows rather than by multiplying zeros.
+// multiply-adds a cycle fed by two loads a cycle. A kernel K rows high makes R rows meet K + R - 1 input rows, the first
+// and last R - 1 of which serve only some of them; step t therefore takes rows 0..t at input row t together with the
+// others at input row t + K, so that all the accumulators are busy at every step and none waits for its last sum.
 #include "kernels/isa.hpp"
 
 namespace znn::kernels::ZNN_ISA {
@@ -18,47 +19,51 @@ struct Taps {
     std::ptrdiff_t outer_in, outer_w, shared_in, shared_w, inner_in;
 };
 
-// Rows LO..HI of the block take one input row of every outer tap each; row r is `r` kernel rows behind row 0.
-template <int R, int NX, bool Masked, int LO, int HI>
-ZNN_INLINE void add_row(vf (&acc)[R][NX], const Taps& t, const float* in, const float* w, std::ptrdiff_t last, Part part) {
+// Rows FROM..TO-1 of the block take one tap; row r is `r` kernel rows behind row 0.
+template <int R, int NX, bool Masked, int FROM, int TO>
+ZNN_INLINE void add_tap(vf (&acc)[R][NX], const float* in, const float* w, std::ptrdiff_t w_row, std::ptrdiff_t last,
+                        Part part) {
+    vf x[NX];
+    ZNN_UNROLL
+    for (int v = 0; v < NX; ++v) x[v] = Masked ? load(in, part) : load(in + (v == NX - 1 ? last : v * W));
+    ZNN_UNROLL
+    for (int r = FROM; r < TO; ++r) {
+        const vf weight = splat(w[-r * w_row]);
+        ZNN_UNROLL
+        for (int v = 0; v < NX; ++v) acc[r][v] += x[v] * weight;
+    }
+}
+
+// The outer and inner taps of one step: the first FIRST rows at input row t, the others at input row t + K.
+template <int R, int NX, bool Masked, int FIRST>
+ZNN_INLINE void add_step(vf (&acc)[R][NX], const Taps& t, const float* in, const float* w, std::ptrdiff_t last, Part part) {
+    const std::ptrdiff_t later_in = t.shared * t.shared_in, later_w = t.shared * t.shared_w;
     for (int o = 0; o < t.outer; ++o, in += t.outer_in, w += t.outer_w) {
         const float* p = in;
         const float* q = w;
         for (int i = 0; i < t.inner; ++i, p += t.inner_in, ++q) {
-            vf x[NX];
-            ZNN_UNROLL
-            for (int v = 0; v < NX; ++v) x[v] = Masked ? load(p, part) : load(p + (v == NX - 1 ? last : v * W));
-            ZNN_UNROLL
-            for (int r = LO; r <= HI; ++r) {
-                const vf weight = splat(q[-r * t.shared_w]);
-                ZNN_UNROLL
-                for (int v = 0; v < NX; ++v) acc[r][v] += x[v] * weight;
-            }
+            add_tap<R, NX, Masked, 0, FIRST>(acc, p, q, t.shared_w, last, part);
+            if constexpr (FIRST < R) add_tap<R, NX, Masked, FIRST, R>(acc, p + later_in, q + later_w, t.shared_w, last, part);
         }
     }
 }
 
-template <int R, int NX, bool Masked, int LO, int HI>
-ZNN_INLINE void add_active_rows(int lo, int hi, vf (&acc)[R][NX], const Taps& t, const float* in, const float* w,
-                                std::ptrdiff_t last, Part part) {
-    if (lo == LO && hi == HI) {
-        add_row<R, NX, Masked, LO, HI>(acc, t, in, w, last, part);
-    } else if constexpr (HI > LO) {
-        add_active_rows<R, NX, Masked, LO, HI - 1>(lo, hi, acc, t, in, w, last, part);
-    } else if constexpr (LO + 1 < R) {
-        add_active_rows<R, NX, Masked, LO + 1, R - 1>(lo, hi, acc, t, in, w, last, part);
-    }
-}
-
-// R rows (out_row apart in out) of NX vectors; the last vector begins at `last` and may overlap the one before it.
+// R <= K + 1 rows (out_row apart in out) of NX vectors; the last vector begins at `last` and may overlap the one before it.
 template <int R, int NX, bool Masked>
 void block(const Taps& t, const float* in, const float* w, std::ptrdiff_t last, int count, float* out,
            std::ptrdiff_t out_row, bool accumulate) {
     const Part part(count);
     vf acc[R][NX] = {};
-    for (int step = 0; step < t.shared + R - 1; ++step, in += t.shared_in, w += t.shared_w) {
-        const int lo = larger(0, step - t.shared + 1), hi = smaller(R - 1, step);
-        add_active_rows<R, NX, Masked, 0, R - 1>(lo, hi, acc, t, in, w, last, part);
+    for (int step = 0; step < t.shared; ++step, in += t.shared_in, w += t.shared_w) {
+        if (step >= R - 1) {
+            add_step<R, NX, Masked, R>(acc, t, in, w, last, part);
+        } else if (step == 0) {
+            add_step<R, NX, Masked, 1>(acc, t, in, w, last, part);
+        } else if (step == 1) {
+            add_step<R, NX, Masked, smaller(2, R)>(acc, t, in, w, last, part);
+        } else {
+            add_step<R, NX, Masked, smaller(3, R)>(acc, t, in, w, last, part);
+        }
     }
     ZNN_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -112,11 +117,11 @@ ZNN_INLINE void along_row(int length, const F& f) {
     }
 }
 
-// Calls f(first row, rows) for blocks of rows that are `sparsity` apart.
+// Calls f(first row, rows) for blocks of rows that are `sparsity` apart, for a kernel `taps` rows high.
 template <class F>
-ZNN_INLINE void along_rows(int count, int sparsity, const F& f) {
+ZNN_INLINE void along_rows(int count, int sparsity, int taps, const F& f) {
     for (int phase = 0; phase < smaller(sparsity, count); ++phase) {
-        const Split split(int(ceil_div(count - phase, sparsity)), max_rows);
+        const Split split(int(ceil_div(count - phase, sparsity)), smaller(max_rows, taps + 1));
         for (int i = 0, first = phase; i < split.parts; ++i) {
             f(first, split.size(i));
             first += split.size(i) * sparsity;
@@ -132,7 +137,7 @@ void correlate_rows(const float* in, Extent n, const float* w, Extent k, Extent 
     const std::ptrdiff_t plane = std::ptrdiff_t(n.y) * n.x;
     const Taps taps{k.z, k.y, k.x, s.z * plane, std::ptrdiff_t(k.y) * k.x, std::ptrdiff_t(s.y) * n.x, k.x, s.x};
     for (int z = 0; z < m.z; ++z)
-        along_rows(m.y, s.y, [&](int y, int rows) {
+        along_rows(m.y, s.y, k.y, [&](int y, int rows) {
             const float* row = in + z * plane + std::ptrdiff_t(y) * n.x;
             float* out_row = out + (std::ptrdiff_t(z) * m.y + y) * m.x;
             along_row(m.x, [&](int x, int vectors, int last, int count) {
@@ -161,7 +166,7 @@ void correlate_planes(const float* in, Extent n, const float* w, Extent k, Exten
     const Taps taps{k.y, k.z, k.x, std::ptrdiff_t(s.y) * n.x, k.x, s.z * plane, std::ptrdiff_t(k.y) * k.x, s.x};
     const int length = (m.y - 1) * n.x + m.x;
     const std::ptrdiff_t out_plane = std::ptrdiff_t(m.y) * m.x;
-    along_rows(m.z, s.z, [&](int z, int rows) {
+    along_rows(m.z, s.z, k.z, [&](int z, int rows) {
         along_row(length, [&](int x, int vectors, int last, int count) {
             float flat[max_rows][max_vectors * W];
             choose_block(rows, vectors, count)(taps, in + z * plane + x, w, last, count, flat[0], max_vectors * W, false);

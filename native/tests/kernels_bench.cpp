@@ -19,7 +19,7 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 
 // Fastest time of one call, over about `budget` seconds.
 template <class F>
-double fastest(const F& call, double budget = 0.06) {
+double fastest(const F& call, double budget = 0.03) {
     call();
     const double begin = now();
     call();
