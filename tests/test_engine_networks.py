@@ -213,7 +213,7 @@ def test_ten_thousand_rounds_do_not_grow_memory(rng, plan):
 # ---- what memoizing saves -----------------------------------------------------------------------------
 @pytest.mark.parametrize("memoize", MEMOIZE, ids="+".join)
 def test_transforms_per_round_are_those_of_the_cost_model(rng, memoize):
-    """The paper's table for one fully connected layer f -> f': keeping all transforms saves a third of them."""
+    """The paper's table for one fully connected layer f -> f': keeping all transforms saves a third."""
     f, g = 3, 4
     graph = Graph.build(NetworkSpec.layered("layer", f, [{"conv": g, "kernel": 3}]), output=4)
     with znn.Network(graph, plan="fft", memoize=memoize, input_gradient=True, threads=2) as net:

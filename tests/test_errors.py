@@ -1,4 +1,4 @@
-"""Bad input: one clear exception each that names the culprit, before work starts; the network stays usable."""
+"""Bad input: one clear exception each, naming the culprit, before work starts; the network stays usable."""
 from __future__ import annotations
 
 import _thread
@@ -140,7 +140,8 @@ def test_a_closed_network_says_so(rng, graph, net):
     net.close()
     net.close()
     for call in (lambda: net.forward(inputs), lambda: net.train_step(inputs, targets),
-                 lambda: net.backward(targets), net.parameters, net.momenta, net.sync, lambda: net.set_parameters({})):
+                 lambda: net.backward(targets), lambda: net.set_parameters({}), net.parameters, net.momenta,
+                 net.sync):
         with pytest.raises(ZnnError, match="closed"):
             call()
 
@@ -174,9 +175,9 @@ def test_initial_parameters_must_be_complete(graph):
 # ---- options ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("option, value", [
     ("threads", 0), ("threads", -1), ("threads", 100_000), ("threads", 1.5), ("threads", "two"),
-    ("threads", True), ("policy", "random"), ("policy", 3), ("sum", "atomic"), ("sum", None), ("allocator", "arena"),
-    ("memoize", ("kernels", "weights")), ("memoize", "everything"), ("plan", "guess"), ("plan", 7),
-    ("patches", 0), ("patches", -2), ("patches", 1.5), ("seed", -1), ("seed", "x"), ("optimiser", "adam"),
+    ("threads", True), ("policy", "random"), ("policy", 3), ("sum", "atomic"), ("sum", None),
+    ("allocator", "arena"), ("memoize", ("kernels", "weights")), ("memoize", "everything"),
+    ("plan", "guess"), ("plan", 7), ("patches", 0), ("patches", -2), ("patches", 1.5), ("seed", -1), ("seed", "x"), ("optimiser", "adam"),
 ])
 def test_bad_options_are_named_with_their_value(graph, option, value):
     shown = "weights" if value == ("kernels", "weights") else str(value)
