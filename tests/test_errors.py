@@ -177,7 +177,8 @@ def test_initial_parameters_must_be_complete(graph):
     ("threads", 0), ("threads", -1), ("threads", 100_000), ("threads", 1.5), ("threads", "two"),
     ("threads", True), ("policy", "random"), ("policy", 3), ("sum", "atomic"), ("sum", None),
     ("allocator", "arena"), ("memoize", ("kernels", "weights")), ("memoize", "everything"),
-    ("plan", "guess"), ("plan", 7), ("patches", 0), ("patches", -2), ("patches", 1.5), ("seed", -1), ("seed", "x"), ("optimiser", "adam"),
+    ("plan", "guess"), ("plan", 7), ("patches", 0), ("patches", -2), ("patches", 1.5), ("seed", -1),
+    ("seed", "x"), ("optimiser", "adam"),
 ])
 def test_bad_options_are_named_with_their_value(graph, option, value):
     shown = "weights" if value == ("kernels", "weights") else str(value)
