@@ -34,7 +34,7 @@ class SimulateAdapter(Computed):
         options = dict(options)
         workers, laps = options.pop("workers"), options.pop("laps", 9)
         counts = thread_counts()
-        traces = {n: traced_laps(problem, options | {"threads": n}, TRACED_LAPS)[0] for n in counts}
+        traces = {n: traced_laps(problem, options | {"threads": n}, TRACED_LAPS).trace for n in counts}
         slowdown = {n: work_s(trace) / work_s(traces[1]) for n, trace in traces.items()}
         bandwidth = {n: copy_bandwidth(n) for n in {1, max(counts)}}
         contention = simulate.Contention.fit(slowdown, bandwidth[1] / bandwidth[max(counts)])

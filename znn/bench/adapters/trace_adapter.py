@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..problem import Problem
 from ..traced import compact
@@ -27,32 +27,40 @@ class TraceAdapter(Computed):
         return ZNN.predicted_bytes(problem, options)
 
     def compute(self, problem: Problem, options: dict[str, Any]) -> dict[str, Any]:
-        trace, wall_s = traced_laps(problem, options, 1)
-        summary = trace.summary()
+        traced = traced_laps(problem, options, 1)
+        summary = traced.trace.summary()
         kept = ("workers", "tasks", "work_s", "task_share", "outside_share", "by_phase", "by_kind")
+        return {"wall_s": traced.wall_s, "counters": traced.counters, "events": compact(traced.trace)} | {
+            key: summary[key] for key in kept}
 
-        return {"wall_s": wall_s, "events": compact(trace)} | {key: summary[key] for key in kept if key in summary}
+
+class Traced(NamedTuple):
+    """Steady rounds with all their updates and nothing else; counters as `znn.Network.stats` gives them."""
+
+    trace: Trace
+    wall_s: float
+    counters: dict[str, Any]
 
 
-def traced_laps(problem: Problem, options: dict[str, Any], laps: int) -> tuple[Trace, float]:
-    """The trace of `laps` steady rounds, with all their updates and nothing else, and the seconds they took."""
+def traced_laps(problem: Problem, options: dict[str, Any], laps: int) -> Traced:
+    """Run and trace `laps` steady rounds."""
     from znn.trace import Trace
 
     session = ZNN.start(problem, options | {"trace": True})
     try:
         for _ in range(WARMUPS):
             session.lap()
-        session.net.sync()
+        session.mark()
         begin = time.monotonic_ns()  # the clock of the trace
         for _ in range(laps):
             session.lap()
         session.net.sync()
         end = time.monotonic_ns()
-        whole = session.net.trace()
+        whole, counters = session.net.trace(), session.metrics()
     finally:
         session.close()
     inside = (whole.events["start_ns"] >= begin) & (whole.events["end_ns"] <= end)
-    return Trace(whole.events[inside], whole.names), (end - begin) * 1e-9
+    return Traced(Trace(whole.events[inside], whole.names), (end - begin) * 1e-9, counters)
 
 
 ADAPTER = TraceAdapter()
