@@ -37,7 +37,7 @@ class Settings:
                                 synthetic volume of `synthetic_extent` and `seed`
     hold_out                    last sections of every volume kept for validation; None: a fifth of them
     target                      boundary | classes | affinities
-    output                      extent of the output patch (z, y, x)
+    output                      extent of the output patch (z, y, x); None: see `default_output`
     The others are those of `Schedule`, `Limits`, `Augmentation`, `PatchSampler`, `znn.SGD` and `znn.Network`.
     """
 
@@ -47,9 +47,9 @@ class Settings:
     synthetic_extent: tuple[int, int, int] = (24, 256, 256)
     hold_out: int | None = None
     target: str = "boundary"
-    output: tuple[int, int, int] = (1, 96, 96)
+    output: tuple[int, int, int] | None = None
     patches: int = 1
-    rate: float = 0.05
+    rate: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-5
     schedule: str = "cosine"
@@ -93,6 +93,14 @@ def load_volumes(settings: Settings) -> tuple[list[Volume], list[Volume]]:
     return training, held_out
 
 
+def default_output(spec: NetworkSpec, extent: Sequence[int]) -> tuple[int, int, int]:
+    """An output patch that spans about 96 x 96 voxels for 2D nets, 4 x 32 x 32 for 3D nets, and no more than
+    `extent`, that of the smallest volume."""
+    geometry = Geometry.of(Graph.build(spec, output=2))
+    span = (1, 96, 96) if spec.dims == 2 else (4, 32, 32)
+    return tuple(max(1, min(most, n) // stride) for most, n, stride in zip(span, extent, geometry.stride))
+
+
 def run_job(settings: Settings, folder: str | os.PathLike, spec: NetworkSpec | None = None, fresh: bool = False,
             report: Callable[[dict[str, Any]], None] | None = None, progress: Progress | None = None
             ) -> dict[str, Any]:
@@ -106,12 +114,14 @@ def run_job(settings: Settings, folder: str | os.PathLike, spec: NetworkSpec | N
     folder = Path(folder)
     if fresh and folder.exists():
         _discard(folder)
+    schedule = Schedule(settings.rate, settings.schedule)
+    limits = Limits(settings.rounds, settings.minutes, settings.validate_every, settings.keep_every)
     training, held_out = load_volumes(settings)
     checkpoint, state = _resume(folder, settings, spec)
     if spec is None:
         spec = checkpoint.spec if checkpoint else boundary_network(training[0].maps)
-    net = _network(settings, spec, checkpoint)
-    with net:
+    smallest = tuple(min(sizes) for sizes in zip(*(volume.extent for volume in training + held_out)))
+    with _network(settings, spec, checkpoint, smallest) as net:
         geometry = Geometry.of(net.graph)
         maps = net.graph.node(net.graph.outputs[0]).maps
         reader = PatchReader(training, geometry, settings.target, maps)
@@ -119,23 +129,21 @@ def run_job(settings: Settings, folder: str | os.PathLike, spec: NetworkSpec | N
         sampler = PatchSampler(reader, settings.seed, augmentation, settings.patches, settings.balance)
         held_out_reader = PatchReader(held_out, geometry, settings.target, maps) if held_out else None
         follow = Evaluator(held_out_reader, spec.loss, settings.validation_tiles) if held_out_reader else None
-        limits = Limits(settings.rounds, settings.minutes, settings.validate_every, settings.keep_every)
-        run = Run(net, sampler, follow, folder, Schedule(settings.rate, settings.schedule), limits, state, report,
-                  progress)
+        run = Run(net, sampler, follow, folder, schedule, limits, state, report, progress)
         run.train()
         return _conclude(net, held_out_reader or reader, bool(held_out), run.state, folder)
 
 
-def _network(settings: Settings, spec: NetworkSpec, checkpoint):
+def _network(settings: Settings, spec: NetworkSpec, checkpoint, smallest: Sequence[int]):
     import znn
 
     engine = {"threads": settings.threads, "plan": settings.plan, "sum": settings.sum}
     if checkpoint is not None:
         return checkpoint.network(**engine)
-    graph = Graph.build(spec, output=settings.output)
-    Geometry.of(graph)
+    output = settings.output or default_output(spec, smallest)
+    Geometry.of(Graph.build(spec, output=output))
     optimiser = znn.SGD(rate=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    return znn.Network(spec, output=settings.output, patches=settings.patches, seed=settings.seed,
+    return znn.Network(spec, output=output, patches=settings.patches, seed=settings.seed,
                        optimiser=optimiser, **engine)
 
 

@@ -1,0 +1,171 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from stand_in import SGD, Network
+
+import znn
+from znn import cli
+from znn.checkpoint import load_checkpoint, save_checkpoint
+from znn.graph import Graph
+from znn.spec import NetworkSpec
+
+TINY = NetworkSpec.layered("tiny", 1, [{"conv": 4, "kernel": 4, "transfer": "relu"}, {"max_pool": 2},
+                                       {"conv": 1, "kernel": 2}], loss="binomial", dims=2)
+COMMANDS = ("describe", "plan", "train", "infer", "bench", "trace", "convert", "info")
+
+
+@pytest.fixture
+def stand_in_engine(monkeypatch):
+    monkeypatch.setattr(znn, "Network", Network, raising=False)
+    monkeypatch.setattr(znn, "SGD", SGD, raising=False)
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    TINY.save("tiny.toml")
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((5, 40, 40)).astype(np.float32)
+    np.save("image.npy", image)
+    np.save("labels.npy", (image < 0.7).astype(np.uint8))
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([command, "--help"])
+    text = capsys.readouterr().out
+    assert exit_.value.code == 0 and "examples:\n  znn " + command in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_in_the_help_are_understood(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    examples = capsys.readouterr().out.split("examples:\n")[1].strip().splitlines()
+    for example in examples:
+        cli._parser().parse_args(example.split("#")[0].split()[1:])
+
+
+def test_describe(in_folder, capsys):
+    code, out, err = run(capsys, "describe", "scaling_3d", "--width", 10, "--draw", "net.svg")
+    graph = Graph.build(cli.load_network("scaling_3d", 10), output=12)
+    assert code == 0 and not err
+    assert f"{graph.parameter_count:,} parameters" in out and "37x37x37" in out and "sparsity 4x4x4" in out
+    assert "<svg" in (in_folder / "net.svg").read_text()
+    first = (in_folder / "net.svg").read_bytes()
+    run(capsys, "describe", "scaling_3d", "--width", 10, "--draw", "net.svg")
+    assert (in_folder / "net.svg").read_bytes() == first
+    code, out, _ = run(capsys, "describe", "3d_5", "--input", 80, "--draw", "net.dot")
+    assert code == 0 and (in_folder / "net.dot").read_text().startswith("digraph")
+    assert run(capsys, "describe", "tiny.toml", "--draw", "net.jpg")[0] == 2
+
+
+def test_train_then_infer_then_convert(in_folder, capsys, stand_in_engine):
+    train = ("train", "--net", "tiny.toml", "--images", "image.npy", "--labels", "labels.npy", "--rounds", 30,
+             "--output", "12,12", "--rate", 0.1, "--validate-every", 10)
+    code, out, err = run(capsys, *train)
+    assert code == 0 and err == "", "quiet where stderr is not a terminal"
+    summary = json.loads((in_folder / "runs" / "tiny" / "summary.json").read_text())
+    assert f"{summary['pixel_error']:.2%}" in out and f"{summary['trivial_error']:.2%}" in out
+    assert load_checkpoint("runs/tiny/last.npz").output == {"output": (1, 12, 12)}
+    assert run(capsys, *train, "--seed", 3)[0] == 2
+    assert run(capsys, *train, "--seed", 3, "--fresh")[0] == 0
+
+    code, out, err = run(capsys, "infer", "runs/tiny/last.npz", "image.npy", "out.npy", "--patch", "1,16,16")
+    assert code == 0 and "voxels/s" in out and err == ""
+    output = np.load("out.npy")
+    assert output.shape == (1, 5, 40, 40) and 0 <= output.min() <= output.max() <= 1
+
+    assert run(capsys, "convert", "runs/tiny/last.npz", "dense.toml", "--dense")[0] == 0
+    assert NetworkSpec.load("dense.toml").edges[1].kind == "max_filter"
+    assert run(capsys, "convert", "runs/tiny/last.npz", "back.toml")[0] == 0
+    assert NetworkSpec.load("back.toml") == TINY
+
+
+def test_info_names_what_is_missing(capsys, monkeypatch):
+    from importlib import metadata
+
+    def version(name):
+        if name == "zarr":
+            raise metadata.PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr(metadata, "version", version)
+    code, out, _ = run(capsys, "info")
+    assert code == 0 and "zarr missing; pip install 'znn[data]'" in out and "tifffile 1.2.3" in out
+    assert "usable of" in out and "core " in out
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("describe", "no_such_net"), "no_such_net"),
+    (("describe", "none.toml"), "none.toml"),
+    (("describe", "tiny.toml", "--width", 3), "--width"),
+    (("describe", "tiny.toml", "--input", "3"), "conv"),
+    (("train", "--images", "none.tif", "--labels", "none.tif"), "none.tif: no such file"),
+    (("train", "--images", "image.npy", "--labels", "image.npy", "image.npy"), "1 images but 2 labels"),
+    (("train", "--images", "image.npy", "--labels", "labels.npy", "--hold-out", 9), "cannot hold out 9"),
+    (("train", "--rate", -1, "--images", "image.npy", "--labels", "labels.npy", "--net", "tiny.toml"), "learning rate"),
+    (("infer", "tiny.toml", "image.npy", "out.npy"), "tiny.toml: not a readable checkpoint"),
+    (("infer", "none.npz", "image.npy", "out.npy"), "none.npz: no such checkpoint"),
+    (("convert", "tiny.toml", "tiny.png"), "tiny.png"),
+])
+def test_wrong_input_is_one_line_and_code_2(in_folder, capsys, stand_in_engine, arguments, message):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert message in err and err.startswith("znn: ") and err.count("\n") == 1
+
+
+def test_failures_are_one_line_and_code_1(in_folder, capsys, monkeypatch, stand_in_engine):
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli, "load_network", fail)
+    code, _, err = run(capsys, "describe", "tiny.toml")
+    assert code == 1 and "No space left" in err and err.count("\n") == 1
+
+
+def test_ctrl_c_is_130(in_folder, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_network", interrupt)
+    assert run(capsys, "describe", "tiny.toml")[0] == 130
+
+
+@pytest.mark.parametrize("arguments", [("describe",), ("describe", "x", "--output", "0"), ("fly",),
+                                       ("infer", "a", "b", "c", "--memory", "lots"), ("bench", "x", "--threads", "0"),
+                                       ("train", "--schedule", "steps")])
+def test_unknown_options_are_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(list(arguments))
+    assert exit_.value.code == 2
+
+
+def test_parsing():
+    assert cli.parse_extent("96") == 96 and cli.parse_extent("1x9,6") == (1, 9, 6)
+    assert cli.parse_bytes("2.5GiB") == int(2.5 * 2**30) and cli.parse_bytes("800M") == 800 * 2**20
+    assert cli.parse_bytes("123") == 123
+
+
+def test_a_net_in_a_checkpoint_can_be_described(in_folder, capsys):
+    save_checkpoint("net.npz", Network(TINY, (1, 2, 2)))
+    code, out, _ = run(capsys, "describe", "net.npz", "--output", "2")
+    assert code == 0 and out.startswith("tiny: loss binomial")
+
+
+def test_the_module_runs_as_a_program(in_folder):
+    done = subprocess.run([sys.executable, "-m", "znn", "describe", "nonsense"], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(znn.__file__))}, timeout=60)
+    assert done.returncode == 2 and done.stderr.startswith("znn: ") and done.stdout == ""
