@@ -187,6 +187,9 @@ def train(options) -> None:
     print(f"{summary['rounds']} rounds in {summary['seconds'] / 60:.1f} min; pixel error on {summary['voxels']:,} voxels of "
           f"{summary['measured_on']}: {summary['pixel_error']:.2%} (calling everything one class: "
           f"{summary['trivial_error']:.2%})")
+    if "rand_error" in summary:
+        print(f"adapted Rand error of the cells within sections: {summary['rand_error']:.3f} (boundaries cut at "
+              f"{summary['rand_threshold']})")
     print(f"see {folder / 'sections.png'}, {folder / 'learning-curve.png'}, {folder / 'last.npz'}")
 
 

@@ -92,11 +92,11 @@ class Evaluator:
             keep[(slice(None), *fresh)] = True
         return keep
 
-    def section(self, net, index: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The middle section of a volume: image (y, x), target and probability (maps, y, x), NaN where a strided
-        network gives no answer."""
+    def section(self, net, index: int = 0, z: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One section of a volume (z None: the middle one): image (y, x), target and probability (maps, y, x), NaN
+        where a strided network gives no answer."""
         volume, geometry = self.reader.volumes[index], self.reader.geometry
-        z = volume.extent[0] // 2
+        z = volume.extent[0] // 2 if z is None else z
         tiles = [(index, tile) for tile in cover(volume.extent, geometry.span)
                  if 0 <= z - tile[0][0] < geometry.span[0] and (z - tile[0][0]) % geometry.stride[0] == 0]
         probability = np.full((self.reader.maps, *volume.extent[1:]), np.nan, np.float32)

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from znn.checkpoint import load_checkpoint
 from znn.errors import DataError
 from znn.files import atomic_write
@@ -20,12 +22,15 @@ from znn.train.evaluate import Evaluator
 from znn.train.loop import Limits, Progress, Run, Schedule, State, read_curve
 from znn.train.nets import boundary_network
 from znn.train.pictures import draw_learning_curve, draw_side_by_side
+from znn.train.rand import rand_error_of_boundaries
 from znn.train.sampler import Geometry, PatchReader, PatchSampler
 from znn.train.synthetic import cell_volume
 from znn.train.volumes import Volume, make_volume, read_volume
 
 # What a resumed run may change without becoming another run.
 _FREE = ("rounds", "minutes", "keep_every", "threads", "plan", "sum")
+_RAND_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+_RAND_SECTIONS = 8
 _HELD_OUT = 0.2  # share of the sections held out where the user does not say
 
 
@@ -180,9 +185,24 @@ def _conclude(net, reader: PatchReader, held_out: bool, state: State, folder: Pa
     summary = {"network": net.graph.spec.name, "parameters": sum(p.size for p in net.parameters().values()),
                "rounds": net.round, "seconds": state.seconds, "measured_on": "held-out sections" if held_out else
                "training sections"} | result.to_dict()
+    evaluator = Evaluator(reader, loss)
+    if reader.target == "boundary" and max(reader.geometry.stride) == 1:
+        summary |= _rand_error(evaluator, net)
     with atomic_write(folder / "summary.json", "w") as file:
         json.dump(summary, file, indent=1)
     draw_learning_curve(read_curve(folder / "curve.jsonl"), folder / "learning-curve.png")
     title = f"{summary['measured_on']}: pixel error {result.pixel_error:.2%} (all one class: {result.trivial_error:.2%})"
-    draw_side_by_side(*Evaluator(reader, loss).section(net), folder / "sections.png", title)
+    draw_side_by_side(*evaluator.section(net), folder / "sections.png", title)
     return summary
+
+
+def _rand_error(evaluator: Evaluator, net) -> dict[str, float]:
+    """Adapted Rand error of the cells within sections, mean over at most so many sections of the first volume, at
+    the threshold that makes it least, as the ISBI 2012 challenge takes it."""
+    depth = evaluator.reader.volumes[0].extent[0]
+    chosen = np.unique(np.linspace(0, depth - 1, min(depth, _RAND_SECTIONS)).astype(int))
+    sections = [evaluator.section(net, 0, int(z))[1:] for z in chosen]
+    errors = {threshold: float(np.mean([rand_error_of_boundaries(target[0], probability[0], threshold)
+                                        for target, probability in sections])) for threshold in _RAND_THRESHOLDS}
+    best = min(errors, key=errors.get)
+    return {"rand_error": errors[best], "rand_threshold": best, "rand_sections": len(chosen)}
