@@ -131,7 +131,7 @@ def test_transfer_function_at_the_ends_and_at_zero(transfer):
     parameters = {"conv1": np.ones((1, 1, 1, 1, 1), np.float32)}
     expected = reference.ReferenceNetwork(graph, parameters)
     with znn.Network(graph, plan="direct", parameters=parameters, input_gradient=True) as net:
-        np.testing.assert_allclose(net.forward(x), expected.forward(x), rtol=1e-5, atol=1e-37)
+        np.testing.assert_allclose(net.forward(x, "train"), expected.forward(x), rtol=1e-5, atol=1e-37)
         for network in (net, expected):
             network.backward(np.ones_like(x))
         np.testing.assert_allclose(net.input_gradient(), expected.input_gradient(), rtol=1e-5, atol=1e-6)

@@ -115,10 +115,19 @@ def test_the_patches_must_be_those_of_the_network(rng, graph):
 
 
 # ---- order of calls -----------------------------------------------------------------------------------
-def test_backward_before_forward_is_refused(rng, graph, net):
+def test_backward_needs_a_forward_in_the_train_phase(rng, graph, net):
+    gradient, parameters = random_output_gradients(graph, rng), net.parameters()
     with pytest.raises(ZnnError, match="forward"):
-        net.backward(random_output_gradients(graph, rng))
+        net.backward(gradient)
     forward_again(net, graph)
+    with pytest.raises(ZnnError, match="train"):
+        net.backward(gradient)
+    net.forward(random_inputs(graph, rng), "train")
+    net.backward(gradient)
+    with pytest.raises(ZnnError, match="forward"):
+        net.backward(gradient)
+    assert net.round == 1
+    assert any(np.any(net.parameters()[name] != parameters[name]) for name in parameters)
 
 
 def test_an_unknown_phase_is_refused(rng, graph, net):

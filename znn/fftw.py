@@ -76,7 +76,7 @@ def _candidates() -> list[str]:
 
 def _version_number(path: str) -> tuple[int, ...]:
     try:
-        text = ctypes.c_char_p.in_dll(ctypes.CDLL(path), "fftwf_version").value or b""
+        text = (ctypes.c_char * 32).in_dll(ctypes.CDLL(path), "fftwf_version").value
     except (OSError, ValueError):
         return ()
     match = re.search(rb"(\d+)\.(\d+)\.(\d+)", text)
