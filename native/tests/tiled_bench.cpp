@@ -1,0 +1,139 @@
+// Times the phases of one layer on one thread: tiled FFT at given or chosen tiles, or direct.
+//
+//     tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | direct | best] [SECONDS]
+//
+// INPUT, KERNEL and TILE are z,y,x or one number for a cube. `best` (the default) tries the model's first candidates and
+// the direct method and reports the fastest. Prints the shortest time of every phase, its prediction, and the sums.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <string>
+#include <sys/mman.h>
+#include <vector>
+
+#include "tiled/tiled.hpp"
+
+namespace {
+
+using namespace znn;
+using namespace znn::tiled;
+
+const char* const kNames[kPhases] = {"kernels_forward", "kernels_backward", "input_transform", "forward_product",
+                                     "forward_inverse", "gradient_transform", "backward_product", "backward_inverse",
+                                     "backward_join", "update_product", "update_inverse"};
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+Extent parse(const std::string& text) {
+    Extent e;
+    if (std::sscanf(text.c_str(), "%d,%d,%d", &e.z, &e.y, &e.x) != 3) e.z = e.y = e.x = std::atoi(text.c_str());
+    return e;
+}
+
+// Memory in huge pages where the system has them.
+struct Block {
+    float* data;
+    explicit Block(std::size_t bytes) {
+        const std::size_t page = 2 << 20, size = (bytes + page) / page * page;
+        data = static_cast<float*>(std::aligned_alloc(page, size));
+        madvise(data, size, MADV_HUGEPAGE);
+        std::mt19937 random(1);
+        std::uniform_real_distribution<float> uniform(-0.5f, 0.5f);
+        for (std::size_t i = 0; i < size / sizeof(float); ++i) data[i] = uniform(random);
+    }
+    Block(const Block&) = delete;
+    ~Block() { std::free(data); }
+};
+
+struct Result {
+    double phase[kPhases], total = 0;
+};
+
+Result measure(const LayerPlan& p, double seconds) {
+    const std::size_t in = p.problem.input.volume() * p.bundle, out = p.output.volume() * p.bundle;
+    std::vector<std::unique_ptr<Block>> blocks;
+    auto take = [&](std::size_t floats) {
+        blocks.push_back(std::make_unique<Block>(floats * sizeof(float)));
+        return blocks.back()->data;
+    };
+    Buffers b;
+    b.input = take(in * p.in_bundles), b.input_gradient = take(in * p.in_bundles);
+    b.output = take(out * p.out_bundles), b.output_gradient = take(out * p.out_bundles);
+    b.input_stride = b.input_gradient_stride = in;
+    b.output_stride = b.output_gradient_stride = out;
+    b.kernels = take(kernel_floats(p));
+    b.kernel_gradient = take(kernel_floats(p));
+    b.bias = take(p.out_bundles * p.bundle);
+    b.transfer = Transfer::relu;
+    for (int i = 0; i < kBuffers; ++i) b.work[i] = take(buffer_bytes(p, Buffer(i)) / sizeof(float) + 16);
+    float* scratch = take(scratch_bytes(p) / sizeof(float));
+
+    Result r;
+    std::fill_n(r.phase, kPhases, 1e9);
+    const double start = now();
+    for (int round = 0; round < 3 || now() - start < seconds; ++round)
+        for (int phase = 0; phase < kPhases; ++phase) {
+            const double begin = now();
+            for (int i = 0; i < piece_count(p, Phase(phase)); ++i) run_piece(p, Phase(phase), i, b, scratch);
+            r.phase[phase] = std::min(r.phase[phase], now() - begin);
+        }
+    for (double t : r.phase) r.total += t;
+    return r;
+}
+
+void report(const LayerPlan& p, const Result& r, const Machine& machine) {
+    const Cost cost = predict(p, machine);
+    const double flop = 2.0 * p.problem.in_maps * p.problem.out_maps * double(p.problem.kernel.volume()) *
+                        double(p.output.volume());
+    const double multiply = 8.0 * p.problem.in_maps * p.out_bundles * p.bundle * double(p.pencils) * p.axis[0].T * p.tiles;
+    for (int i = 0; i < kPhases; ++i) {
+        const double rate = p.method == Method::tiled ? (i == 3 || i == 6 || i == 9 ? multiply : 0)
+                                                      : (i == 4 || i == 7 || i == 10 ? flop : 0);
+        std::printf("  %-19s %9.3f ms, predicted %9.3f, %5d pieces", kNames[i], r.phase[i] * 1e3, cost.phase[i] * 1e3,
+                    piece_count(p, Phase(i)));
+        if (rate > 0) std::printf(", %6.1f GFLOP/s", rate / r.phase[i] * 1e-9);
+        std::printf("\n");
+    }
+    std::printf("%s %d->%d input %s kernel %s %s: total_ms %.3f predicted %.3f direct-equivalent %.1f GFLOP/s\n", isa(),
+                p.problem.in_maps, p.problem.out_maps, to_string(p.problem.input).c_str(), to_string(p.problem.kernel).c_str(),
+                p.method == Method::direct ? "direct" : ("tile " + to_string(p.tile)).c_str(), r.total * 1e3,
+                cost.total() * 1e3, 3 * flop / r.total * 1e-9);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc < 5) {
+        std::printf("usage: tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | direct | best] [SECONDS]\n");
+        return 2;
+    }
+    const Problem problem{std::atoi(argv[1]), std::atoi(argv[2]), parse(argv[3]), parse(argv[4])};
+    const std::string how = argc > 5 ? argv[5] : "best";
+    const double seconds = argc > 6 ? std::atof(argv[6]) : 0.5;
+    const int bundle = preferred_bundle(problem.in_maps, problem.out_maps);
+    const Machine machine = calibrate();
+    std::printf("calibrated GFLOP/s: product %.1f, direct %.1f, transform %.1f, kernels %.1f; memory %.1f GB/s\n",
+                machine.product_flops * 1e-9, machine.direct_flops * 1e-9, machine.transform_flops * 1e-9,
+                machine.expand_flops * 1e-9, machine.memory_bytes * 1e-9);
+    std::vector<LayerPlan> plans;
+    if (how == "best" || how == "direct") plans.push_back(plan_direct(problem, bundle, machine));
+    if (how == "best")
+        for (Extent tile : candidate_tiles(problem, bundle, machine, 4))
+            plans.push_back(plan_tiled(problem, bundle, tile, machine));
+    else if (how != "direct")
+        plans.push_back(plan_tiled(problem, bundle, parse(how), machine));
+    int best = -1;
+    Result fastest;
+    for (std::size_t i = 0; i < plans.size(); ++i) {
+        const Result r = measure(plans[i], seconds);
+        if (plans.size() > 1)
+            std::printf("candidate %s %.3f ms, predicted %.3f\n",
+                        plans[i].method == Method::direct ? "direct" : to_string(plans[i].tile).c_str(), r.total * 1e3,
+                        predict(plans[i], machine).total() * 1e3);
+        if (best < 0 || r.total < fastest.total) best = int(i), fastest = r;
+    }
+    report(plans[best], fastest, machine);
+}

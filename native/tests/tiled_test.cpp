@@ -1,0 +1,323 @@
+// Random layers through every phase of znn_tiled against plain double-precision loops.
+//
+//     tiled_test [cases] [seed]
+//
+// Pieces run in random order, work space starts as NaN, lanes beyond the last map hold junk. Prints "N passed, N failed".
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "tiled/tiled.hpp"
+
+namespace {
+
+using namespace znn;
+using namespace znn::tiled;
+
+constexpr double kTolerance = 2e-6;  // of the largest value
+
+struct Aligned {
+    float* data = nullptr;
+    std::size_t floats = 0;
+    explicit Aligned(std::size_t n, float fill = std::numeric_limits<float>::quiet_NaN()) : floats(n) {
+        // Exactly as long as asked for, so that the sanitizer sees any access beyond.
+        if (posix_memalign(reinterpret_cast<void**>(&data), 64, std::max<std::size_t>(n * sizeof(float), 1))) std::abort();
+        std::fill_n(data, n, fill);
+    }
+    Aligned(Aligned&& other) noexcept : data(other.data), floats(other.floats) { other.data = nullptr; }
+    ~Aligned() { std::free(data); }
+};
+
+struct Case {
+    Problem problem;
+    int bundle;
+    bool direct;
+    Extent tile;
+    Transfer transfer, activation;
+    bool bias, accumulate_output, accumulate_gradient, derivative, update, small_caches;
+
+    std::string text() const {
+        const Problem& q = problem;
+        return std::to_string(q.in_maps) + "->" + std::to_string(q.out_maps) + " input " + to_string(q.input) + " kernel " +
+               to_string(q.kernel) + " sparsity " + to_string(q.sparsity) + " bundle " + std::to_string(bundle) +
+               (direct ? " direct" : " tile " + to_string(tile)) + " transfer " + std::to_string(int(transfer)) +
+               (small_caches ? " slabs" : "");
+    }
+};
+
+double apply(Transfer f, double x) {
+    switch (f) {
+        case Transfer::relu: return std::max(0.0, x);
+        case Transfer::tanh: return std::tanh(x);
+        case Transfer::logistic: return 1 / (1 + std::exp(-x));
+        default: return x;
+    }
+}
+
+double derivative(Transfer f, double y) {
+    switch (f) {
+        case Transfer::relu: return y > 0 ? 1 : 0;
+        case Transfer::tanh: return 1 - y * y;
+        case Transfer::logistic: return y * (1 - y);
+        default: return 1;
+    }
+}
+
+// Largest difference over the largest magnitude.
+struct Error {
+    double difference = 0, largest = 1e-30;
+    void add(double got, double want) {
+        if (!(std::abs(got - want) <= difference)) difference = std::isnan(got) ? 1e300 : std::abs(got - want);
+        largest = std::max(largest, std::abs(want));
+    }
+    double value() const { return difference / largest; }
+};
+
+class Runner {
+public:
+    Runner(const Case& c, std::mt19937& random) : c_(c), random_(random), V_(c.bundle) {}
+
+    bool run() {
+        prepare();
+        compute_reference();
+        for (int i = 0; i < kPhases; ++i) run_phase(Phase(i));
+        return compare();
+    }
+
+private:
+    int in_maps() const { return c_.problem.in_maps; }
+    int out_maps() const { return c_.problem.out_maps; }
+    float uniform() { return std::uniform_real_distribution<float>(-1, 1)(random_); }
+
+    // Index into a bundled image.
+    std::size_t at(int map, Extent n, int z, int y, int x) const {
+        return (map / V_ * n.volume() + (std::size_t(z) * n.y + y) * n.x + x) * V_ + map % V_;
+    }
+    std::size_t weight(int o, int i, std::size_t tap) const {
+        return ((std::size_t(o / V_) * in_maps() + i) * c_.problem.kernel.volume() + tap) * V_ + o % V_;
+    }
+
+    Aligned random_image(int bundles, Extent n) {
+        Aligned image(bundles * n.volume() * V_);
+        for (std::size_t i = 0; i < image.floats; ++i) image.data[i] = uniform();
+        return image;
+    }
+
+    void prepare() {
+        Machine machine;
+        if (c_.small_caches) machine.l2_bytes = 4 << 10, machine.l3_bytes = 16 << 10;
+        machine.piece_s = std::uniform_real_distribution<double>(0, 3e-5)(random_);
+        plan_ = c_.direct ? plan_direct(c_.problem, V_, machine) : plan_tiled(c_.problem, V_, c_.tile, machine);
+        n_ = c_.problem.input, m_ = plan_.output;
+        images_.clear();
+        images_.push_back(random_image(plan_.in_bundles, n_));   // input, and activation of the derivative
+        images_.push_back(random_image(plan_.out_bundles, m_));  // output, old values
+        images_.push_back(random_image(plan_.out_bundles, m_));  // output gradient
+        images_.push_back(random_image(plan_.in_bundles, n_));   // input gradient, old values
+        const std::size_t kernels = kernel_floats(plan_);
+        for (int i = 0; i < 3; ++i) images_.emplace_back(kernels, 0.0f);
+        // Sums of order 1, so that the transfer functions are tried where they bend.
+        const float size = 1 / std::sqrt(float(in_maps()) * float(c_.problem.kernel.volume()));
+        for (int o = 0; o < out_maps(); ++o)
+            for (int i = 0; i < in_maps(); ++i)
+                for (std::size_t j = 0; j < c_.problem.kernel.volume(); ++j) {
+                    images_[4].data[weight(o, i, j)] = size * uniform();
+                    images_[5].data[weight(o, i, j)] = uniform();
+                }
+        images_.emplace_back(plan_.out_bundles * V_, 0.0f);
+        for (int o = 0; o < out_maps(); ++o) images_[7].data[o] = uniform();
+
+        b_ = Buffers{};
+        b_.input = images_[0].data, b_.output = images_[1].data;
+        b_.output_gradient = images_[2].data, b_.input_gradient = images_[3].data;
+        b_.input_stride = b_.input_gradient_stride = n_.volume() * V_;
+        b_.output_stride = b_.output_gradient_stride = m_.volume() * V_;
+        b_.kernels = images_[4].data;
+        b_.momenta = images_[5].data;
+        b_.kernel_gradient = images_[6].data;
+        b_.update = c_.update;
+        b_.step = {0.1f, 0.9f, 0.01f, 0.5f};
+        b_.bias = c_.bias ? images_[7].data : nullptr;
+        b_.transfer = c_.transfer;
+        b_.accumulate_output = c_.accumulate_output;
+        b_.accumulate_input_gradient = c_.accumulate_gradient;
+        if (c_.derivative) b_.activation = images_[0].data, b_.activation_transfer = c_.activation;
+        work_.clear();
+        for (int i = 0; i < kBuffers; ++i) {
+            work_.emplace_back(buffer_bytes(plan_, Buffer(i)) / sizeof(float));
+            b_.work[i] = work_.back().data;
+        }
+        scratch_.clear();
+        scratch_.emplace_back(scratch_bytes(plan_) / sizeof(float));
+    }
+
+    void run_phase(Phase phase) {
+        std::vector<int> order(piece_count(plan_, phase));
+        std::iota(order.begin(), order.end(), 0);
+        std::shuffle(order.begin(), order.end(), random_);
+        for (int index : order) {
+            std::fill_n(scratch_[0].data, scratch_[0].floats, std::numeric_limits<float>::quiet_NaN());
+            run_piece(plan_, phase, index, b_, scratch_[0].data);
+        }
+    }
+
+    void compute_reference() {
+        const Extent k = c_.problem.kernel, s = c_.problem.sparsity;
+        const std::size_t taps = k.volume();
+        output_.assign(images_[1].floats, 0);
+        gradient_.assign(images_[3].floats, 0);
+        kernel_gradient_.assign(images_[4].floats, 0);
+        for (int o = 0; o < out_maps(); ++o)
+            for (int i = 0; i < in_maps(); ++i)
+                for (std::size_t j = 0; j < taps; ++j) {
+                    const int jz = int(j / (k.y * k.x)), jy = int(j / k.x % k.y), jx = int(j % k.x);
+                    const double w = images_[4].data[weight(o, i, j)];
+                    double sum = 0;
+                    for (int z = 0; z < m_.z; ++z)
+                        for (int y = 0; y < m_.y; ++y)
+                            for (int x = 0; x < m_.x; ++x) {
+                                const std::size_t in = at(i, n_, z + s.z * jz, y + s.y * jy, x + s.x * jx);
+                                const std::size_t out = at(o, m_, z, y, x);
+                                const double g = images_[2].data[out], v = images_[0].data[in];
+                                output_[out] += w * v;
+                                gradient_[in] += w * g;
+                                sum += v * g;
+                            }
+                    kernel_gradient_[weight(o, i, j)] = sum;
+                }
+        for (std::size_t i = 0; i < output_.size(); ++i) {
+            const int map = int(i / (m_.volume() * V_) * V_ + i % V_);
+            double x = output_[i] + (c_.accumulate_output ? images_[1].data[i] : 0);
+            if (c_.bias) x += images_[7].data[map];
+            output_[i] = apply(c_.transfer, x);
+        }
+        for (std::size_t i = 0; i < gradient_.size(); ++i) {
+            gradient_[i] += c_.accumulate_gradient ? images_[3].data[i] : 0;
+            if (c_.derivative) gradient_[i] *= derivative(c_.activation, images_[0].data[i]);
+        }
+        weights_.assign(images_[4].data, images_[4].data + images_[4].floats);
+        momenta_.assign(images_[5].data, images_[5].data + images_[5].floats);
+        if (!c_.update) return;
+        for (std::size_t i = 0; i < weights_.size(); ++i) {
+            momenta_[i] = 0.9 * momenta_[i] + 0.5 * kernel_gradient_[i] + 0.01 * weights_[i];
+            weights_[i] -= 0.1 * momenta_[i];
+        }
+    }
+
+    void compare_image(Error& e, const float* got, const std::vector<double>& want, Extent n, int maps) {
+        for (std::size_t i = 0; i < want.size(); ++i)
+            if (int(i / (n.volume() * V_) * V_ + i % V_) < maps) e.add(got[i], want[i]);
+    }
+
+    bool compare() {
+        Error e[5];
+        compare_image(e[0], b_.output, output_, m_, out_maps());
+        compare_image(e[1], b_.input_gradient, gradient_, n_, in_maps());
+        for (std::size_t i = 0; i < weights_.size(); ++i) {  // padded lanes must be zero
+            e[2].add(b_.kernel_gradient[i], kernel_gradient_[i]);
+            e[3].add(b_.kernels[i], weights_[i]);
+            e[4].add(b_.momenta[i], momenta_[i]);
+        }
+        static const char* names[] = {"output", "input gradient", "kernel gradient", "weights", "momenta"};
+        bool good = true;
+        for (int i = 0; i < 5; ++i) {
+            worst = std::max(worst, e[i].value());
+            if (e[i].value() <= kTolerance) continue;
+            std::printf("FAILED %s: %s differs by %.2e\n", c_.text().c_str(), names[i], e[i].value());
+            good = false;
+        }
+        return good;
+    }
+
+    const Case& c_;
+    std::mt19937& random_;
+    int V_;
+    LayerPlan plan_;
+    Extent n_, m_;
+    Buffers b_;
+    std::vector<Aligned> images_, work_, scratch_;
+    std::vector<double> output_, gradient_, kernel_gradient_, weights_, momenta_;
+
+public:
+    static inline double worst = 0;
+};
+
+// A random layer whose plain loops take well under a second.
+Case random_case(std::mt19937& random) {
+    auto pick = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
+    for (;;) {
+        Case c;
+        Problem& q = c.problem;
+        const int kind = pick(0, 9);
+        const int largest = kind < 2 ? 14 : 5;
+        q.in_maps = pick(1, pick(0, 1) ? 4 : 20);
+        q.out_maps = pick(1, pick(0, 1) ? 4 : 20);
+        auto extents = [&](int& n, int& k, int& s) {
+            k = pick(1, largest), s = pick(0, 3) ? 1 : pick(2, 4);
+            n = s * (k - 1) + pick(1, kind < 2 ? 40 : 16);
+        };
+        extents(q.input.z, q.kernel.z, q.sparsity.z);
+        extents(q.input.y, q.kernel.y, q.sparsity.y);
+        extents(q.input.x, q.kernel.x, q.sparsity.x);
+        if (kind < 4) {  // two dimensions, along any pair of axes
+            const int axis = kind < 3 ? 0 : pick(0, 2);
+            (axis == 0 ? q.input.z : axis == 1 ? q.input.y : q.input.x) = 1;
+            (axis == 0 ? q.kernel.z : axis == 1 ? q.kernel.y : q.kernel.x) = 1;
+        }
+        if (kind == 9) q.kernel = {1, 1, 1};
+        const Extent m = valid_extent(q.input, q.kernel, q.sparsity);
+        if (double(m.volume()) * q.kernel.volume() * q.in_maps * q.out_maps > 1e7) continue;
+        c.bundle = has_bundle(16) && pick(0, 1) ? 16 : 8;
+        c.direct = pick(0, 2) == 0;
+        auto tile = [&](int n, int k, int s) {
+            for (;;) {
+                const int T = pick(0, 5) ? pick(k, std::min(64, std::max(k, (n + s - 1) / s + 2))) : pick(k, k + 8);
+                if (has_transform(T)) return T;
+            }
+        };
+        c.tile = {tile(q.input.z, q.kernel.z, q.sparsity.z), tile(q.input.y, q.kernel.y, q.sparsity.y),
+                  tile(q.input.x, q.kernel.x, q.sparsity.x)};
+        if (c.tile.volume() > 20000) continue;
+        c.transfer = Transfer(pick(0, 3)), c.activation = Transfer(pick(0, 3));
+        c.bias = pick(0, 1), c.accumulate_output = pick(0, 2) == 0, c.accumulate_gradient = pick(0, 2) == 0;
+        c.derivative = pick(0, 1), c.update = pick(0, 1), c.small_caches = pick(0, 2) == 0;
+        return c;
+    }
+}
+
+bool rejects(const Problem& q, int bundle, Extent tile) {
+    try {
+        plan_tiled(q, bundle, tile);
+    } catch (const std::invalid_argument&) {
+        return true;
+    }
+    return false;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const int cases = argc > 1 ? std::atoi(argv[1]) : 600;
+    std::mt19937 random(argc > 2 ? std::atoi(argv[2]) : 1);
+    int passed = 0, failed = 0;
+    for (int i = 0; i < cases; ++i) {
+        const Case c = random_case(random);
+        (Runner(c, random).run() ? passed : failed)++;
+    }
+    const Problem good{4, 4, {8, 8, 8}, {3, 3, 3}, {1, 1, 1}};
+    const bool checks[] = {!rejects(good, 8, {8, 8, 8}), rejects(good, 8, {2, 8, 8}), rejects(good, 8, {33, 8, 8}),
+                           rejects(good, 4, {8, 8, 8}), rejects({0, 4, {8, 8, 8}, {3, 3, 3}}, 8, {8, 8, 8}),
+                           rejects({4, 4, {2, 8, 8}, {3, 3, 3}}, 8, {8, 8, 8}),
+                           !candidate_tiles(good, 8, {}, 3).empty()};
+    for (bool ok : checks) (ok ? passed : failed)++;
+    std::printf("%s, largest error %.2e of the largest value: %d passed, %d failed\n", isa(), Runner::worst, passed, failed);
+    return failed ? 1 : 0;
+}

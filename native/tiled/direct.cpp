@@ -1,0 +1,397 @@
+// Direct convolution on bundles: R voxels of a row by NB bundles of outputs in registers, inputs by broadcasts.
+//
+// Packed kernels: forward [out bundle][tap][in map][V], backward [in bundle][tap, x reversed][out map][V]. With few output
+// maps the forward pass has input maps in its lanes instead, [tap][in bundle][out map][V], and sums across lanes at the end.
+#include <algorithm>
+
+#include "tiled/layout.hpp"
+#include "tiled/variant.hpp"
+
+namespace znn::tiled::ZNN_VARIANT {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kRows[] = {0, 14, 12, 8};     // by NB
+constexpr int kFewRows[] = {0, 14, 12, 8, 6};
+constexpr int kUpdateRows[] = {0, 8, 8, 8};
+#elif defined(__AVX2__)
+constexpr int kRows[] = {0, 12, 6, 4};
+constexpr int kFewRows[] = {0, 8, 6, 4, 3};
+constexpr int kUpdateRows[] = {0, 8, 4, 4};
+#else
+constexpr int kRows[] = {0, 4, 2, 1};
+constexpr int kFewRows[] = {0, 4, 2, 1, 1};
+constexpr int kUpdateRows[] = {0, 4, 2, 1};
+#endif
+constexpr int kMostRows = 14;
+
+// The taps one output row takes part in, and what they touch. Steps of x in floats, of w in vectors.
+struct Walk {
+    int nz, ny, nx, bundles, lanes, last_lanes;
+    long z, y, x, bundle, lane;     // steps of the input
+    long w_z, w_y, w_tap, w_out;    // steps of the kernels; lanes and bundles are consecutive
+};
+
+template <int R, int NB>
+void forward_block(const Walk& k, const float* in, const V* kernels, V* out, long out_bundle) {
+    V sum[NB][R] = {};
+    for (int jz = 0; jz < k.nz; ++jz) {
+        for (int jy = 0; jy < k.ny; ++jy) {
+            const float* row = in + jz * k.z + jy * k.y;
+            const V* w = kernels + jz * k.w_z + jy * k.w_y;
+            for (int jx = 0; jx < k.nx; ++jx, row += k.x) {
+                const float* x = row;
+                for (int bundle = 1; bundle <= k.bundles; ++bundle, x += k.bundle) {
+                    const int lanes = bundle == k.bundles ? k.last_lanes : k.lanes;
+                    const float* at = x;
+#pragma GCC unroll 4
+                    for (int l = 0; l < lanes; ++l, ++w, at += k.lane) {
+                        V weight[NB];
+                        for (int b = 0; b < NB; ++b) weight[b] = w[b * k.w_out];
+                        for (int r = 0; r < R; ++r)
+                            for (int b = 0; b < NB; ++b) sum[b][r] += at[r * kV] * weight[b];
+                    }
+                }
+            }
+        }
+    }
+    for (int b = 0; b < NB; ++b)
+        for (int r = 0; r < R; ++r) out[b * out_bundle + r] = sum[b][r];
+}
+
+// Lanes are input maps; sums across them give output maps 0..O-1.
+template <int R, int O>
+void few_block(const Walk& k, const float* in, const V* kernels, V* out, long) {
+    V sum[O][R] = {};
+    for (int jz = 0; jz < k.nz; ++jz) {
+        for (int jy = 0; jy < k.ny; ++jy) {
+            const float* row = in + jz * k.z + jy * k.y;
+            const V* w = kernels + jz * k.w_z + jy * k.w_y;
+            for (int jx = 0; jx < k.nx; ++jx, row += k.x) {
+                const V* x = vec(row);
+                for (int bundle = 0; bundle < k.bundles; ++bundle, x += k.bundle / kV, w += O) {
+                    V weight[O];
+                    for (int o = 0; o < O; ++o) weight[o] = w[o];
+                    for (int r = 0; r < R; ++r) {
+                        const V value = x[r];
+                        for (int o = 0; o < O; ++o) sum[o][r] += value * weight[o];
+                    }
+                }
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        V voxel{};
+        for (int o = 0; o < O; ++o) {
+            float total = 0;
+            for (int l = 0; l < kV; ++l) total += sum[o][r][l];
+            voxel[o] = total;
+        }
+        out[r] = voxel;
+    }
+}
+
+using RowFunction = void (*)(const Walk&, const float*, const V*, V*, long);
+
+// The block function of R rows, for a register block of group NB (few: O maps).
+template <int NB, bool FEW, int R = 1>
+RowFunction row_function(int rows) {
+    constexpr int most = FEW ? kFewRows[NB] : kRows[NB];
+    if constexpr (R < most) {
+        if (rows > R) return row_function<NB, FEW, R + 1>(rows);
+    }
+    if constexpr (FEW)
+        return few_block<R, NB>;
+    else
+        return forward_block<R, NB>;
+}
+
+RowFunction row_function(bool few, int group, int rows) {
+    if (few) switch (group) {
+        case 1: return row_function<1, true>(rows);
+        case 2: return row_function<2, true>(rows);
+        case 3: return row_function<3, true>(rows);
+        default: return row_function<4, true>(rows);
+    }
+    switch (group) {
+        case 1: return row_function<1, false>(rows);
+        case 2: return row_function<2, false>(rows);
+        default: return row_function<3, false>(rows);
+    }
+}
+
+// A row of `voxels` in nearly equal register blocks; results in `out`, bundles `out_bundle` vectors apart.
+void convolve_row(const Walk& k, bool few, int group, const float* in, const V* kernels, int voxels, V* out,
+                  long out_bundle) {
+    const int most = few ? kFewRows[group] : kRows[group];
+    const int blocks = ceil_div(voxels, most), rows = voxels / blocks, larger = voxels % blocks;
+    const RowFunction even = row_function(few, group, rows), more = row_function(few, group, rows + (larger > 0));
+    for (int i = 0; i < blocks; ++i) {
+        const int r = i < larger ? rows + 1 : rows;
+        (i < larger ? more : even)(k, in, kernels, out, out_bundle);
+        in += r * kV;
+        out += r;
+    }
+}
+
+// Input steps of one map become steps of x taps where there is only one map: the inner loop stays long.
+void set_maps(Walk& k, int maps) {
+    k.bundles = ceil_div(maps, kV);
+    k.lanes = kV;
+    k.last_lanes = maps - (k.bundles - 1) * kV;
+    k.lane = 1;
+    if (maps == 1) {
+        k.last_lanes = k.nx;
+        k.lane = k.x;
+        k.nx = 1;
+    }
+}
+
+void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
+    const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity, m = p.output;
+    const int maps = p.problem.in_maps, groups = p.few_outputs ? 1 : group_count(p.out_bundles, p.group_out);
+    const int rows = row_count(p, m), first = index / groups * p.rows_forward;
+    const GroupRange group = p.few_outputs ? GroupRange{0, 1} : group_range(p.out_bundles, p.group_out, index % groups);
+    const int nb = group.last - group.first, volume = int(m.volume()), taps = int(k.volume());
+    const long per_tap = p.few_outputs ? long(p.in_bundles) * p.problem.out_maps : maps;
+    Walk walk{k.z, k.y, k.x, p.in_bundles, kV, kV, long(s.z) * n.y * n.x * kV, long(s.y) * n.x * kV, long(s.x) * kV,
+              long(b.input_stride), 1, long(k.y) * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
+    if (!p.few_outputs) set_maps(walk, maps);
+    const V* kernels = vec(b.at(Buffer::kernels_forward)) + group.first * taps * per_tap;
+    V* row = vec(scratch);
+    for (int i = first; i < std::min(rows, first + p.rows_forward); ++i) {
+        const bool pointwise = is_pointwise(p);
+        const long in_start = pointwise ? long(i) * kRowVoxels : (long(i / m.y) * n.y + i % m.y) * n.x;
+        const long out_start = pointwise ? in_start : long(i) * m.x;
+        const int voxels = pointwise ? std::min(kRowVoxels, volume - i * kRowVoxels) : m.x;
+        convolve_row(walk, p.few_outputs, p.few_outputs ? p.problem.out_maps : nb, b.input + in_start * kV, kernels,
+                     voxels, row, voxels);
+        for (int o = 0; o < nb; ++o) {
+            const int bundle = group.first + o;
+            finish_forward(row + long(o) * voxels, vec(b.output + bundle * b.output_stride) + out_start, 1, voxels,
+                           b.bias ? b.bias + bundle * kV : nullptr, b.transfer, b.accumulate_output);
+        }
+    }
+}
+
+// Rows of the output gradient between zeros.
+void pad_gradient(const LayerPlan& p, int index, const Buffers& b) {
+    const Extent m = p.output;
+    const int bundle = index / m.z, z = index % m.z, side = p.problem.sparsity.x * (p.problem.kernel.x - 1);
+    const long row = padded_row(p);
+    const V* from = vec(b.output_gradient + bundle * b.output_gradient_stride) + long(z) * m.y * m.x;
+    V* to = vec(b.at(Buffer::gradient_spectra)) + (long(bundle) * m.z + z) * m.y * row;
+    for (int y = 0; y < m.y; ++y, from += m.x, to += row) {
+        std::fill(to, to + side, V{});
+        std::copy(from, from + m.x, to + side);
+        std::fill(to + side + m.x, to + row, V{});
+    }
+}
+
+// Taps j of an axis for which 0 <= i - s j < m.
+struct TapRange {
+    int first, count;
+    TapRange(int i, int m, int k, int s) {
+        first = i >= m ? (i - m + s) / s : 0;
+        count = std::max(0, std::min(k, i / s + 1) - first);
+    }
+};
+
+void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
+    const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity, m = p.output;
+    const int maps = p.problem.out_maps, groups = group_count(p.in_bundles, p.group_in);
+    const int rows = row_count(p, n), first = index / groups * p.rows_backward;
+    const GroupRange group = group_range(p.in_bundles, p.group_in, index % groups);
+    const int nb = group.last - group.first, volume = int(n.volume()), taps = int(k.volume());
+    const bool pointwise = is_pointwise(p), padded = k.x > 1;
+    const long length = padded_row(p);
+    const float* gradient = padded ? b.at(Buffer::gradient_spectra) : b.output_gradient;
+    const long bundle_step = padded ? long(m.z) * m.y * length * kV : long(b.output_gradient_stride);
+    V* row = vec(scratch);
+    for (int i = first; i < std::min(rows, first + p.rows_backward); ++i) {
+        const int z = pointwise ? 0 : i / n.y, y = pointwise ? 0 : i % n.y;
+        const TapRange tz(z, m.z, k.z, s.z), ty(y, m.y, k.y, s.y);
+        const int voxels = pointwise ? std::min(kRowVoxels, volume - i * kRowVoxels) : n.x;
+        const long start = pointwise ? long(i) * kRowVoxels : long(i) * n.x;
+        if (tz.count > 0 && ty.count > 0) {
+            Walk walk{tz.count, ty.count, k.x, 1, kV, kV, -long(s.z) * m.y * length * kV, -long(s.y) * length * kV,
+                      long(s.x) * kV, bundle_step, 1, long(k.y) * k.x * maps, long(k.x) * maps, maps, long(taps) * maps};
+            set_maps(walk, maps);
+            const long from = pointwise ? start
+                                        : (long(z - s.z * tz.first) * m.y + (y - s.y * ty.first)) * length;
+            const V* kernels = vec(b.at(Buffer::kernels_backward)) +
+                               (long(group.first) * taps + (long(tz.first) * k.y + ty.first) * k.x) * maps;
+            convolve_row(walk, false, nb, gradient + from * kV, kernels, voxels, row, voxels);
+        } else {
+            std::fill(row, row + long(nb) * voxels, V{});
+        }
+        for (int c = 0; c < nb; ++c) {
+            const int bundle = group.first + c;
+            V* out = vec(b.input_gradient + bundle * b.input_gradient_stride) + start;
+            finish_forward(row + long(c) * voxels, out, 1, voxels, nullptr, Transfer::linear, b.accumulate_input_gradient);
+            if (b.activation)
+                apply_derivative(out, vec(b.activation + bundle * b.input_stride) + start, 1, voxels,
+                                 b.activation_transfer);
+        }
+    }
+}
+
+void pack_forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
+    const long taps = long(p.problem.kernel.volume());
+    if (p.few_outputs) {
+        V* turned = vec(scratch);
+        transpose_kernels(p, b, 0, index, turned);
+        for (int o = 0; o < p.problem.out_maps; ++o)
+            for (long j = 0; j < taps; ++j)
+                vec(b.at(Buffer::kernels_forward))[(j * p.in_bundles + index) * p.problem.out_maps + o] = turned[o * taps + j];
+        return;
+    }
+    const MapPiece piece = map_piece(p.out_bundles, p.problem.in_maps, p.kernel_maps_in, index);
+    const long maps = p.problem.in_maps;
+    const V* from = vec(b.kernels) + piece.bundle * maps * taps;
+    V* to = vec(b.at(Buffer::kernels_forward)) + piece.bundle * maps * taps;
+    for (long j = 0; j < taps; ++j)
+        for (long i = piece.first; i < piece.last; ++i) to[j * maps + i] = from[i * taps + j];
+}
+
+void pack_backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
+    const MapPiece piece = map_piece(p.in_bundles, p.problem.out_maps, p.kernel_maps_out, index);
+    const long taps = long(p.problem.kernel.volume()), maps = p.problem.out_maps, kx = p.problem.kernel.x;
+    V* turned = vec(scratch);
+    V* to = vec(b.at(Buffer::kernels_backward)) + piece.bundle * maps * taps;
+    for (int o = piece.first; o < piece.last; o += kV) {
+        transpose_kernels(p, b, o / kV, piece.bundle, turned);
+        for (int lane = 0; lane < kV && o + lane < piece.last; ++lane)
+            for (long j = 0; j < taps; ++j) {
+                const long reversed = j - j % kx + (kx - 1 - j % kx);
+                to[reversed * maps + o + lane] = turned[lane * taps + j];
+            }
+    }
+}
+
+// sums[r][b] += over rows and columns of a[r] g[b]: a by broadcasts, `a_r` floats apart, g as vectors.
+struct Patch {
+    int rows, columns;
+    const float* a;
+    long a_r, a_row;
+    const V* g;
+    long g_bundle, g_row;
+};
+
+template <int R, int NB>
+void update_block(const Patch& k, V* sums) {
+    V sum[R][NB] = {};  // a patch is summed by itself first: fewer roundings of the large total
+    for (int y = 0; y < k.rows; ++y) {
+        const float* a = k.a + y * k.a_row;
+        const V* g = k.g + y * k.g_row;
+#pragma GCC unroll 2
+        for (int x = 0; x < k.columns; ++x, a += kV, ++g) {
+            V value[NB];
+            for (int b = 0; b < NB; ++b) value[b] = g[b * k.g_bundle];
+            for (int r = 0; r < R; ++r)
+                for (int b = 0; b < NB; ++b) sum[r][b] += a[r * k.a_r] * value[b];
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int b = 0; b < NB; ++b) sums[r * NB + b] += sum[r][b];
+}
+
+template <int NB, int R = 1>
+void update_rows(int rows, const Patch& k, V* sums) {
+    if constexpr (R < kUpdateRows[NB]) {
+        if (rows > R) return update_rows<NB, R + 1>(rows, k, sums);
+    }
+    update_block<R, NB>(k, sums);
+}
+
+template <int NB>
+void update_all_rows(int count, Patch k, V* sums) {
+    const int blocks = ceil_div(count, kUpdateRows[NB]);
+    for (int i = 0; i < blocks; ++i) {
+        const int r = (i + 1) * count / blocks - i * count / blocks;
+        update_rows<NB>(r, k, sums);
+        k.a += r * k.a_r;
+        sums += r * NB;
+    }
+}
+
+void update_patch(int nb, int count, const Patch& k, V* sums) {
+    switch (nb) {
+        case 1: return update_all_rows<1>(count, k, sums);
+        case 2: return update_all_rows<2>(count, k, sums);
+        default: return update_all_rows<3>(count, k, sums);
+    }
+}
+
+// A piece: one (z, y) tap row, one input bundle and one group of output bundles (few outputs: one group of input bundles).
+void update(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
+    const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity;
+    Extent m = p.output;
+    const bool few = p.few_outputs;
+    const int bundles = few ? p.in_bundles : p.out_bundles, most = few ? p.group_in : p.group_out;
+    const int groups = group_count(bundles, most), in_bundle = few ? 0 : index / groups % p.in_bundles;
+    const GroupRange group = group_range(bundles, most, index % groups);
+    const int tap_row = index / groups / (few ? 1 : p.in_bundles), jz = tap_row / k.y, jy = tap_row % k.y;
+    const int nb = group.last - group.first;
+    const int in_lanes = std::min(kV, p.problem.in_maps - in_bundle * kV);
+    const int count = few ? p.problem.out_maps : in_lanes;           // rows of sums per x tap
+    const bool over_taps = !few && in_lanes == 1;                    // rows are x taps instead
+    Extent in_extent = n;
+    if (is_pointwise(p)) m = in_extent = {1, 1, int(m.volume())};
+    V* sums = vec(scratch);
+    std::fill(sums, sums + long(k.x) * count * nb, V{});
+
+    const int columns = std::min(m.x, 192), rows = std::max(1, 192 / columns);
+    for (int z = 0; z < m.z; ++z)
+        for (int y = 0; y < m.y; y += rows)
+            for (int x = 0; x < m.x; x += columns)
+                for (int jx = 0; jx < (over_taps ? 1 : k.x); ++jx) {
+                    const long in = ((long(z) + s.z * jz) * in_extent.y + y + s.y * jy) * in_extent.x + x + s.x * jx;
+                    const long out = (long(z) * m.y + y) * m.x + x;
+                    Patch patch{std::min(rows, m.y - y), std::min(columns, m.x - x), nullptr, 1, 0, nullptr, 0, 0};
+                    const float* image = b.input + (few ? group.first : in_bundle) * b.input_stride + in * kV;
+                    const float* gradient = b.output_gradient + (few ? 0 : group.first) * b.output_gradient_stride + out * kV;
+                    patch.a = few ? gradient : image;
+                    patch.a_row = long(few ? m.x : in_extent.x) * kV;
+                    patch.g = vec(few ? image : gradient);
+                    patch.g_row = few ? in_extent.x : m.x;
+                    patch.g_bundle = long(few ? b.input_stride : b.output_gradient_stride) / kV;
+                    if (over_taps) patch.a_r = long(s.x) * kV;
+                    update_patch(nb, over_taps ? k.x : count, patch, sums + long(jx) * count * nb);
+                }
+
+    const long first_tap = long(tap_row) * k.x;
+    V* column = sums + long(k.x) * count * nb;
+    for (int c = 0; c < nb; ++c) {
+        if (!few) {
+            for (int i = 0; i < in_lanes; ++i)
+                finish_update(p, b, group.first + c, in_bundle * kV + i, first_tap, k.x, sums + i * nb + c, count * nb);
+            continue;
+        }
+        const int maps = std::min(kV, p.problem.in_maps - (group.first + c) * kV);
+        for (int i = 0; i < maps; ++i) {
+            for (int jx = 0; jx < k.x; ++jx) {
+                V value{};
+                for (int o = 0; o < count; ++o) value[o] = sums[(long(jx) * count + o) * nb + c][i];
+                column[jx] = value;
+            }
+            finish_update(p, b, 0, (group.first + c) * kV + i, first_tap, k.x, column, 1);
+        }
+    }
+}
+
+}  // namespace
+
+void run_direct(const LayerPlan& p, Phase phase, int index, const Buffers& b, float* scratch) {
+    switch (phase) {
+        case Phase::kernels_forward: return pack_forward(p, index, b, scratch);
+        case Phase::kernels_backward: return pack_backward(p, index, b, scratch);
+        case Phase::forward_inverse: return forward(p, index, b, scratch);
+        case Phase::gradient_transform: return pad_gradient(p, index, b);
+        case Phase::backward_inverse: return backward(p, index, b, scratch);
+        case Phase::update_inverse: return update(p, index, b, scratch);
+        default: return;  // these phases have no pieces
+    }
+}
+
+}  // namespace znn::tiled::ZNN_VARIANT

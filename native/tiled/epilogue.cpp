@@ -1,0 +1,110 @@
+// What is done to values on their way out: bias and transfer function, its derivative, the weight update.
+#include <algorithm>
+#include <cmath>
+
+#include "tiled/variant.hpp"
+
+namespace znn::tiled::ZNN_VARIANT {
+namespace {
+
+ZNN_INLINE V maximum(V a, V b) { return a > b ? a : b; }
+ZNN_INLINE V minimum(V a, V b) { return a < b ? a : b; }
+
+// exp(x): 2^n by the exponent bits times a polynomial of degree 6 on [-ln2/2, ln2/2]; relative error below 2e-7.
+ZNN_INLINE V exponential(V x) {
+    x = minimum(maximum(x, V{} - 87.0f), V{} + 88.0f);
+    const VI n = __builtin_convertvector(x * 1.44269504f + (x < 0.0f ? V{} - 0.5f : V{} + 0.5f), VI);
+    const V m = __builtin_convertvector(n, V);
+    const V r = (x - m * 0.693359375f) + m * 2.12194440e-4f;
+    const V p = 1.0f + r * (1.0f + r * (0.5f + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r * (1.0f / 720))))));
+    return p * reinterpret_cast<V>((n + 127) << 23);
+}
+
+// tanh(x): an odd polynomial near zero, where 1 - 2 / (exp(2x) + 1) would cancel.
+ZNN_INLINE V hyperbolic_tangent(V x) {
+    const V s = x * x;
+    const V small = x * (1.0f + s * (-1.0f / 3 + s * (2.0f / 15 + s * (-17.0f / 315 + s * (62.0f / 2835)))));
+    const V large = 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f);
+    return s < 0.0625f ? small : large;
+}
+
+template <Transfer F>
+ZNN_INLINE V transfer_of(V x) {
+    if constexpr (F == Transfer::relu) return x < 0.0f ? V{} : x;  // a NaN stays
+    if constexpr (F == Transfer::tanh) return hyperbolic_tangent(x);
+    if constexpr (F == Transfer::logistic) return 1.0f / (1.0f + exponential(-x));
+    return x;
+}
+
+template <Transfer F>
+ZNN_INLINE V derivative_of(V y) {
+    if constexpr (F == Transfer::relu) return y > 0.0f ? V{} + 1.0f : V{};
+    if constexpr (F == Transfer::tanh) return 1.0f - y * y;
+    if constexpr (F == Transfer::logistic) return y * (1.0f - y);
+    return V{} + 1.0f;
+}
+
+template <Transfer F>
+void finish(const V* src, V* dst, long step, long count, V bias, bool accumulate) {
+    if (accumulate)
+        for (long i = 0; i < count; ++i, dst += step) *dst = transfer_of<F>(src[i] + bias + *dst);
+    else
+        for (long i = 0; i < count; ++i, dst += step) *dst = transfer_of<F>(src[i] + bias);
+}
+
+template <Transfer F>
+void derive(V* g, const V* y, long step, long count) {
+    for (long i = 0; i < count; ++i, g += step, y += step) *g *= derivative_of<F>(*y);
+}
+
+}  // namespace
+
+void finish_forward(const V* src, V* dst, long step, long count, const float* bias, Transfer f, bool accumulate) {
+    const V shift = bias ? *vec(bias) : V{};
+    switch (f) {
+        case Transfer::linear: return finish<Transfer::linear>(src, dst, step, count, shift, accumulate);
+        case Transfer::relu: return finish<Transfer::relu>(src, dst, step, count, shift, accumulate);
+        case Transfer::tanh: return finish<Transfer::tanh>(src, dst, step, count, shift, accumulate);
+        case Transfer::logistic: return finish<Transfer::logistic>(src, dst, step, count, shift, accumulate);
+    }
+}
+
+void apply_derivative(V* g, const V* y, long step, long count, Transfer f) {
+    switch (f) {
+        case Transfer::linear: return;
+        case Transfer::relu: return derive<Transfer::relu>(g, y, step, count);
+        case Transfer::tanh: return derive<Transfer::tanh>(g, y, step, count);
+        case Transfer::logistic: return derive<Transfer::logistic>(g, y, step, count);
+    }
+}
+
+void finish_update(const LayerPlan& plan, const Buffers& b, int o, int i, long first, long count, const V* g,
+                   long g_step) {
+    const long taps = long(plan.problem.kernel.volume());
+    const long at = (long(o) * plan.problem.in_maps + i) * taps + first;
+    VI lane;
+    for (int l = 0; l < kV; ++l) lane[l] = o * kV + l < plan.problem.out_maps ? -1 : 0;
+    const SgdStep s = b.step;
+    for (long j = 0; j < count; ++j) {
+        const V gradient = lane ? g[j * g_step] : V{};
+        if (b.kernel_gradient) vec(b.kernel_gradient)[at + j] = gradient;
+        if (!b.update) continue;
+        V& w = vec(b.kernels)[at + j];
+        V v = s.scale * gradient + s.decay * w;
+        if (b.momenta) {
+            v += s.momentum * vec(b.momenta)[at + j];
+            vec(b.momenta)[at + j] = v;
+        }
+        w -= s.rate * v;
+    }
+}
+
+void transpose_block(const V* in, long in_step, V* out, long out_step) {
+    for (int j = 0; j < kV; ++j) {
+        V column;
+        for (int i = 0; i < kV; ++i) column[i] = in[i * in_step][j];
+        out[j * out_step] = column;
+    }
+}
+
+}  // namespace znn::tiled::ZNN_VARIANT

@@ -1,0 +1,156 @@
+// How piece numbers map to tiles, strips and maps, and how scratch is divided. Shared by the plan and every variant.
+#pragma once
+#include <algorithm>
+
+#include "tiled/tiled.hpp"
+
+namespace znn::tiled {
+
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Vector operations of one line of a transform.
+struct TransformOps {
+    int real, complex, inverse;
+};
+
+// ---- scratch of tile and kernel transforms, in vectors
+struct TileScratchSizes {
+    long planes, plane, rows, line, row_frequencies;
+
+    explicit TileScratchSizes(const LayerPlan& p) {
+        const Axis* a = p.axis;
+        row_frequencies = a[2].frequencies() | 1;
+        planes = 2 * p.plane * a[0].T;
+        plane = 2 * row_frequencies * a[1].T;
+        rows = std::max(2L * a[1].T, long(a[1].T) * a[2].T);
+        line = 2L * std::max({a[0].T, a[1].T, a[2].T});
+    }
+    long total() const { return planes + plane + rows + line; }
+};
+
+// ---- tiles: numbered by residue (z, y, x), then tile coordinate (z, y, x), the last fastest
+struct TilePlace {
+    int r[3], q[3];  // by the plan's axes
+};
+
+inline TilePlace tile_place(const LayerPlan& p, int tile) {
+    TilePlace place;
+    int axis_of[3];
+    for (int a = 0; a < 3; ++a) axis_of[p.order[a]] = a;
+    for (int memory = 2; memory >= 0; --memory) {
+        const int a = axis_of[memory];
+        place.q[a] = tile % p.axis[a].tiles;
+        tile /= p.axis[a].tiles;
+    }
+    for (int memory = 2; memory >= 0; --memory) {
+        const int a = axis_of[memory];
+        place.r[a] = tile % p.axis[a].residues;
+        tile /= p.axis[a].residues;
+    }
+    return place;
+}
+
+// A piece of tile transforms: tiles [first, last) of a slab, one bundle.
+struct TilePiece {
+    int slab, bundle, first, last;
+};
+
+inline int tile_pieces(const LayerPlan& p, int slab_tiles, int bundles, int tiles_per_piece) {
+    (void)p;
+    return bundles * ceil_div(slab_tiles, tiles_per_piece);
+}
+
+inline TilePiece tile_piece(const LayerPlan& p, int index, int bundles, int tiles_per_piece) {
+    const int per_slab = tile_pieces(p, p.tiles_per_slab, bundles, tiles_per_piece);
+    TilePiece piece;
+    piece.slab = index / per_slab;
+    const int tiles = p.slab_tiles(piece.slab), groups = ceil_div(tiles, tiles_per_piece);
+    index -= piece.slab * per_slab;
+    piece.bundle = index / groups;
+    piece.first = index % groups * tiles_per_piece;
+    piece.last = std::min(tiles, piece.first + tiles_per_piece);
+    return piece;
+}
+
+// ---- strips of the backward pass: every sub-lattice of the input, also those without outputs (tile_strip < 0)
+struct StripPiece {
+    int bundle, r[3], q, tile_strip;
+};
+
+inline int strip_pieces(const LayerPlan& p) {
+    return p.in_bundles * p.axis[0].s * p.axis[1].s * p.axis[2].s * p.axis[p.split].tiles;
+}
+
+inline StripPiece strip_piece(const LayerPlan& p, int index) {
+    StripPiece piece;
+    const int tiles = p.axis[p.split].tiles;
+    piece.bundle = index % p.in_bundles;
+    index /= p.in_bundles;
+    piece.q = index % tiles;
+    index /= tiles;
+    int axis_of[3];
+    for (int a = 0; a < 3; ++a) axis_of[p.order[a]] = a;
+    for (int memory = 2; memory >= 0; --memory) {
+        const int a = axis_of[memory];
+        piece.r[a] = index % p.axis[a].s;
+        index /= p.axis[a].s;
+    }
+    int residue = 0;
+    for (int memory = 0; memory < 3; ++memory) {
+        const int a = axis_of[memory];
+        if (piece.r[a] >= p.axis[a].residues) residue = -1;
+        if (residue >= 0) residue = residue * p.axis[a].residues + piece.r[a];
+    }
+    piece.tile_strip = residue < 0 ? -1 : residue * tiles + piece.q;
+    return piece;
+}
+
+// What a strip's tiles leave beyond it: kernel - 1 along the split axis, the whole sub-lattice along the others.
+struct HaloShape {
+    long step[3], volume;
+
+    explicit HaloShape(const LayerPlan& p) {
+        volume = 1;
+        for (int a = 2; a >= 0; --a) {
+            step[a] = volume;
+            volume *= a == p.split ? p.axis[a].k - 1 : p.axis[a].inputs(0);
+        }
+    }
+    long at(const int i[3]) const { return i[0] * step[0] + i[1] * step[1] + i[2] * step[2]; }
+};
+
+// ---- kernels: a bundle on one side, a range of maps on the other
+struct MapPiece {
+    int bundle, first, last;
+};
+
+inline MapPiece map_piece(int bundles, int maps, int maps_per_piece, int index) {
+    (void)bundles;
+    const int groups = ceil_div(maps, maps_per_piece);
+    const int first = index % groups * maps_per_piece;
+    return {index / groups, first, std::min(maps, first + maps_per_piece)};
+}
+
+// ---- direct: bundles in nearly equal groups of at most `most`
+struct GroupRange {
+    int first, last;
+};
+
+inline int group_count(int bundles, int most) { return ceil_div(bundles, most); }
+inline GroupRange group_range(int bundles, int most, int index) {
+    const int groups = group_count(bundles, most);
+    return {index * bundles / groups, (index + 1) * bundles / groups};
+}
+
+// Rows of voxels of a direct convolution. A 1x1x1 kernel sees the whole image as one row, cut into pieces of kRowVoxels.
+inline constexpr int kRowVoxels = 512;
+inline bool is_pointwise(const LayerPlan& p) { return p.problem.kernel.volume() == 1; }
+inline int row_count(const LayerPlan& p, Extent image) {
+    return is_pointwise(p) ? ceil_div(int(image.volume()), kRowVoxels) : image.z * image.y;
+}
+// Voxels of a row of the output gradient with zeros on both sides, so that every tap of the backward pass may read.
+inline int padded_row(const LayerPlan& p) {
+    return p.output.x + 2 * p.problem.sparsity.x * (p.problem.kernel.x - 1);
+}
+
+}  // namespace znn::tiled

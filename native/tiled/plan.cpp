@@ -1,0 +1,544 @@
+// Plans: geometry, piece sizes and buffer sizes from a layer's shape; the cost model; the choice of code path.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <numbers>
+#include <stdexcept>
+#include <string>
+
+#include "tiled/layout.hpp"
+#include "tiled/tiled.hpp"
+
+namespace znn::tiled {
+
+// ---- code paths: the same sources compiled per instruction set and bundle width
+
+#define ZNN_DECLARE(variant)                                                                                        \
+    namespace variant {                                                                                             \
+    void run_tiled(const LayerPlan&, Phase, int, const Buffers&, float*);                                           \
+    void run_direct(const LayerPlan&, Phase, int, const Buffers&, float*);                                          \
+    }
+ZNN_DECLARE(baseline)
+#ifdef ZNN_X86
+ZNN_DECLARE(avx2)
+ZNN_DECLARE(avx512)
+ZNN_DECLARE(avx512w)
+#endif
+namespace baseline {
+TransformOps transform_ops(int extent);
+}
+
+namespace {
+
+using Run = void (*)(const LayerPlan&, Phase, int, const Buffers&, float*);
+
+struct Path {
+    const char* name;
+    Run tiled, direct, tiled16, direct16;
+};
+
+bool runs_here(const std::string& name) {
+    if (name == "baseline") return true;
+#ifdef ZNN_X86
+    __builtin_cpu_init();
+    if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (name == "avx512")
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+#endif
+    return false;
+}
+
+const Path& path() {
+    static const Path* chosen = [] {
+        static const Path paths[] = {
+#ifdef ZNN_X86
+            {"avx512", avx512::run_tiled, avx512::run_direct, avx512w::run_tiled, avx512w::run_direct},
+            {"avx2", avx2::run_tiled, avx2::run_direct, nullptr, nullptr},
+#endif
+            {"baseline", baseline::run_tiled, baseline::run_direct, nullptr, nullptr},
+        };
+        const char* forced = std::getenv("ZNN_ISA");
+        for (const Path& p : paths) {
+            if (forced ? std::string(forced) != p.name : !runs_here(p.name)) continue;
+            if (!runs_here(p.name))
+                throw std::runtime_error("ZNN_ISA=" + std::string(forced) + " cannot run on this processor");
+            return &p;
+        }
+        throw std::runtime_error("ZNN_ISA must be baseline, avx2 or avx512 as built for this machine, got " +
+                                 std::string(forced));
+    }();
+    return *chosen;
+}
+
+void check(const Problem& q, int bundle) {
+    const Extent n = q.input, k = q.kernel, s = q.sparsity, m = valid_extent(n, k, s);
+    auto fail = [](const std::string& text) { throw std::invalid_argument("convolution layer: " + text); };
+    if (q.in_maps < 1 || q.out_maps < 1)
+        fail("needs at least one map on each side, got " + std::to_string(q.in_maps) + " and " + std::to_string(q.out_maps));
+    if (std::min({k.z, k.y, k.x, s.z, s.y, s.x}) < 1)
+        fail("kernel " + to_string(k) + " and sparsity " + to_string(s) + " must be positive");
+    if (std::min({m.z, m.y, m.x}) < 1)
+        fail("kernel " + to_string(k) + " with sparsity " + to_string(s) + " does not fit the input " + to_string(n));
+    if (!has_bundle(bundle)) fail("bundles of " + std::to_string(bundle) + " maps are not supported by " + isa());
+}
+
+int clamp_count(double wanted, int most) { return std::max(1, int(std::min<double>(wanted, most))); }
+
+// Vector operations of the table-driven or full transform of one kernel line (complex).
+double kernel_line_ops(const Axis& a) {
+    if (a.table()) return 4.0 * (a.k / 2 + 1) * ((a.T - 1) / 2) + 4 * a.k + 6;
+    return baseline::transform_ops(a.T).complex + 3.0 * a.T;
+}
+
+// Vector operations, copies counted as well, of the transform of one tile with `lines` rows per plane and `planes` planes.
+double tile_ops(const LayerPlan& p, int planes, int rows, bool inverse) {
+    const Axis* a = p.axis;
+    const TransformOps x = baseline::transform_ops(a[2].T), y = baseline::transform_ops(a[1].T),
+                       z = baseline::transform_ops(a[0].T);
+    const double row = (inverse ? x.inverse + a[2].T : x.real) + 2.5 * a[2].T;
+    const double middle = a[1].T > 1 ? a[2].frequencies() * (y.complex + 4.0 * a[1].T) : 0;
+    return planes * (rows * row + middle) + p.pencils * (z.complex + 4.0 * a[0].T);
+}
+
+double transform_seconds(const LayerPlan& p, bool gradient, bool inverse, const Machine& machine) {
+    const Axis* a = p.axis;
+    const bool outputs = gradient != inverse;  // tiles of M voxels: gradients in, outputs back
+    const double ops = tile_ops(p, outputs ? a[0].M : a[0].T, outputs ? a[1].M : a[1].T, inverse);
+    // Scratch that does not fit in L2 together with what it is read from costs a third more (measured at T = 24).
+    const double bytes = 8.0 * p.bundle * p.plane * a[0].T;
+    return ops * p.bundle / machine.transform_flops * (bytes > 0.7 * double(machine.l2_bytes) ? 1.35 : 1.0);
+}
+
+double spectra_bytes(const LayerPlan& p, int bundles) {
+    return 8.0 * p.bundle * double(p.pencils) * bundles * p.tiles * p.line;
+}
+
+double product_seconds(const LayerPlan& p, int maps, int bundles, const Machine& machine) {
+    const double frequencies = double(p.pencils) * p.axis[0].T;
+    const double multiply = frequencies * p.tiles * maps * bundles * 8.0 * p.bundle / machine.product_flops;
+    const double expand = double(p.pencils) * p.slabs * maps * bundles * kernel_line_ops(p.axis[0]) * 2 * p.bundle /
+                          (2 * machine.expand_flops);
+    return multiply + expand;
+}
+
+double kernel_seconds(const LayerPlan& p, int maps, int bundles, const Machine& machine) {
+    const Axis* a = p.axis;
+    const double ops = a[0].k * (a[1].k * (kernel_line_ops(a[2]) / 2) + a[2].frequencies() * kernel_line_ops(a[1]));
+    return maps * bundles * ops * p.bundle / machine.expand_flops;
+}
+
+double direct_seconds(const LayerPlan& p, int row, double voxels, int maps, int bundles, const Machine& machine) {
+    const double taps = double(p.problem.kernel.volume());
+    const double block = std::min(12, row * std::min(bundles, 3));  // sums in registers; fewer than 10 wait for each other
+    const double efficiency = std::min(1.0, block / 10);
+    return 2.0 * voxels * taps * maps * bundles * p.bundle / (machine.direct_flops * efficiency);
+}
+
+// Tile geometry of one memory axis.
+Axis make_axis(int n, int k, int s, int T) {
+    Axis a;
+    a.n = n, a.k = k, a.s = s, a.T = T;
+    a.m = n - s * (k - 1);
+    a.M = T - k + 1;
+    a.residues = std::min(s, a.m);
+    a.tiles = ceil_div(a.outputs(0), a.M);
+    const int half = k / 2;
+    if (half >= 1 && half <= 4) {  // short enough for tables (short_transforms.hpp)
+        a.center = half;
+        for (int f = 0; f <= T / 2; ++f)
+            for (int j = 1; j <= half; ++j) {
+                const double angle = 2 * std::numbers::pi * (f * j % T) / T;
+                a.cosines.push_back(float(std::cos(angle)));
+                a.sines.push_back(float(std::sin(angle)));
+            }
+    }
+    return a;
+}
+
+// Axis 2 carries the real transform (x where x has one), axis 0 the lines inside a pencil; extents of 1 go to the middle.
+void arrange_axes(LayerPlan& p) {
+    const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity, T = p.tile, m = p.output;
+    const Axis memory[3] = {make_axis(n.z, k.z, s.z, T.z), make_axis(n.y, k.y, s.y, T.y), make_axis(n.x, k.x, s.x, T.x)};
+    const long in_step[3] = {long(n.y) * n.x, n.x, 1}, out_step[3] = {long(m.y) * m.x, m.x, 1};
+    const long kernel_step[3] = {long(k.y) * k.x, k.x, 1};
+    int real = T.x > 1 ? 2 : T.y > 1 ? 1 : 0;
+    int rest[2], count = 0;
+    for (int i = 0; i < 3; ++i)
+        if (i != real) rest[count++] = i;
+    if (memory[rest[0]].T == 1) std::swap(rest[0], rest[1]);
+    const int order[3] = {rest[0], rest[1], real};
+    for (int a = 0; a < 3; ++a) {
+        p.order[a] = order[a];
+        p.axis[a] = memory[order[a]];
+        p.axis[a].in_step = in_step[order[a]];
+        p.axis[a].out_step = out_step[order[a]];
+        p.axis[a].kernel_step = kernel_step[order[a]];
+    }
+}
+
+void arrange_tiles(LayerPlan& p, const Machine& machine) {
+    Axis* a = p.axis;
+    p.tiles = 1;
+    for (int i = 0; i < 3; ++i) p.tiles *= a[i].residues * a[i].tiles;
+    p.pencils = 0;
+    for (int f2 = 0; f2 < a[2].frequencies(); ++f2) p.pencils += p.self_conjugate(f2) ? a[1].T / 2 + 1 : a[1].T;
+    p.plane = p.pencils | 1;
+    p.line = a[0].T | 1;
+    // Strips along the slowest memory axis that is cut at all.
+    p.split = 0;
+    int slowest = 3;
+    for (int i = 0; i < 3; ++i)
+        if (a[i].tiles > 1 && p.order[i] < slowest) slowest = p.order[i], p.split = i;
+    p.tiles_per_strip = 1;
+    for (int i = 0; i < 3; ++i)
+        if (i != p.split) p.tiles_per_strip *= a[i].tiles;
+    p.strips = p.tiles / p.tiles_per_strip;
+    // Slabs of strips whose spectra stay in L3 from one phase to the next, with enough tiles to pay for the kernels.
+    const double per_strip = spectra_bytes(p, p.in_bundles + p.out_bundles) / p.strips;
+    const int fewest = ceil_div(24, p.tiles_per_strip);
+    const int strips = std::max(fewest, int(0.5 * double(machine.l3_bytes) / per_strip));
+    p.tiles_per_slab = std::min(p.strips, strips) * p.tiles_per_strip;
+    p.slabs = ceil_div(p.tiles, p.tiles_per_slab);
+    p.tiles_per_slab = ceil_div(ceil_div(p.strips, p.slabs), 1) * p.tiles_per_strip;
+    p.slabs = ceil_div(p.tiles, p.tiles_per_slab);
+    const long pad = 16;
+    p.in_pencil = long(p.in_bundles) * p.tiles_per_slab * p.line * 2 * p.bundle + pad;
+    p.out_pencil = long(p.out_bundles) * p.tiles_per_slab * p.line * 2 * p.bundle + pad;
+    p.in_slab = std::size_t(p.in_pencil) * p.pencils;
+    p.out_slab = std::size_t(p.out_pencil) * p.pencils;
+}
+
+// Bundles of kernels whose expanded spectra take at most half of L2.
+int expanded_chunk(const LayerPlan& p, int maps, int bundles, const Machine& machine) {
+    const double one = double(p.axis[0].T) * (2 * maps + 2) * p.bundle * 4;
+    return clamp_count(0.5 * double(machine.l2_bytes) / one, bundles);
+}
+
+void size_tiled_pieces(LayerPlan& p, const Machine& machine) {
+    const int in = p.problem.in_maps, out = p.problem.out_maps;
+    const double aim = machine.piece_s;
+    p.chunk_out = expanded_chunk(p, in, p.out_bundles, machine);
+    p.chunk_in = expanded_chunk(p, out, p.in_bundles, machine);
+    p.transform_tiles = clamp_count(aim / transform_seconds(p, false, false, machine), p.tiles_per_slab);
+    const double product = product_seconds(p, in, p.out_bundles, machine) / (double(p.pencils) * p.slabs);
+    p.product_pencils = clamp_count(aim / product, p.pencils);
+    p.update_pencils = clamp_count(aim / (product * p.slabs / p.out_bundles), p.pencils);
+    const double kernel = kernel_seconds(p, 1, 1, machine);
+    p.kernel_maps_in = clamp_count(aim / kernel, in);
+    p.kernel_maps_out = clamp_count(aim / kernel / p.bundle, p.out_bundles) * p.bundle;
+
+    auto set = [&](Phase phase, int count) { p.pieces[int(phase)] = count; };
+    auto of_tiles = [&](int bundles) {
+        const int last = p.slab_tiles(p.slabs - 1);
+        return (p.slabs - 1) * tile_pieces(p, p.tiles_per_slab, bundles, p.transform_tiles) +
+               tile_pieces(p, last, bundles, p.transform_tiles);
+    };
+    set(Phase::kernels_forward, p.out_bundles * ceil_div(in, p.kernel_maps_in));
+    set(Phase::kernels_backward, p.in_bundles * ceil_div(out, p.kernel_maps_out));
+    set(Phase::input_transform, of_tiles(p.in_bundles));
+    set(Phase::forward_product, p.slabs * ceil_div(p.pencils, p.product_pencils));
+    set(Phase::forward_inverse, of_tiles(p.out_bundles));
+    set(Phase::gradient_transform, of_tiles(p.out_bundles));
+    set(Phase::backward_product, p.slabs * ceil_div(p.pencils, p.product_pencils));
+    set(Phase::backward_inverse, strip_pieces(p));
+    set(Phase::backward_join, strip_pieces(p));
+    set(Phase::update_product, p.out_bundles * ceil_div(p.pencils, p.update_pencils));
+    set(Phase::update_inverse, p.out_bundles * ceil_div(in, p.kernel_maps_in));
+
+    const TileScratchSizes tile(p);
+    const long taps = long(p.problem.kernel.volume()), T = p.axis[0].T;
+    const long transforms = tile.total() + p.bundle * taps;
+    const long forward = p.chunk_out * T * (2L * in + 2) + 2 * T, backward = p.chunk_in * T * (2L * out + 2) + 2 * T;
+    const long update = long(p.in_bundles) * p.bundle * (2 * T + 2) + 2 * T;
+    p.scratch = std::size_t(std::max({transforms, forward, backward, update})) * p.bundle * sizeof(float);
+}
+
+LayerPlan base_plan(const Problem& problem, int bundle) {
+    check(problem, bundle);
+    LayerPlan p;
+    p.problem = problem;
+    p.bundle = bundle;
+    p.output = valid_extent(problem.input, problem.kernel, problem.sparsity);
+    p.in_bundles = ceil_div(problem.in_maps, bundle);
+    p.out_bundles = ceil_div(problem.out_maps, bundle);
+    return p;
+}
+
+}  // namespace
+
+const char* isa() { return path().name; }
+bool has_bundle(int bundle) { return bundle == 8 || (bundle == 16 && path().tiled16); }
+
+int preferred_bundle(int in_maps, int out_maps) {
+    return has_bundle(16) && in_maps % 16 == 0 && out_maps % 16 == 0 ? 16 : 8;
+}
+
+bool has_transform(int extent) {
+    return (extent >= 1 && extent <= 32) || extent == 40 || extent == 48 || extent == 56 || extent == 64;
+}
+
+LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Machine& machine) {
+    LayerPlan p = base_plan(problem, bundle);
+    const Extent k = problem.kernel;
+    if (!has_transform(tile.z) || !has_transform(tile.y) || !has_transform(tile.x))
+        throw std::invalid_argument("convolution layer: tile extents must be 1 to 32, 40, 48, 56 or 64, got " + to_string(tile));
+    if (tile.z < k.z || tile.y < k.y || tile.x < k.x)
+        throw std::invalid_argument("convolution layer: the kernel " + to_string(k) + " does not fit the tile " + to_string(tile));
+    p.method = Method::tiled;
+    p.tile = tile;
+    arrange_axes(p);
+    arrange_tiles(p, machine);
+    size_tiled_pieces(p, machine);
+    return p;
+}
+
+LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine) {
+    LayerPlan p = base_plan(problem, bundle);
+    const Extent k = problem.kernel;
+    const int in = problem.in_maps, out = problem.out_maps;
+    const long taps = long(k.volume());
+    const bool pointwise = taps == 1;
+    p.method = Method::direct;
+    p.few_outputs = out <= 4;
+    p.group_out = p.group_in = 3;
+    const int out_row = pointwise ? std::min<int>(kRowVoxels, int(p.output.volume())) : p.output.x;
+    const int in_row = pointwise ? out_row : problem.input.x;
+    const int out_bundles = p.few_outputs ? 1 : std::min(3, p.out_bundles);
+    const double forward = direct_seconds(p, out_row, out_row, in, out_bundles, machine);
+    const double backward = direct_seconds(p, in_row, in_row, out, std::min(3, p.in_bundles), machine);
+    const int out_rows = row_count(p, p.output), in_rows = row_count(p, problem.input);
+    p.rows_forward = clamp_count(machine.piece_s / forward, out_rows);
+    p.rows_backward = clamp_count(machine.piece_s / backward, in_rows);
+    p.kernel_maps_in = clamp_count(machine.piece_s / (1e-9 * p.bundle * taps), in);
+    p.kernel_maps_out = clamp_count(machine.piece_s / (4e-9 * p.bundle * p.bundle * taps), p.out_bundles) * p.bundle;
+
+    auto set = [&](Phase phase, int count) { p.pieces[int(phase)] = count; };
+    const int out_groups = group_count(p.out_bundles, p.group_out), in_groups = group_count(p.in_bundles, p.group_in);
+    set(Phase::kernels_forward, p.few_outputs ? p.in_bundles : p.out_bundles * ceil_div(in, p.kernel_maps_in));
+    set(Phase::kernels_backward, p.in_bundles * ceil_div(out, p.kernel_maps_out));
+    set(Phase::forward_inverse, (p.few_outputs ? 1 : out_groups) * ceil_div(out_rows, p.rows_forward));
+    set(Phase::gradient_transform, k.x > 1 ? p.out_bundles * p.output.z : 0);
+    set(Phase::backward_inverse, in_groups * ceil_div(in_rows, p.rows_backward));
+    set(Phase::update_inverse, k.z * k.y * (p.few_outputs ? in_groups : p.in_bundles * out_groups));
+
+    const long rows = 3L * (pointwise ? kRowVoxels : problem.input.x), turned = p.bundle * taps;
+    const long update = 3L * k.x * p.bundle + k.x;
+    p.scratch = std::size_t(std::max({rows, turned, update})) * p.bundle * sizeof(float);
+    return p;
+}
+
+std::size_t kernel_floats(const LayerPlan& p) {
+    return std::size_t(p.out_bundles) * p.problem.in_maps * p.problem.kernel.volume() * p.bundle;
+}
+
+std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
+    const std::size_t in = p.problem.in_maps, out = p.problem.out_maps, taps = p.problem.kernel.volume(), V = p.bundle;
+    std::size_t floats = 0;
+    if (p.method == Method::direct) {
+        if (buffer == Buffer::kernels_forward)
+            floats = p.few_outputs ? taps * p.in_bundles * out * V : p.out_bundles * in * taps * V;
+        if (buffer == Buffer::kernels_backward) floats = p.in_bundles * out * taps * V;
+        if (buffer == Buffer::gradient_spectra && p.problem.kernel.x > 1)
+            floats = std::size_t(p.out_bundles) * p.output.z * p.output.y * padded_row(p) * V;
+        return floats * sizeof(float);
+    }
+    const std::size_t pencils = p.pencils, kernel = 2 * std::size_t(p.axis[0].k) * V;
+    switch (buffer) {
+        case Buffer::kernels_forward: floats = p.out_bundles * pencils * in * kernel; break;
+        case Buffer::kernels_backward: floats = p.in_bundles * pencils * out * kernel; break;
+        case Buffer::input_spectra:
+        case Buffer::input_gradient_spectra: floats = p.in_slab * p.slabs; break;
+        case Buffer::output_spectra:
+        case Buffer::gradient_spectra: floats = p.out_slab * p.slabs; break;
+        case Buffer::halo: floats = p.axis[p.split].tiles > 1 ? p.in_bundles * p.strips * HaloShape(p).volume * V : 0; break;
+        case Buffer::update_spectra: floats = p.out_bundles * pencils * in * kernel; break;
+    }
+    return floats * sizeof(float);
+}
+
+int first_piece(const LayerPlan& p, Phase phase, int slab) {
+    const int all = piece_count(p, phase);
+    if (slab >= p.slabs) return all;
+    if (slab == 0) return 0;
+    switch (phase) {
+        case Phase::input_transform: return slab * tile_pieces(p, p.tiles_per_slab, p.in_bundles, p.transform_tiles);
+        case Phase::gradient_transform:
+        case Phase::forward_inverse: return slab * tile_pieces(p, p.tiles_per_slab, p.out_bundles, p.transform_tiles);
+        case Phase::forward_product:
+        case Phase::backward_product: return slab * ceil_div(p.pencils, p.product_pencils);
+        default: return all;
+    }
+}
+
+void run_piece(const LayerPlan& p, Phase phase, int index, const Buffers& buffers, float* scratch) {
+    const Path& chosen = path();
+    const Run run = p.method == Method::direct ? (p.bundle == 16 ? chosen.direct16 : chosen.direct)
+                                               : (p.bundle == 16 ? chosen.tiled16 : chosen.tiled);
+    run(p, phase, index, buffers, scratch);
+}
+
+// ---- cost model
+
+namespace {
+double sum(const Cost& c, std::initializer_list<Phase> phases) {
+    double s = 0;
+    for (Phase phase : phases) s += c.phase[int(phase)];
+    return s;
+}
+}  // namespace
+
+double Cost::forward() const {
+    return sum(*this, {Phase::kernels_forward, Phase::input_transform, Phase::forward_product, Phase::forward_inverse});
+}
+double Cost::backward() const {
+    return sum(*this, {Phase::kernels_backward, Phase::gradient_transform, Phase::backward_product,
+                       Phase::backward_inverse, Phase::backward_join});
+}
+double Cost::update() const { return sum(*this, {Phase::update_product, Phase::update_inverse}); }
+
+Cost predict(const LayerPlan& p, const Machine& machine) {
+    Cost c;
+    auto set = [&](Phase phase, double seconds) { c.phase[int(phase)] = seconds; };
+    const int in = p.problem.in_maps, out = p.problem.out_maps;
+    if (p.method == Method::direct) {
+        const double taps = double(p.problem.kernel.volume()), voxels = double(p.output.volume());
+        const double weights = taps * in * p.out_bundles * p.bundle * 4;
+        const int lanes_out = p.few_outputs ? out : p.out_bundles * p.bundle;
+        const int row = is_pointwise(p) ? int(voxels) : p.output.x;
+        const double useful = double(lanes_out) / (p.out_bundles * p.bundle);
+        const double forward = direct_seconds(p, row, voxels, p.few_outputs ? p.in_bundles * p.bundle : in, p.out_bundles,
+                                              machine) * useful;
+        set(Phase::kernels_forward, 3 * weights / machine.memory_bytes);
+        set(Phase::kernels_backward, 6 * weights / machine.memory_bytes);
+        set(Phase::forward_inverse, forward);
+        set(Phase::gradient_transform, 8.0 * voxels * p.out_bundles * p.bundle / machine.memory_bytes);
+        // Every tap of an input voxel is walked, in x also those that meet only zeros.
+        const double rows = voxels / p.output.x * (is_pointwise(p) ? p.output.x : p.problem.input.x);
+        set(Phase::backward_inverse, direct_seconds(p, p.problem.input.x, rows, out, p.in_bundles, machine));
+        set(Phase::update_inverse, direct_seconds(p, row, voxels, p.few_outputs ? p.in_bundles * p.bundle : in,
+                                                  p.out_bundles, machine) * useful * 1.1);
+        return c;
+    }
+    const double bytes_in = spectra_bytes(p, p.in_bundles), bytes_out = spectra_bytes(p, p.out_bundles);
+    // Spectra beyond L3 are written to and read from memory; slabs save one of the two ways.
+    const double beyond = bytes_in + bytes_out > double(machine.l3_bytes) ? (p.slabs > 1 ? 0.5 : 1.0) : 0.0;
+    const double memory_in = beyond * bytes_in / machine.memory_bytes, memory_out = beyond * bytes_out / machine.memory_bytes;
+    set(Phase::kernels_forward, kernel_seconds(p, in, p.out_bundles, machine));
+    set(Phase::kernels_backward, kernel_seconds(p, out, p.in_bundles, machine));
+    set(Phase::input_transform, p.in_bundles * p.tiles * transform_seconds(p, false, false, machine) + memory_in);
+    set(Phase::forward_product, product_seconds(p, in, p.out_bundles, machine) + memory_in + memory_out);
+    set(Phase::forward_inverse, p.out_bundles * p.tiles * transform_seconds(p, false, true, machine) + memory_out);
+    set(Phase::gradient_transform, p.out_bundles * p.tiles * transform_seconds(p, true, false, machine) + memory_out);
+    set(Phase::backward_product, product_seconds(p, out, p.in_bundles, machine) + memory_in + memory_out);
+    set(Phase::backward_inverse, p.in_bundles * p.tiles * transform_seconds(p, true, true, machine) + memory_in);
+    set(Phase::backward_join, 4.0 * p.in_bundles * p.bundle * double(p.problem.input.volume()) / machine.memory_bytes *
+                                  (p.axis[p.split].k - 1) / p.axis[p.split].M);
+    set(Phase::update_product, product_seconds(p, in, p.out_bundles, machine) + 2 * (memory_in + memory_out));
+    set(Phase::update_inverse, kernel_seconds(p, in, p.out_bundles, machine) * 1.2);
+    return c;
+}
+
+std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Machine& machine, int count) {
+    check(problem, bundle);
+    // Per axis the smallest transform for every number of tiles.
+    auto options = [](int n, int k, int s) {
+        std::vector<int> extents;
+        if (k == 1) return std::vector<int>{1};
+        const int m = ceil_div(n - s * (k - 1), s);
+        for (int tiles = 1; tiles <= m; ++tiles) {
+            int T = ceil_div(m, tiles) + k - 1;
+            while (T <= 64 && !has_transform(T)) ++T;
+            if (T > 64 || (T < k + 1 && !extents.empty())) continue;
+            if (extents.empty() || extents.back() != T) extents.push_back(T);
+        }
+        return extents;
+    };
+    const Extent n = problem.input, k = problem.kernel, s = problem.sparsity;
+    std::vector<std::pair<double, Extent>> ranked;
+    for (int z : options(n.z, k.z, s.z))
+        for (int y : options(n.y, k.y, s.y))
+            for (int x : options(n.x, k.x, s.x)) {
+                const Extent tile{z, y, x};
+                if (tile.volume() > 40 * 40 * 40) continue;
+                ranked.push_back({predict(plan_tiled(problem, bundle, tile, machine), machine).total(), tile});
+            }
+    std::sort(ranked.begin(), ranked.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::vector<Extent> best;
+    for (int i = 0; i < std::min<int>(count, int(ranked.size())); ++i) best.push_back(ranked[i].second);
+    return best;
+}
+
+// ---- calibration
+
+namespace {
+
+struct Arena {
+    std::vector<std::unique_ptr<float, void (*)(void*)>> blocks;
+
+    float* take(std::size_t bytes) {
+        bytes = (bytes + 63) / 64 * 64 + 64;
+        blocks.emplace_back(static_cast<float*>(std::aligned_alloc(64, bytes)), std::free);
+        std::fill_n(blocks.back().get(), bytes / sizeof(float), 0.5f);
+        return blocks.back().get();
+    }
+};
+
+// Shortest of several runs of one phase, seconds.
+double time_phase(const LayerPlan& p, Phase phase, const Buffers& b, float* scratch) {
+    double best = 1e9;
+    for (int repeat = 0; repeat < 4; ++repeat) {
+        const auto start = std::chrono::steady_clock::now();
+        for (int i = 0; i < piece_count(p, phase); ++i) run_piece(p, phase, i, b, scratch);
+        best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    return best;
+}
+
+}  // namespace
+
+Machine calibrate() {
+    Machine machine;
+    Arena arena;
+    const Problem problem{24, 24, {26, 26, 26}, {3, 3, 3}, {1, 1, 1}};
+    const LayerPlan tiled = plan_tiled(problem, 8, {14, 14, 14}), direct = plan_direct(problem, 8);
+    Buffers b;
+    b.input_stride = b.output_stride = b.output_gradient_stride = b.input_gradient_stride = problem.input.volume() * 8;
+    float* images = arena.take(3 * b.input_stride * sizeof(float));
+    b.input = b.output_gradient = images;
+    b.output = b.input_gradient = arena.take(3 * b.input_stride * sizeof(float));
+    b.kernels = arena.take(kernel_floats(tiled) * sizeof(float));
+    for (int i = 0; i < kBuffers; ++i)
+        b.work[i] = arena.take(std::max(buffer_bytes(tiled, Buffer(i)), buffer_bytes(direct, Buffer(i))));
+    float* scratch = arena.take(std::max(tiled.scratch, direct.scratch));
+
+    // Each constant is scaled by how far its own phase is from the prediction.
+    const double kernels = time_phase(tiled, Phase::kernels_forward, b, scratch);
+    machine.expand_flops *= predict(tiled, machine).phase[int(Phase::kernels_forward)] / kernels;
+    const double transforms = time_phase(tiled, Phase::input_transform, b, scratch);
+    machine.transform_flops *= predict(tiled, machine).phase[int(Phase::input_transform)] / transforms;
+    const double products = time_phase(tiled, Phase::forward_product, b, scratch);
+    Machine free = machine;
+    free.product_flops = 1e30;
+    const double expand = predict(tiled, free).phase[int(Phase::forward_product)];
+    const double multiply = predict(tiled, machine).phase[int(Phase::forward_product)] - expand;
+    machine.product_flops *= multiply / std::max(products - expand, 0.2 * products);
+    time_phase(direct, Phase::kernels_forward, b, scratch);
+    const double straight = time_phase(direct, Phase::forward_inverse, b, scratch);
+    machine.direct_flops *= predict(direct, machine).phase[int(Phase::forward_inverse)] / straight;
+    // Memory: copies of a block larger than L3.
+    const std::size_t block = machine.l3_bytes * 2;
+    float *from = arena.take(block), *to = arena.take(block);
+    double best = 1e9;
+    for (int repeat = 0; repeat < 3; ++repeat) {
+        const auto start = std::chrono::steady_clock::now();
+        std::copy(from, from + block / sizeof(float), to);
+        best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    machine.memory_bytes = 2.0 * double(block) / best;
+    return machine;
+}
+
+}  // namespace znn::tiled

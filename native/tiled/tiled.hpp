@@ -1,0 +1,187 @@
+// Fully connected convolution layers on bundles of maps: tiled FFT (overlap-save) and register-blocked direct methods.
+//
+// Stateless: a LayerPlan is worked out once from the layer's shape; a round is then a number of *pieces* per phase, each a
+// plain function call on raw buffers. Pieces of one phase own disjoint outputs, so they run in any order on any threads;
+// the phases of one layer depend on each other as listed at Phase. No threads, no allocation, no locks in here.
+//
+// Layouts, all float32, V = plan.bundle maps innermost:
+//   image            [bundle][z][y][x][V], no gaps inside a bundle; bundles `*_stride` floats apart; 64-byte aligned.
+//                    Lanes beyond the last map must hold finite numbers; they are never mixed into others.
+//   kernels          [out bundle][in map][kz][ky][kx][V]   lanes are output maps, zero beyond the last one
+//   bias             [out bundle][V]
+// The layer cross-correlates: out[p] = sum_j x[p + s j] w[j] (docs/design.md). Method: overlap-save convolution (Stockham
+// 1966) with the maps as the inner index of a complex matrix product per frequency.
+#pragma once
+#include <cstddef>
+#include <vector>
+
+#include "base/extent.hpp"
+
+namespace znn::tiled {
+
+enum class Method { tiled, direct };
+enum class Transfer : int { linear, relu, tanh, logistic };  // the same values as kernels::Transfer
+
+// g' = scale * g + decay * w ; v = momentum * v + g' ; w -= rate * v.
+struct SgdStep {
+    float rate = 0, momentum = 0, decay = 0, scale = 1;
+};
+
+struct Problem {
+    int in_maps = 0, out_maps = 0;
+    Extent input, kernel, sparsity{1, 1, 1};
+};
+
+// What must be complete before a phase's pieces may start (all pieces of the phases named, same layer, same round; when
+// `slabs` > 1 it is enough that the pieces of the same slab are complete, except where noted).
+enum class Phase : int {
+    kernels_forward,     // weights -> Buffer::kernels_forward
+    kernels_backward,    // weights -> Buffer::kernels_backward (maps exchanged)
+    input_transform,     // input -> input_spectra
+    forward_product,     // input_transform, kernels_forward -> output_spectra
+    forward_inverse,     // forward_product -> output (+ bias, transfer function)
+    gradient_transform,  // output_gradient -> gradient_spectra
+    backward_product,    // gradient_transform, kernels_backward -> input_gradient_spectra
+    backward_inverse,    // backward_product -> input_gradient, halo
+    backward_join,       // all of backward_inverse -> input_gradient (adds the overlaps, applies the derivative)
+    update_product,      // all slabs of input_transform and gradient_transform -> update_spectra
+    update_inverse,      // all of update_product -> kernel_gradient and / or weights (whose phases above must be over)
+};
+inline constexpr int kPhases = 11;
+
+// Work space. A buffer may be shared by layers or phases whose lives do not overlap; output_spectra and
+// input_gradient_spectra live only from product to inverse.
+enum class Buffer : int {
+    kernels_forward, kernels_backward, input_spectra, output_spectra, gradient_spectra, input_gradient_spectra, halo,
+    update_spectra,
+};
+inline constexpr int kBuffers = 8;
+
+struct Buffers {
+    const float* input = nullptr;
+    std::size_t input_stride = 0;  // floats from bundle to bundle
+    float* output = nullptr;
+    std::size_t output_stride = 0;
+    const float* output_gradient = nullptr;
+    std::size_t output_gradient_stride = 0;
+    float* input_gradient = nullptr;
+    std::size_t input_gradient_stride = 0;
+
+    float* kernels = nullptr;          // changed only by update_inverse, and only where `update` is set
+    float* momenta = nullptr;          // as kernels; may be null where step.momentum is 0
+    float* kernel_gradient = nullptr;  // as kernels; written by update_inverse where not null
+    bool update = false;
+    SgdStep step;
+
+    // Forward: output = f(convolution + bias [+ output]).
+    const float* bias = nullptr;
+    Transfer transfer = Transfer::linear;
+    bool accumulate_output = false;
+    // Backward: input_gradient = (transposed convolution [+ input_gradient]) * f'(activation), where `activation` is the
+    // input node's image (stride input_stride) and f its transfer function; null: no derivative.
+    const float* activation = nullptr;
+    Transfer activation_transfer = Transfer::linear;
+    bool accumulate_input_gradient = false;
+
+    float* work[kBuffers] = {};  // each 64-byte aligned, buffer_bytes() long
+    float* at(Buffer b) const { return work[int(b)]; }
+};
+
+// One axis of a tiled layer, in the plan's order (0: lines inside a pencil, 1: middle, 2: real-to-complex).
+struct Axis {
+    int n = 1, m = 1, k = 1, s = 1;              // input, output, kernel extents, sparsity
+    int T = 1, M = 1;                            // tile extent, outputs per tile
+    int residues = 1, tiles = 1;                 // sub-lattices that have outputs, tiles of each
+    int center = 0;                              // position of kernel tap 0 is -center
+    long in_step = 1, out_step = 1, kernel_step = 1;  // voxels from one index to the next
+    std::vector<float> cosines, sines;           // [T/2+1][k/2] for kernels short enough to be table-driven, else empty
+
+    int outputs(int residue) const { return residue < m ? (m - residue + s - 1) / s : 0; }
+    int inputs(int residue) const { return residue < n ? (n - residue + s - 1) / s : 0; }
+    bool table() const { return !cosines.empty(); }
+    int frequencies() const { return T / 2 + 1; }
+};
+
+struct LayerPlan {
+    Problem problem;
+    Method method = Method::direct;
+    Extent tile;                                 // {0,0,0} for direct
+    Extent output;
+    int bundle = 8, in_bundles = 0, out_bundles = 0;
+
+    // ---- tiled
+    Axis axis[3];
+    int order[3] = {0, 1, 2};                    // axis a of the plan is axis order[a] of (z, y, x)
+    int tiles = 0, tiles_per_slab = 0, slabs = 1;
+    int tiles_per_strip = 0, strips = 0, split = 0;  // a strip: one sub-lattice, one tile index along axis `split`
+    int pencils = 0;                             // (f2, f1) pairs kept; the rest follow by symmetry
+    long line = 0;                               // complex vectors from tile to tile in spectra (odd, >= T0)
+    long in_pencil = 0, out_pencil = 0;          // floats from pencil to pencil
+    std::size_t in_slab = 0, out_slab = 0;       // floats from slab to slab
+    long plane = 0;                              // complex vectors of a plane of pencils in scratch
+    int transform_tiles = 1, product_pencils = 1, update_pencils = 1, kernel_maps_in = 1, kernel_maps_out = 1;
+    int chunk_out = 1, chunk_in = 1;             // bundles whose expanded kernels fit in L2 together
+
+    // ---- direct
+    int rows_forward = 1, rows_backward = 1;     // (z, y) rows per piece
+    int group_out = 1, group_in = 1;             // bundles per register block
+    bool few_outputs = false;                    // lanes are input maps, sums taken across them
+
+    int pieces[kPhases] = {};                    // of all slabs together, slab by slab
+    std::size_t scratch = 0;
+
+    int first_pencil(int f2) const {             // of frequency f2 of axis 2
+        return f2 == 0 ? 0 : axis[1].T / 2 + 1 + (f2 - 1) * axis[1].T;
+    }
+    bool self_conjugate(int f2) const { return f2 == 0 || 2 * f2 == axis[2].T; }
+    int slab_tiles(int slab) const {
+        const int left = tiles - slab * tiles_per_slab;
+        return left < tiles_per_slab ? left : tiles_per_slab;
+    }
+};
+
+struct Machine {
+    std::size_t l2_bytes = 512 << 10, l3_bytes = 32 << 20;
+    double piece_s = 3e-4;  // aimed-at duration of a piece
+    // Constants of the cost model, see calibrate().
+    double product_flops = 75e9, direct_flops = 75e9, transform_flops = 20e9, expand_flops = 30e9, memory_bytes = 12e9;
+};
+
+// Bundle widths this processor's code path has (8; on AVX-512 also 16), and its name: baseline | avx2 | avx512.
+// ZNN_ISA forces the path; std::runtime_error where its value is unknown or cannot run here.
+const char* isa();
+bool has_bundle(int bundle);
+int preferred_bundle(int in_maps, int out_maps);
+
+// Extents that have a codelet: 1 to 32, 40, 48, 56, 64.
+bool has_transform(int extent);
+// Tile extents worth a trial per axis (kernel < T <= codelet limit, nothing larger than the image needs), cheapest first by
+// the cost model; at most `count`.
+std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Machine& machine, int count);
+
+// std::invalid_argument where the problem is empty, the kernel does not fit, the bundle is not supported or a tile extent
+// has no transform or is smaller than the kernel.
+LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Machine& machine = {});
+LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine = {});
+
+std::size_t buffer_bytes(const LayerPlan& plan, Buffer buffer);
+inline std::size_t scratch_bytes(const LayerPlan& plan) { return plan.scratch; }  // per worker, 64-byte aligned
+std::size_t kernel_floats(const LayerPlan& plan);
+inline int piece_count(const LayerPlan& plan, Phase phase) { return plan.pieces[int(phase)]; }
+// The first piece of a slab (slab == plan.slabs: the end). Phases that are not cut into slabs have all pieces in slab 0.
+int first_piece(const LayerPlan& plan, Phase phase, int slab);
+
+// Carries out one piece. Arguments are trusted.
+void run_piece(const LayerPlan& plan, Phase phase, int index, const Buffers& buffers, float* scratch);
+
+// Predicted seconds on one core per phase, kernel transforms included.
+struct Cost {
+    double phase[kPhases] = {};
+    double forward() const, backward() const, update() const;
+    double total() const { return forward() + backward() + update(); }
+};
+Cost predict(const LayerPlan& plan, const Machine& machine);
+// Measures the constants of the cost model with a few small layers (about 0.1 s).
+Machine calibrate();
+
+}  // namespace znn::tiled

@@ -1,0 +1,439 @@
+// Transforms of tiles and kernels between images and spectra, and the dispatch of the tiled method's phases.
+//
+// Spectra: [slab][pencil (f2, f1)][bundle][tile][line of f0, padded][re V, im V]. Everything a pencil's product reads lies
+// together. Of the pencils whose f2 is its own negative only f1 = 0..T1/2 are kept: the real image fixes the others.
+#include <algorithm>
+#include <cstring>
+
+#include "tiled/layout.hpp"
+#include "tiled/short_transforms.hpp"
+#include "tiled/variant.hpp"
+
+namespace znn::tiled::ZNN_VARIANT {
+namespace {
+
+// Scratch of a tile: planes of pencils, one plane before its middle transform, rows of voxels, one line.
+struct TileScratch {
+    V *planes, *plane, *rows, *line;
+    long row_frequencies;
+
+    TileScratch(const LayerPlan& p, float* scratch) {
+        const TileScratchSizes s(p);
+        planes = vec(scratch);
+        plane = planes + s.planes;
+        rows = plane + s.plane;
+        line = rows + s.rows;
+        row_frequencies = s.row_frequencies;
+    }
+};
+
+// Rows [first, first + count) of T1, the others zero; `plane` has them in real-to-complex order.
+void zero_rows(V* plane, long row, int first, int count, int total) {
+    std::fill(plane, plane + first * row, V{});
+    std::fill(plane + (first + count) * row, plane + total * row, V{});
+}
+
+// One plane: middle transforms of all f2, from [i1][f2] to pencils.
+void middle_forward(const LayerPlan& p, const TileScratch& t, V* pencils) {
+    const int T1 = p.axis[1].T, F2 = p.axis[2].frequencies();
+    const Codelets& c = codelets(T1);
+    const long is = 2 * t.row_frequencies;
+    const int regular = p.axis[2].T % 2 == 0 ? F2 - 2 : F2 - 1;
+    if (regular > 0) {
+        V* out = pencils + 2 * p.first_pencil(1);
+        c.c2c(t.plane + 2, t.plane + 3, is, 2, out, out + 1, 2, 2 * T1, regular);
+    }
+    for (int f2 = 0; f2 < F2; ++f2) {
+        if (!p.self_conjugate(f2)) continue;
+        c.c2c(t.plane + 2 * f2, t.plane + 2 * f2 + 1, is, 0, t.line, t.line + 1, 2, 0, 1);
+        std::copy(t.line, t.line + 2 * (T1 / 2 + 1), pencils + 2 * p.first_pencil(f2));
+    }
+}
+
+// The reverse: pencils of one plane to [i1][f2].
+void middle_inverse(const LayerPlan& p, const TileScratch& t, const V* pencils) {
+    const int T1 = p.axis[1].T, F2 = p.axis[2].frequencies();
+    const Codelets& c = codelets(T1);
+    const long os = 2 * t.row_frequencies;
+    const int regular = p.axis[2].T % 2 == 0 ? F2 - 2 : F2 - 1;
+    if (regular > 0) {
+        const V* in = pencils + 2 * p.first_pencil(1);
+        c.c2c(in + 1, in, 2, 2 * T1, t.plane + 3, t.plane + 2, os, 2, regular);
+    }
+    for (int f2 = 0; f2 < F2; ++f2) {
+        if (!p.self_conjugate(f2)) continue;
+        const V* kept = pencils + 2 * p.first_pencil(f2);
+        std::copy(kept, kept + 2 * (T1 / 2 + 1), t.line);
+        for (int f1 = T1 / 2 + 1; f1 < T1; ++f1) {
+            t.line[2 * f1] = kept[2 * (T1 - f1)];
+            t.line[2 * f1 + 1] = -kept[2 * (T1 - f1) + 1];
+        }
+        c.c2c(t.line + 1, t.line, 2, 0, t.plane + 2 * f2 + 1, t.plane + 2 * f2, os, 0, 1);
+    }
+}
+
+// The box of an image that belongs to a tile: where it begins, how much of it exists, at which tile position it lies.
+struct Box {
+    const float* origin;
+    long step[3];   // vectors
+    int count[3], at[3];
+};
+
+void forward_tile(const LayerPlan& p, const Box& box, V* out, long out_line, float* scratch) {
+    const TileScratch t(p, scratch);
+    const int T0 = p.axis[0].T, T1 = p.axis[1].T, T2 = p.axis[2].T;
+    const bool middle = T1 > 1;
+    const long row = 2 * t.row_frequencies;
+    const bool padded = box.count[2] < T2;
+    const Codelets& real = codelets(T2);
+    if (padded) std::fill(t.rows, t.rows + long(T1) * T2, V{});
+    if (middle) zero_rows(t.plane, row, box.at[1], box.count[1], T1);
+    for (int i0 = 0; i0 < T0; ++i0) {
+        V* pencils = t.planes + 2 * p.plane * i0;
+        const int z = i0 - box.at[0];
+        if (z < 0 || z >= box.count[0] || box.count[1] == 0 || box.count[2] == 0) {
+            std::fill(pencils, pencils + 2 * p.pencils, V{});
+            continue;
+        }
+        const V* x = vec(box.origin) + z * box.step[0];
+        long is = box.step[2], in_line = box.step[1];
+        if (padded) {
+            for (int y = 0; y < box.count[1]; ++y)
+                for (int i = 0; i < box.count[2]; ++i)
+                    t.rows[y * T2 + box.at[2] + i] = x[y * box.step[1] + i * box.step[2]];
+            x = t.rows, is = 1, in_line = T2;
+        }
+        if (middle) {
+            V* first = t.plane + box.at[1] * row;
+            real.r2c(x, is, in_line, first, first + 1, 2, row, box.count[1]);
+            middle_forward(p, t, pencils);
+        } else {
+            real.r2c(x, is, in_line, pencils, pencils + 1, 2, 0, 1);
+        }
+    }
+    codelets(T0).c2c(t.planes, t.planes + 1, 2 * p.plane, 2, out, out + 1, 2, out_line, p.pencils);
+}
+
+// Inverse of one tile up to the planes of pencils.
+void inverse_lines(const LayerPlan& p, const TileScratch& t, const V* in, long in_line) {
+    codelets(p.axis[0].T).c2c(in + 1, in, 2, in_line, t.planes + 1, t.planes, 2 * p.plane, 2, p.pencils);
+}
+
+// Rows [first, first + count) of plane i0 of a tile, as voxels in t.rows.
+void inverse_rows(const LayerPlan& p, const TileScratch& t, int i0, int first, int count) {
+    const V* pencils = t.planes + 2 * p.plane * i0;
+    const int T2 = p.axis[2].T;
+    const Codelets& real = codelets(T2);
+    if (p.axis[1].T > 1) {
+        const long row = 2 * t.row_frequencies;
+        middle_inverse(p, t, pencils);
+        const V* in = t.plane + first * row;
+        real.c2r(in, in + 1, 2, row, t.rows, 1, T2, count);
+    } else {
+        real.c2r(pencils, pencils + 1, 2, 0, t.rows, 1, T2, 1);
+    }
+}
+
+// ---- phases
+
+void transform_tiles(const LayerPlan& p, bool gradient, int index, const Buffers& b, float* scratch) {
+    const int bundles = gradient ? p.out_bundles : p.in_bundles;
+    const TilePiece piece = tile_piece(p, index, bundles, p.transform_tiles);
+    const float* image = gradient ? b.output_gradient + piece.bundle * b.output_gradient_stride
+                                  : b.input + piece.bundle * b.input_stride;
+    float* spectra = gradient ? b.at(Buffer::gradient_spectra) + piece.slab * p.out_slab
+                              : b.at(Buffer::input_spectra) + piece.slab * p.in_slab;
+    const long pencil = (gradient ? p.out_pencil : p.in_pencil) / kV;
+    const int slab_tiles = p.slab_tiles(piece.slab);
+    for (int t = piece.first; t < piece.last; ++t) {
+        const TilePlace place = tile_place(p, piece.slab * p.tiles_per_slab + t);
+        Box box;
+        long offset = 0;
+        for (int a = 0; a < 3; ++a) {
+            const Axis& axis = p.axis[a];
+            const int first = place.q[a] * axis.M;
+            const long step = gradient ? axis.out_step : axis.in_step;
+            box.count[a] = std::max(0, gradient ? std::min(axis.M, axis.outputs(place.r[a]) - first)
+                                                : std::min(axis.T, axis.inputs(place.r[a]) - first));
+            box.at[a] = gradient ? axis.center : 0;
+            box.step[a] = step * axis.s;
+            offset += step * (place.r[a] + long(axis.s) * first);
+        }
+        box.origin = image + offset * kV;
+        V* out = vec(spectra) + (long(piece.bundle) * slab_tiles + t) * 2 * p.line;
+        forward_tile(p, box, out, pencil, scratch);
+    }
+}
+
+void forward_inverse(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
+    const TilePiece piece = tile_piece(p, index, p.out_bundles, p.transform_tiles);
+    const TileScratch t(p, scratch);
+    const float* spectra = b.at(Buffer::output_spectra) + piece.slab * p.out_slab;
+    const int slab_tiles = p.slab_tiles(piece.slab);
+    float* image = b.output + piece.bundle * b.output_stride;
+    const float* bias = b.bias ? b.bias + piece.bundle * kV : nullptr;
+    const Axis *z = &p.axis[0], *y = &p.axis[1], *x = &p.axis[2];
+    for (int tile = piece.first; tile < piece.last; ++tile) {
+        const TilePlace place = tile_place(p, piece.slab * p.tiles_per_slab + tile);
+        int count[3];
+        long offset = 0;
+        for (int a = 0; a < 3; ++a) {
+            const Axis& axis = p.axis[a];
+            const int first = place.q[a] * axis.M;
+            count[a] = std::min(axis.M, axis.outputs(place.r[a]) - first);
+            offset += axis.out_step * (place.r[a] + long(axis.s) * first);
+        }
+        if (std::min({count[0], count[1], count[2]}) <= 0) continue;
+        inverse_lines(p, t, vec(spectra) + (long(piece.bundle) * slab_tiles + tile) * 2 * p.line, p.out_pencil / kV);
+        for (int i0 = 0; i0 < count[0]; ++i0) {
+            inverse_rows(p, t, i0 + z->center, y->center, count[1]);
+            for (int i1 = 0; i1 < count[1]; ++i1) {
+                V* dst = vec(image) + offset + i0 * z->out_step * z->s + i1 * y->out_step * y->s;
+                finish_forward(t.rows + i1 * x->T + x->center, dst, x->out_step * x->s, count[2], bias, b.transfer,
+                               b.accumulate_output);
+            }
+        }
+    }
+}
+
+// Voxels of a sub-lattice that no output reaches get no gradient.
+void zero_sublattice(const LayerPlan& p, const int r[3], V* image) {
+    const Axis *a = p.axis;
+    for (int i = 0; i < a[0].inputs(r[0]); ++i)
+        for (int j = 0; j < a[1].inputs(r[1]); ++j)
+            for (int k = 0; k < a[2].inputs(r[2]); ++k)
+                image[a[0].in_step * (r[0] + i * a[0].s) + a[1].in_step * (r[1] + j * a[1].s) +
+                      a[2].in_step * (r[2] + k * a[2].s)] = V{};
+}
+
+// One tile of the input's gradient, added to what earlier tiles of the strip left where they overlap.
+void add_backward_tile(const LayerPlan& p, const TileScratch& t, const TilePlace& place, bool add, V* image, V* halo) {
+    int count[3], overlap[3];
+    long step[3], offset = 0;
+    for (int a = 0; a < 3; ++a) {
+        const Axis& axis = p.axis[a];
+        const int first = place.q[a] * axis.M;
+        count[a] = std::min(axis.T, axis.inputs(place.r[a]) - first);
+        overlap[a] = a != p.split && place.q[a] > 0 ? axis.k - 1 : 0;
+        step[a] = axis.in_step * axis.s;
+        offset += axis.in_step * (place.r[a] + long(axis.s) * first);
+    }
+    const Axis& split = p.axis[p.split];
+    const bool last = place.q[p.split] + 1 == split.tiles;
+    const HaloShape shape(p);
+    for (int i0 = 0; i0 < count[0]; ++i0) {
+        inverse_rows(p, t, i0, 0, count[1]);
+        for (int i1 = 0; i1 < count[1]; ++i1) {
+            const V* row = t.rows + i1 * p.axis[2].T;
+            const int at[3] = {i0, i1, 0};
+            const bool row_done = i0 < overlap[0] || i1 < overlap[1];
+            for (int i2 = 0; i2 < count[2];) {
+                // Runs of voxels with one fate: own region or halo, first written here or added to.
+                const int along = p.split == 2 ? i2 : at[p.split];
+                const bool outside = !last && along >= split.M;
+                const bool written = row_done || i2 < overlap[2];
+                int end = !row_done && i2 < overlap[2] ? std::min(overlap[2], count[2]) : count[2];
+                if (p.split == 2 && !last && i2 < split.M) end = std::min(end, split.M);
+                V* dst = image + offset + i0 * step[0] + i1 * step[1] + i2 * step[2];
+                long dst_step = step[2];
+                if (outside) {
+                    int local[3] = {place.q[0] * p.axis[0].M + i0, place.q[1] * p.axis[1].M + i1,
+                                    place.q[2] * p.axis[2].M + i2};
+                    local[p.split] = along - split.M;
+                    dst = halo + shape.at(local);
+                    dst_step = shape.step[2];
+                }
+                if (written || (add && !outside)) {
+                    for (; i2 < end; ++i2, dst += dst_step) *dst += row[i2];
+                } else {
+                    for (; i2 < end; ++i2, dst += dst_step) *dst = row[i2];
+                }
+            }
+        }
+    }
+}
+
+void backward_inverse(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
+    const StripPiece piece = strip_piece(p, index);
+    V* image = vec(b.input_gradient + piece.bundle * b.input_gradient_stride);
+    if (piece.tile_strip < 0) {
+        if (piece.q == 0 && !b.accumulate_input_gradient) zero_sublattice(p, piece.r, image);
+        return;
+    }
+    const TileScratch t(p, scratch);
+    const HaloShape shape(p);
+    V* halo = vec(b.at(Buffer::halo)) + (long(piece.bundle) * p.strips + piece.tile_strip) * shape.volume;
+    for (int i = 0; i < p.tiles_per_strip; ++i) {
+        const int tile = piece.tile_strip * p.tiles_per_strip + i;
+        const int slab = tile / p.tiles_per_slab;
+        const V* spectra = vec(b.at(Buffer::input_gradient_spectra)) + slab * p.in_slab / kV;
+        const long place = long(piece.bundle) * p.slab_tiles(slab) + (tile - slab * p.tiles_per_slab);
+        inverse_lines(p, t, spectra + place * 2 * p.line, p.in_pencil / kV);
+        add_backward_tile(p, t, tile_place(p, tile), b.accumulate_input_gradient, image, halo);
+    }
+}
+
+// Adds what the strips before this one left beyond their own region, then the derivative.
+void backward_join(const LayerPlan& p, int index, const Buffers& b) {
+    const StripPiece piece = strip_piece(p, index);
+    const Axis& split = p.axis[p.split];
+    V* image = vec(b.input_gradient + piece.bundle * b.input_gradient_stride);
+    const V* activation = b.activation ? vec(b.activation + piece.bundle * b.input_stride) : nullptr;
+    const HaloShape shape(p);
+    // The strip's own box in sub-lattice coordinates; where nothing was computed q = 0 stands for the whole sub-lattice.
+    int first[3] = {0, 0, 0}, last[3];
+    for (int a = 0; a < 3; ++a) last[a] = p.axis[a].inputs(piece.r[a]);
+    const bool empty = piece.tile_strip < 0;
+    if (empty && piece.q > 0) return;
+    if (!empty) {
+        first[p.split] = std::min(piece.q * split.M, last[p.split]);
+        if (piece.q + 1 < split.tiles) last[p.split] = std::min(last[p.split], first[p.split] + split.M);
+    }
+    const int earlier = empty ? 0 : piece.q;
+    for (int i0 = first[0]; i0 < last[0]; ++i0) {
+        for (int i1 = first[1]; i1 < last[1]; ++i1) {
+            const Axis *a = p.axis;
+            const long row = a[0].in_step * (piece.r[0] + i0 * a[0].s) + a[1].in_step * (piece.r[1] + i1 * a[1].s) +
+                             a[2].in_step * piece.r[2];
+            const long step = a[2].in_step * a[2].s;
+            for (int q = std::max(0, earlier - (split.k - 2) / split.M - 1); q < earlier; ++q) {
+                const V* halo = vec(b.at(Buffer::halo)) +
+                                (long(piece.bundle) * p.strips + piece.tile_strip - earlier + q) * shape.volume;
+                const int begin = (q + 1) * split.M, end = begin + split.k - 1;  // covered along the split axis
+                int from = first[2], to = last[2];
+                if (p.split == 2) {
+                    from = std::max(from, begin), to = std::min(to, end);
+                } else {
+                    const int along = p.split == 0 ? i0 : i1;
+                    if (along < begin || along >= end) continue;
+                }
+                int local[3] = {i0, i1, from};
+                local[p.split] -= begin;
+                const V* src = halo + shape.at(local);
+                for (int i2 = from; i2 < to; ++i2, src += shape.step[2]) image[row + i2 * step] += *src;
+            }
+            if (activation)
+                apply_derivative(image + row + first[2] * step, activation + row + first[2] * step, step,
+                                 last[2] - first[2], b.activation_transfer);
+        }
+    }
+}
+
+// Kernel spectra [bundle][pencil][map][tap along axis 0]: transformed along axes 2 and 1, expanded along 0 by the product.
+void transform_kernel(const LayerPlan& p, const V* taps, V* out, long pencil, float* scratch) {
+    const TileScratch t(p, scratch);
+    const Axis *a = p.axis;
+    const int F2 = a[2].frequencies();
+    const float scale = 1.0f / (float(a[0].T) * a[1].T * a[2].T);
+    const long row = 2 * t.row_frequencies;
+    for (int j0 = 0; j0 < a[0].k; ++j0) {
+        kernel_line_real(a[2], scale, taps + j0 * a[0].kernel_step, a[2].kernel_step, a[1].kernel_step, t.plane, 2, row,
+                         a[1].k, t.line);
+        V* dst = out + 2 * j0;
+        for (int f2 = 0; f2 < F2; ++f2) {
+            if (p.self_conjugate(f2)) {
+                kernel_line(a[1], t.plane + 2 * f2, row, 0, t.rows, 2, 0, 1, t.line);
+                for (int f1 = 0; f1 <= a[1].T / 2; ++f1) {
+                    dst[(p.first_pencil(f2) + f1) * pencil] = t.rows[2 * f1];
+                    dst[(p.first_pencil(f2) + f1) * pencil + 1] = t.rows[2 * f1 + 1];
+                }
+            } else {
+                kernel_line(a[1], t.plane + 2 * f2, row, 0, dst + p.first_pencil(f2) * pencil, pencil, 0, 1, t.line);
+            }
+        }
+    }
+}
+
+void kernels_forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
+    const MapPiece piece = map_piece(p.out_bundles, p.problem.in_maps, p.kernel_maps_in, index);
+    const long taps = long(p.problem.kernel.volume()), nc = p.problem.in_maps, k0 = p.axis[0].k;
+    V* spectra = vec(b.at(Buffer::kernels_forward)) + piece.bundle * p.pencils * nc * k0 * 2;
+    for (int i = piece.first; i < piece.last; ++i)
+        transform_kernel(p, vec(b.kernels) + (piece.bundle * nc + i) * taps, spectra + i * k0 * 2, nc * k0 * 2, scratch);
+}
+
+// Lanes are input maps here: the kernels of one input bundle and one output bundle are transposed first.
+void kernels_backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
+    const MapPiece piece = map_piece(p.in_bundles, p.problem.out_maps, p.kernel_maps_out, index);
+    const long taps = long(p.problem.kernel.volume()), k0 = p.axis[0].k, no = p.problem.out_maps;
+    V* spectra = vec(b.at(Buffer::kernels_backward)) + piece.bundle * p.pencils * no * k0 * 2;
+    V* turned = vec(scratch) + TileScratchSizes(p).total();  // [lane of the out bundle][tap]
+    for (int o = piece.first; o < piece.last; o += kV) {
+        transpose_kernels(p, b, o / kV, piece.bundle, turned);
+        for (int lane = 0; lane < kV && o + lane < piece.last; ++lane)
+            transform_kernel(p, turned + lane * taps, spectra + (o + lane) * k0 * 2, no * k0 * 2, scratch);
+    }
+}
+
+void update_inverse(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
+    const MapPiece piece = map_piece(p.out_bundles, p.problem.in_maps, p.kernel_maps_in, index);
+    const TileScratch t(p, scratch);
+    const Axis *a = p.axis;
+    const long taps = long(p.problem.kernel.volume()), nc = p.problem.in_maps, k0 = a[0].k, pencil = nc * k0 * 2;
+    const int T1 = a[1].T, F2 = a[2].frequencies();
+    const float scale = 1.0f / (float(a[0].T) * T1 * a[2].T);
+    const long row = 2 * t.row_frequencies;
+    V* gradient = vec(scratch) + TileScratchSizes(p).total();
+    for (int i = piece.first; i < piece.last; ++i) {
+        const V* spectra = vec(b.at(Buffer::update_spectra)) + (piece.bundle * p.pencils * nc + i) * k0 * 2;
+        for (int j0 = 0; j0 < k0; ++j0) {
+            for (int f2 = 0; f2 < F2; ++f2) {
+                const V* in = spectra + p.first_pencil(f2) * pencil + 2 * j0;
+                long is = pencil;
+                if (p.self_conjugate(f2)) {
+                    for (int f1 = 0; f1 < T1; ++f1) {
+                        const bool kept = f1 <= T1 / 2;
+                        const V* from = in + (kept ? f1 : T1 - f1) * pencil;
+                        t.rows[2 * f1] = from[0];
+                        t.rows[2 * f1 + 1] = kept ? from[1] : -from[1];
+                    }
+                    in = t.rows, is = 2;
+                }
+                kernel_line_inverse(a[1], in, is, 0, t.plane + 2 * f2, row, 0, 1, t.line);
+            }
+            kernel_line_inverse_real(a[2], t.plane, 2, row, gradient + j0 * a[0].kernel_step, a[2].kernel_step,
+                                     a[1].kernel_step, a[1].k, t.line);
+        }
+        for (long j = 0; j < taps; ++j) gradient[j] *= scale;
+        finish_update(p, b, piece.bundle, i, 0, taps, gradient, 1);
+    }
+}
+
+}  // namespace
+
+void transpose_kernels(const LayerPlan& p, const Buffers& b, int o, int in_bundle, V* turned) {
+    const long taps = long(p.problem.kernel.volume());
+    const int maps = std::min(kV, p.problem.in_maps - in_bundle * kV);
+    const V* from = vec(b.kernels) + (long(o) * p.problem.in_maps + in_bundle * kV) * taps;
+    V block[kV] = {};
+    for (long j = 0; j < taps; ++j) {
+        for (int i = 0; i < maps; ++i) block[i] = from[i * taps + j];
+        transpose_block(block, 1, turned + j, taps);
+    }
+}
+
+void run_tiled(const LayerPlan& p, Phase phase, int index, const Buffers& b, float* scratch) {
+    switch (phase) {
+        case Phase::kernels_forward: return kernels_forward(p, index, b, scratch);
+        case Phase::kernels_backward: return kernels_backward(p, index, b, scratch);
+        case Phase::input_transform: return transform_tiles(p, false, index, b, scratch);
+        case Phase::gradient_transform: return transform_tiles(p, true, index, b, scratch);
+        case Phase::forward_inverse: return forward_inverse(p, index, b, scratch);
+        case Phase::backward_inverse: return backward_inverse(p, index, b, scratch);
+        case Phase::backward_join: return backward_join(p, index, b);
+        case Phase::update_inverse: return update_inverse(p, index, b, scratch);
+        case Phase::forward_product:
+        case Phase::backward_product: {
+            const int per_slab = ceil_div(p.pencils, p.product_pencils), slab = index / per_slab;
+            const int first = index % per_slab * p.product_pencils;
+            return product(p, phase == Phase::forward_product, slab, first,
+                           std::min(p.pencils, first + p.product_pencils), b, scratch);
+        }
+        case Phase::update_product: {
+            const int groups = p.out_bundles, first = index / groups * p.update_pencils, o = index % groups;
+            return update_product(p, first, std::min(p.pencils, first + p.update_pencils), o, o + 1, b, scratch);
+        }
+    }
+}
+
+}  // namespace znn::tiled::ZNN_VARIANT

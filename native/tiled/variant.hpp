@@ -1,0 +1,50 @@
+// What every translation unit of one code path shares. A code path (variant) is one instruction set and one bundle width;
+// the build compiles the same sources once per variant with ZNN_VARIANT (a namespace name) and ZNN_V (lanes) defined.
+#pragma once
+#include "tiled/layout.hpp"
+#include "tiled/tiled.hpp"
+
+namespace znn::tiled::ZNN_VARIANT {
+
+inline constexpr int kV = ZNN_V;
+typedef float V __attribute__((vector_size(ZNN_V * 4), may_alias));
+typedef int VI __attribute__((vector_size(ZNN_V * 4), may_alias));
+
+inline V* vec(float* p) { return reinterpret_cast<V*>(p); }
+inline const V* vec(const float* p) { return reinterpret_cast<const V*>(p); }
+
+#define ZNN_INLINE inline __attribute__((always_inline))
+
+// Strides are in vectors. `in_line`, `out_line`: from line to line.
+struct Codelets {
+    int n;
+    void (*r2c)(const V* x, long is, long in_line, V* yr, V* yi, long os, long out_line, long lines);
+    void (*c2c)(const V* xr, const V* xi, long is, long in_line, V* yr, V* yi, long os, long out_line, long lines);
+    void (*c2r)(const V* xr, const V* xi, long is, long in_line, V* y, long os, long out_line, long lines);
+    int r2c_ops, c2c_ops, c2r_ops;
+};
+const Codelets& codelets(int extent);
+TransformOps transform_ops(int extent);
+
+void run_tiled(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
+void run_direct(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
+
+// product.cpp: pencils [p0, p1) of one slab.
+void product(const LayerPlan& plan, bool forward, int slab, int p0, int p1, const Buffers& b, float* scratch);
+void update_product(const LayerPlan& plan, int p0, int p1, int o0, int o1, const Buffers& b, float* scratch);
+
+// turned[lane of out bundle o][tap], lanes input maps: the kernels between two bundles with their maps exchanged.
+void transpose_kernels(const LayerPlan& plan, const Buffers& b, int o, int in_bundle, V* turned);
+
+// epilogue.cpp
+// dst[i] = f(src[i] + bias [+ dst[i]]) for `count` voxels `step` vectors apart in dst.
+void finish_forward(const V* src, V* dst, long step, long count, const float* bias, Transfer f, bool accumulate);
+// g[i] *= f'(y[i]), voxels `step` vectors apart in both.
+void apply_derivative(V* g, const V* y, long step, long count, Transfer f);
+// Weights of (out bundle o, in map i), taps [first, first + count): gradients g[0], g[g_step] ... -> kernel_gradient and /
+// or SGD. Padded lanes become 0.
+void finish_update(const LayerPlan& plan, const Buffers& b, int o, int i, long first, long count, const V* g, long g_step);
+// out[j] lane i = in[i * in_step] lane j.
+void transpose_block(const V* in, long in_step, V* out, long out_step);
+
+}  // namespace znn::tiled::ZNN_VARIANT
