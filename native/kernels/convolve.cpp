@@ -25,7 +25,10 @@ ZNN_INLINE void add_tap(vf (&acc)[R][NX], const float* in, const float* w, std::
                         Part part) {
     vf x[NX];
     ZNN_UNROLL
-    for (int v = 0; v < NX; ++v) x[v] = Masked ? load(in, part) : load(in + (v == NX - 1 ? last : v * W));
+    for (int v = 0; v < NX; ++v) {
+        x[v] = Masked ? load(in, part) : load(in + (v == NX - 1 ? last : v * W));
+        if constexpr (TO - FROM > 1) ZNN_KEEP(x[v]);
+    }
     ZNN_UNROLL
     for (int r = FROM; r < TO; ++r) {
         const vf weight = splat(w[-r * w_row]);
@@ -100,22 +103,27 @@ struct Split {
     int size(int i) const { return small + (i < larger_parts ? 1 : 0); }
 };
 
-// Calls f(start, vectors, offset of the last vector, masked count) for every block of vectors along a row.
-// Even parts have at least two vectors whenever the row has, so an overlap never crosses a block.
-template <class F>
-ZNN_INLINE void along_row(int length, const F& f) {
-    if (length < W) {
-        f(0, 1, 0, length);
-        return;
+// The blocks of vectors along a row. Even parts have at least two vectors whenever the row has, so that an overlap never
+// crosses a block.
+struct RowBlocks {
+    int length;
+    Split split;
+    explicit RowBlocks(int n) : length(n), split(int(ceil_div(n, W)), max_vectors) {}
+
+    // Calls f(start, vectors, offset of the last vector, lanes of a single short vector).
+    template <class F>
+    ZNN_INLINE void each(const F& f) const {
+        if (length < W) {
+            f(0, 1, 0, length);
+            return;
+        }
+        for (int i = 0, start = 0; i < split.parts; ++i) {
+            const int vectors = split.size(i);
+            f(start, vectors, i == split.parts - 1 ? length - W - start : (vectors - 1) * W, W);
+            start += vectors * W;
+        }
     }
-    const Split split(int(ceil_div(length, W)), max_vectors);
-    for (int i = 0, start = 0; i < split.parts; ++i) {
-        const int vectors = split.size(i);
-        const int last = i == split.parts - 1 ? length - W - start : (vectors - 1) * W;
-        f(start, vectors, last, W);
-        start += vectors * W;
-    }
-}
+};
 
 // Calls f(first row, rows) for blocks of rows that are `sparsity` apart, for a kernel `taps` rows high.
 template <class F>
@@ -136,11 +144,12 @@ ZNN_INLINE Block choose_block(int rows, int vectors, int count) {
 void correlate_rows(const float* in, Extent n, const float* w, Extent k, Extent s, float* out, Extent m, bool accumulate) {
     const std::ptrdiff_t plane = std::ptrdiff_t(n.y) * n.x;
     const Taps taps{k.z, k.y, k.x, s.z * plane, std::ptrdiff_t(k.y) * k.x, std::ptrdiff_t(s.y) * n.x, k.x, s.x};
+    const RowBlocks columns(m.x);
     for (int z = 0; z < m.z; ++z)
         along_rows(m.y, s.y, k.y, [&](int y, int rows) {
             const float* row = in + z * plane + std::ptrdiff_t(y) * n.x;
             float* out_row = out + (std::ptrdiff_t(z) * m.y + y) * m.x;
-            along_row(m.x, [&](int x, int vectors, int last, int count) {
+            columns.each([&](int x, int vectors, int last, int count) {
                 choose_block(rows, vectors, count)(taps, row + x, w, last, count, out_row + x,
                                                    std::ptrdiff_t(s.y) * m.x, accumulate);
             });
@@ -164,10 +173,10 @@ void correlate_planes(const float* in, Extent n, const float* w, Extent k, Exten
                       bool accumulate) {
     const std::ptrdiff_t plane = std::ptrdiff_t(n.y) * n.x;
     const Taps taps{k.y, k.z, k.x, std::ptrdiff_t(s.y) * n.x, k.x, s.z * plane, std::ptrdiff_t(k.y) * k.x, s.x};
-    const int length = (m.y - 1) * n.x + m.x;
+    const RowBlocks columns((m.y - 1) * n.x + m.x);
     const std::ptrdiff_t out_plane = std::ptrdiff_t(m.y) * m.x;
     along_rows(m.z, s.z, k.z, [&](int z, int rows) {
-        along_row(length, [&](int x, int vectors, int last, int count) {
+        columns.each([&](int x, int vectors, int last, int count) {
             float flat[max_rows][max_vectors * W];
             choose_block(rows, vectors, count)(taps, in + z * plane + x, w, last, count, flat[0], max_vectors * W, false);
             const int filled = count < W ? count : last + W;
@@ -197,7 +206,10 @@ ZNN_INLINE void gradient_row(vf (&acc)[KY][KX], const float* in, const float* g,
     for (; i + W <= length; i += W) {
         vf x[KX];
         ZNN_UNROLL
-        for (int c = 0; c < KX; ++c) x[c] = load(in + i + c * sx);
+        for (int c = 0; c < KX; ++c) {
+            x[c] = load(in + i + c * sx);
+            if constexpr (HI > LO) ZNN_KEEP(x[c]);
+        }
         ZNN_UNROLL
         for (int r = LO; r <= HI; ++r) {
             const vf gradient = load(g + i - r * g_row);

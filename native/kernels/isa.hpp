@@ -49,6 +49,15 @@ typedef float vf_unaligned __attribute__((vector_size(4 * W), aligned(4), may_al
 typedef std::int32_t vi_unaligned __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef double vd_half_unaligned __attribute__((vector_size(4 * W), aligned(8), may_alias));
 
+// Keeps a loaded vector in a register: the compiler would load it again for every use.
+#if defined(__AVX512F__)
+#define ZNN_KEEP(vector) asm("" : "+v"(vector))
+#elif defined(__x86_64__)
+#define ZNN_KEEP(vector) asm("" : "+x"(vector))
+#else
+#define ZNN_KEEP(vector) ((void)0)
+#endif
+
 ZNN_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
 ZNN_INLINE vi load(const std::int32_t* p) { return *reinterpret_cast<const vi_unaligned*>(p); }
 ZNN_INLINE void store(float* p, vf v) { *reinterpret_cast<vf_unaligned*>(p) = v; }
