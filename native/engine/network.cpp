@@ -70,15 +70,23 @@ void Network::build_nodes() {
         NodeGroup& group = *nodes_.back();
         group.description = node_descriptions_[i];
         group.index = int(i);
-        group.has_backward = !group.description.input || context_.options.input_gradient;
         group.keep_image = group.description.transfer != kernels::Transfer::linear;
         group.bias = AlignedFloats(group.description.maps);
         group.bias_momentum = AlignedFloats(group.description.maps);
         if (group.description.input) inputs_.push_back(int(i));
         if (group.description.output) outputs_.push_back(int(i));
-        if (group.has_backward) backward_nodes_ += group.description.maps;
         if (group.description.output) output_nodes_ += group.description.maps;
     }
+}
+
+// Gradients are wanted where there are parameters, or upstream of which there are, and at the outputs.
+void Network::mark_backward() {
+    for (auto& group : nodes_)
+        group->has_backward = context_.options.input_gradient || group->description.output || group->description.bias;
+    for (const auto& d : edge_descriptions_)
+        if (d.kind == EdgeKind::conv || nodes_[d.source]->has_backward) nodes_[d.target]->has_backward = true;
+    for (auto& group : nodes_)
+        if (group->has_backward) backward_nodes_ += group->description.maps;
 }
 
 void Network::plan_conv_group(int g) {
@@ -141,6 +149,7 @@ void Network::plan_losses() {
 }
 
 void Network::build_edges() {
+    mark_backward();
     convs_.resize(edge_descriptions_.size());
     wiring_.resize(edge_descriptions_.size());
     edges_.resize(edge_descriptions_.size());

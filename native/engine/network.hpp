@@ -80,6 +80,7 @@ public:
 private:
     void build_nodes();
     void build_edges();
+    void mark_backward();
     void plan_conv_group(int g);
     void plan_simple_group(int g);
     void create_edges(int g);

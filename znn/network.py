@@ -1,0 +1,361 @@
+"""The network as the user holds it: options are checked here, work is done by the native engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from znn import _core, fftw, options
+from znn import plan as planning
+from znn.errors import DataError, EngineError, SpecError, ZnnError
+from znn.graph import Graph, GraphEdge, GraphNode
+from znn.init import initial_parameters
+from znn.options import SGD
+from znn.spec import NetworkSpec
+from znn.trace import EVENT, Trace
+
+Arrays = np.ndarray | Mapping[str, np.ndarray]
+PHASES = ("forward", "backward", "update", "loss", "input")
+KINDS = ("conv", "max_filter", "max_pool", "dropout", "crop", "identity", "node", "transform", "loss", "input")
+
+
+class Network:
+    """A network with extents, parameters and workers, ready to be trained or used.
+
+    spec       a NetworkSpec or a Graph; with a spec, `output` or `input` gives the extents (see `Graph.build`)
+    threads    workers; default: one per usable physical core
+    plan       "model", "autotune", "direct", "fft", a mapping {edge: method}, a Plan, or the path of a saved one
+    policy     order of ready tasks: priority (the paper's), fifo, lifo, stealing
+    sum        sums of converging images: wait-free (the paper's), locked, ordered (bit-identical for any threads)
+    memoize    spectra kept between the phases: some of kernels, images, gradients
+    allocator  pools (the paper's) or malloc
+    patches    patches per round (a minibatch)
+    seed       of the initial parameters and of dropout
+    parameters as `parameters()` returns them, instead of initial ones
+    optimiser  a `znn.SGD`
+    trace      record who ran which task when, see `trace()`
+    pin        pin each worker to a core
+    input_gradient  also propagate the gradient to the inputs
+
+    Arrays are float32 in C order, (maps, z, y, x), or (patches, maps, z, y, x); with several inputs or outputs,
+    dicts of them by node name. Calls may come from any thread; they run one after the other.
+    Raises SpecError, PlanError or DataError, naming what is wrong, before any work starts.
+    """
+
+    def __init__(self, spec: NetworkSpec | Graph, output: Any = None, input: Any = None, *,  # noqa: A002
+                 threads: int | None = None, plan: Any = "model", policy: str = "priority", sum: str = "wait-free",
+                 memoize: Iterable[str] = options.MEMOIZE, allocator: str = "pools", patches: int = 1, seed: int = 0,
+                 parameters: Mapping[str, np.ndarray] | None = None, optimiser: SGD = SGD(), trace: bool = False,
+                 pin: bool = True, input_gradient: bool = False) -> None:
+        self._lock = threading.RLock()
+        self._core: Any = None
+        self.graph = _graph(spec, output, input)
+        self.patches = options.whole("patches", patches, 1, 4096)
+        self.seed = options.whole("seed", seed, 0)
+        self._settings = settings = _core.NetworkOptions()
+        settings.policy = getattr(_core.Policy, options.choice("policy", policy, options.POLICIES))
+        settings.sum = getattr(_core.SumKind, options.choice("sum", sum, options.SUMS).replace("-", "_"))
+        settings.allocator = getattr(_core.Allocator, options.choice("allocator", allocator, options.ALLOCATORS))
+        settings.loss = getattr(_core.Loss, self.graph.spec.loss)
+        kept = options.memoization(memoize)
+        for name in options.MEMOIZE:
+            setattr(settings, f"memoize_{name}", name in kept)
+        settings.threads = _thread_count(threads)
+        settings.patches, settings.seed = self.patches, self.seed
+        settings.pin, settings.trace, settings.input_gradient = bool(pin), bool(trace), bool(input_gradient)
+        if not isinstance(optimiser, SGD):
+            raise SpecError(f"optimiser is {optimiser!r}, expected a znn.SGD")
+        self.optimiser = optimiser
+        self.plan = planning.resolve(plan, self.graph, self.patches, kept)
+        parameters = initial_parameters(self.graph, self.seed) if parameters is None else parameters
+        self._check_state(parameters, complete=True)
+        self._build(parameters)
+
+    def _build(self, parameters: Mapping[str, np.ndarray]) -> None:
+        if any(layer.method == "fft" for layer in self.plan.layers.values()):
+            fftw.load()
+        nodes = [_node_description(self.graph, node) for node in self.graph.nodes]
+        edges = [_edge_description(edge, self.plan) for edge in self.graph.edges]
+        self._core = self._run(lambda: _core.Network(nodes, edges, self._settings))
+        fftw.keep_wisdom()
+        self._set_state(parameters, momentum=False)
+        self.learning_rate = self.optimiser.rate
+
+    # ---- rounds -------------------------------------------------------------------------------------------
+    def forward(self, inputs: Arrays, phase: str = "infer") -> Any:
+        """The outputs for `inputs`; in the phase "train" dropout is active and `backward` may follow.
+
+        Returns an array, or a dict by name where there are several outputs. Raises DataError, EngineError.
+        """
+        options.choice("phase", phase, ("infer", "train"))
+        with self._open():
+            given, batched = self._take_in(inputs, self.graph.inputs, "input")
+            self._run(lambda: self._core.forward(given, phase == "train"))
+            return self._hand_out({name: self._core.output(self.graph.node(name).index) for name in self.graph.outputs},
+                                  batched)
+
+    def backward(self, output_gradients: Arrays) -> None:
+        """Propagate gradients with respect to the outputs of the last `forward(..., phase="train")` and update.
+
+        The gradients are divided by the output voxels (patches * z * y * x), as the paper divides the rate. The updates
+        are left queued and overlap the next forward pass. Raises DataError, EngineError.
+        """
+        with self._open():
+            given, _ = self._take_in(output_gradients, self.graph.outputs, "gradient")
+            self._run(lambda: self._core.backward(given))
+
+    def train_step(self, inputs: Arrays, targets: Arrays, weights: Arrays | None = None) -> float:
+        """Forward, loss, backward and update; returns the loss per output voxel.
+
+        targets: like the outputs. weights: like the outputs, multiply the voxels' terms of the loss (0: masked); softmax
+        takes one weight per voxel, the same for all maps. Raises DataError, EngineError.
+        """
+        with self._open():
+            given, _ = self._take_in(inputs, self.graph.inputs, "input")
+            wanted, _ = self._take_in(targets, self.graph.outputs, "target")
+            factors: list[Any] = [None] * len(self.graph.outputs)
+            if weights is not None:
+                factors, _ = self._take_in(weights, self.graph.outputs, "weights")
+                self._check_weights(factors)
+            return self._run(lambda: self._core.train_step(given, wanted, factors))
+
+    def input_gradient(self) -> Any:
+        """The gradient of the last round with respect to the inputs, divided like the loss by the output voxels.
+
+        Raises EngineError unless the network was built with input_gradient=True and a backward pass has run.
+        """
+        with self._open():
+            if not self._settings.input_gradient:
+                raise EngineError("the input gradient is not computed: build the network with input_gradient=True")
+            return self._hand_out({name: self._run(lambda: self._core.input_gradient(self.graph.node(name).index))
+                                   for name in self.graph.inputs}, self.patches > 1)
+
+    def sync(self) -> None:
+        """Wait for the queued updates."""
+        with self._open():
+            self._run(self._core.sync)
+
+    # ---- state --------------------------------------------------------------------------------------------
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters: kernels (out, in, z, y, x) by edge name, biases (maps,) by node name."""
+        return self._get_state(momentum=False)
+
+    def set_parameters(self, parameters: Mapping[str, np.ndarray]) -> None:
+        """Replace some or all parameters. Raises DataError and changes nothing if any does not fit."""
+        with self._open():
+            self._check_state(parameters)
+            self._set_state(parameters, momentum=False)
+
+    def momenta(self) -> dict[str, np.ndarray]:
+        """Copies of the optimiser's momenta, named and shaped like the parameters."""
+        return self._get_state(momentum=True)
+
+    def set_momenta(self, momenta: Mapping[str, np.ndarray]) -> None:
+        """Replace some or all momenta. Raises DataError and changes nothing if any does not fit."""
+        with self._open():
+            self._check_state(momenta)
+            self._set_state(momenta, momentum=True)
+
+    @property
+    def round(self) -> int:
+        """Rounds trained so far; dropout's masks depend on it."""
+        with self._open():
+            return self._core.round
+
+    @round.setter
+    def round(self, value: int) -> None:
+        with self._open():
+            self._core.round = options.whole("round", value, 0)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next round; starts as the optimiser's."""
+        return self._rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        rate = options.number("learning_rate", value, 0)
+        with self._open():
+            self._core.set_step(rate, self.optimiser.momentum, self.optimiser.weight_decay)
+            self._rate = rate
+
+    # ---- what happened ------------------------------------------------------------------------------------
+    @property
+    def threads(self) -> int:
+        """Number of workers."""
+        return self._settings.threads
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the network was built: tasks run, updates FORCEd, forward tasks delegated, transforms by kind,
+        memory; with trace=True also seconds per worker in tasks, queue, idle and locks, and the critical path of the last
+        pass in seconds (forward, backward)."""
+        with self._open():
+            self._run(self._core.sync)
+            workers = self._core.workers
+            counters = {f"{name}_s": [worker[f"{name}_s"] for worker in workers] for name in ("task", "queue", "idle", "lock")}
+            return {
+                **{name: int(np.sum([worker[name] for worker in workers])) for name in ("tasks", "forced", "delegated")},
+                "transforms": dict(self._core.transforms),
+                **counters,
+                "critical_path_s": tuple(self._core.critical_path_s),
+                "pool_bytes": self._core.pool_bytes,
+                "pool_blocks": self._core.pool_blocks,
+                "kernel_spectra_bytes": self._core.kernel_spectra_bytes,
+                "processors": list(self._core.processors),
+            }
+
+    def trace(self) -> Trace:
+        """The events recorded since the last call (waits for queued updates). Needs trace=True."""
+        with self._open():
+            if not self._settings.trace:
+                raise EngineError("nothing is traced: build the network with trace=True")
+            events = self._run(self._core.take_events).astype(EVENT, copy=False)
+            # Groups of edges come first in the table of names, groups of nodes after them.
+            events["group"][events["kind"] >= KINDS.index("node")] += len(self.graph.edges)
+            names = {"phase": PHASES, "kind": KINDS,
+                     "group": [edge.name for edge in self.graph.edges] + [node.name for node in self.graph.nodes]}
+            counters = {name: value for name, value in self.stats().items() if name in ("queue_s", "idle_s", "lock_s")}
+            return Trace(np.sort(events, order="start_ns"), names, counters)
+
+    def close(self) -> None:
+        """Wait for queued updates and end the workers; the network cannot be used afterwards."""
+        with self._lock:
+            self._core = None
+
+    def __enter__(self) -> Network:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._core is None else f"{self.threads} threads"
+        return f"<znn.Network {self.graph.spec.name!r}, {self.graph.parameter_count} parameters, {state}>"
+
+    # ---- the border ---------------------------------------------------------------------------------------
+    def _open(self) -> threading.RLock:
+        if self._core is None:
+            raise EngineError(f"network {self.graph.spec.name!r} is closed")
+        return self._lock
+
+    @staticmethod
+    def _run(call: Callable[[], Any]) -> Any:
+        """Engine errors as ours; running out of memory stays a MemoryError."""
+        try:
+            return call()
+        except (RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, ZnnError):
+                raise
+            raise EngineError(str(error)) from error
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        node = self.graph.node(name)
+        return (node.maps, *node.extent)
+
+    def _take_in(self, arrays: Arrays, names: tuple[str, ...], what: str) -> tuple[list[np.ndarray], bool]:
+        """Checked arrays with the patches in front, in the order of the graph's nodes; and whether they came so."""
+        given = _by_name(arrays, names, what)
+        ordered = sorted(names, key=lambda name: self.graph.node(name).index)
+        batched = {name: self._check_array(given[name], name, what) for name in ordered}
+        return [given[name] if batched[name] else given[name][None] for name in ordered], any(batched.values())
+
+    def _check_array(self, array: Any, name: str, what: str) -> bool:
+        """Raises DataError unless `array` fits; returns whether it has a patch axis."""
+        shape = self._shape(name)
+        shapes = [(self.patches, *shape)] + ([shape] if self.patches == 1 else [])
+        _check_float32(array, f"{what} of node {name!r}", shapes)
+        return array.ndim == 5
+
+    def _check_weights(self, factors: list[np.ndarray]) -> None:
+        for factor in factors:
+            if self.graph.spec.loss == "softmax" and not np.array_equal(factor, np.broadcast_to(factor[:, :1], factor.shape)):
+                raise DataError("weights differ between the maps of a voxel, expected the same for all with loss 'softmax'")
+
+    def _hand_out(self, arrays: dict[str, np.ndarray], batched: bool) -> Any:
+        arrays = {name: array if batched else array[0] for name, array in arrays.items()}
+        return arrays if len(arrays) > 1 else next(iter(arrays.values()))
+
+    def _check_state(self, state: Mapping[str, np.ndarray], complete: bool = False) -> None:
+        if not isinstance(state, Mapping):
+            raise DataError(f"parameters are a {type(state).__name__}, expected a dict of arrays by name")
+        shapes = self.graph.parameter_shapes
+        for name, value in state.items():
+            if name not in shapes:
+                raise DataError(f"there is no parameter {name!r}, expected some of {', '.join(shapes)}")
+            _check_float32(value, f"parameter {name!r}", [shapes[name]])
+        missing = [name for name in shapes if name not in state]
+        if complete and missing:
+            raise DataError(f"parameters lack {', '.join(missing)}")
+
+    def _each_parameter(self) -> Iterable[tuple[str, str, int]]:
+        for name in self.graph.parameter_shapes:
+            is_edge = any(edge.name == name and edge.kind == "conv" for edge in self.graph.edges)
+            item = self.graph.edge(name) if is_edge else self.graph.node(name)
+            yield name, "kernels" if is_edge else "biases", item.index
+
+    def _get_state(self, momentum: bool) -> dict[str, np.ndarray]:
+        with self._open():
+            return {name: self._run(lambda: getattr(self._core, f"get_{kind}")(index, momentum))
+                    for name, kind, index in self._each_parameter()}
+
+    def _set_state(self, state: Mapping[str, np.ndarray], momentum: bool) -> None:
+        for name, kind, index in self._each_parameter():
+            if name in state:
+                self._run(lambda: getattr(self._core, f"set_{kind}")(index, momentum, np.ascontiguousarray(state[name])))
+
+
+def _graph(spec: Any, output: Any, input: Any) -> Graph:  # noqa: A002
+    if isinstance(spec, Graph):
+        if output is not None or input is not None:
+            raise SpecError("a Graph has its extents: give output= or input= only with a NetworkSpec")
+        return spec
+    return Graph.build(spec, output=output, input=input)
+
+
+def _thread_count(threads: int | None) -> int:
+    if threads is None:
+        return len(_core.usable_physical_cores())
+    return options.whole("threads", threads, 1, options.MOST_THREADS)
+
+
+def _by_name(arrays: Arrays, names: tuple[str, ...], what: str) -> Mapping[str, np.ndarray]:
+    given = arrays if isinstance(arrays, Mapping) else {names[0]: arrays}
+    if set(given) != set(names):
+        raise DataError(f"{what}: got arrays for {', '.join(map(str, given))}, expected exactly {', '.join(names)}")
+    return given
+
+
+def _check_float32(array: Any, what: str, shapes: list[tuple[int, ...]]) -> None:
+    """Raises DataError unless `array` is a finite float32 ndarray in C order of one of these shapes."""
+    if not isinstance(array, np.ndarray):
+        shown = "None" if array is None else f"a {type(array).__name__}"
+        raise DataError(f"{what} is {shown}, expected a float32 array of shape {shapes[-1]}")
+    if array.dtype != np.float32:
+        raise DataError(f"{what} has dtype {array.dtype}, expected float32")
+    if array.shape not in shapes:
+        raise DataError(f"{what} has shape {array.shape}, expected shape {' or '.join(map(str, reversed(shapes)))}")
+    if not array.flags.c_contiguous:
+        raise DataError(f"{what} is not in C order, expected a contiguous array (numpy.ascontiguousarray makes one)")
+    if not np.isfinite(array).all():
+        raise DataError(f"{what} holds NaN or infinity, expected finite numbers")
+
+
+def _node_description(graph: Graph, node: GraphNode) -> Any:
+    return _core.NodeGroupDescription(
+        name=node.name, maps=node.maps, extent=node.extent, input=node.name in graph.inputs,
+        output=node.name in graph.outputs, bias=node.spec.kind == "transfer" and node.spec.bias,
+        transfer=getattr(_core.Transfer, node.spec.transfer), rate=node.spec.rate)
+
+
+def _edge_description(edge: GraphEdge, plan: planning.Plan) -> Any:
+    ones = (1, 1, 1)
+    layer = plan.layers.get(edge.name)
+    return _core.EdgeGroupDescription(
+        name=edge.name, kind=getattr(_core.EdgeKind, edge.kind), source=edge.source, target=edge.target,
+        kernel=edge.kernel or ones, sparsity=edge.sparsity, window=edge.window or ones, stride=edge.stride,
+        offset=edge.offset or (0, 0, 0), ratio=edge.spec.ratio or 0.0, depthwise=edge.spec.depthwise, rate=edge.spec.rate,
+        decay=edge.spec.weight_decay, method=getattr(_core.Method, layer.method if layer else "direct"),
+        transform=(layer.transform if layer else None) or ones)

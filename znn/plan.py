@@ -1,0 +1,384 @@
+"""The plan: which method, and which transform extent, each convolution layer uses, and how that is chosen.
+
+A plan comes from a cost model (`model_plan`), from measurement on this machine (`autotune_plan`, the paper's layer-wise
+autotuning), or from the user. It prints as a table and is stored as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from znn import _core, cache, fftw
+from znn.cost import METHODS, edge_cost, gradient_nodes, smooth_extent, transform_extent
+from znn.errors import PlanError
+from znn.files import atomic_write
+from znn.graph import Graph, GraphEdge
+from znn.spec import Extent, format_extent
+
+FORMAT = "znn plan"
+VERSION = 1
+
+# Rates of the cost model, in operations per second. Only their ratios decide; autotuning measures instead.
+DIRECT_RATE, TRANSFORM_RATE, PRODUCT_RATE = 30e9, 12e9, 12e9
+# A kernel transform skips the lines that are zero: of three passes one is whole.
+PRUNED_SHARE = 0.4
+EDGE_OVERHEAD_S = 1.5e-6
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How one convolution layer is computed.
+
+    transform: extent at which one sub-lattice is transformed (fft only). seconds: of one round with one worker, by the
+    model or as composed from measurements; alternatives: the same for the candidates not chosen, by their description.
+    """
+
+    method: str
+    transform: Extent | None = None
+    seconds: float | None = None
+    alternatives: Mapping[str, float] | None = None
+
+    def describe(self) -> str:
+        return self.method + (f" {format_extent(self.transform)}" if self.transform else "")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A method per convolution edge; `source` says where it came from: model, autotune or user."""
+
+    layers: Mapping[str, LayerPlan]
+    source: str = "user"
+
+    @classmethod
+    def uniform(cls, graph: Graph, method: str) -> Plan:
+        """The same method everywhere, at the default transform extents. Raises PlanError."""
+        return cls.of(graph, dict.fromkeys(conv_names(graph), method))
+
+    @classmethod
+    def of(cls, graph: Graph, methods: Mapping[str, str | tuple[str, Extent]]) -> Plan:
+        """A plan by hand: {edge: "direct" | "fft" | ("fft", transform extent)}. Raises PlanError."""
+        layers = {}
+        for name, choice in methods.items():
+            method, extent = (choice, None) if isinstance(choice, str) else choice
+            if method not in METHODS:
+                raise PlanError(f"method of edge {name!r} is {method!r}, expected one of {', '.join(METHODS)}")
+            if method == "fft" and extent is None and name in conv_names(graph):
+                extent = transform_extent(graph.edge(name))
+            layers[name] = LayerPlan(method, tuple(extent) if extent else None)
+        plan = cls(layers)
+        plan.check(graph)
+        return plan
+
+    def check(self, graph: Graph) -> None:
+        """Raises PlanError unless this plan covers exactly the convolutions of `graph` with extents that fit."""
+        names = conv_names(graph)
+        if set(self.layers) != set(names):
+            odd = ", ".join(sorted(set(self.layers) ^ set(names)))
+            raise PlanError(f"the plan covers {', '.join(self.layers) or 'nothing'}, expected exactly the convolutions "
+                            f"{', '.join(names)} ({odd} missing or too many)")
+        for name, layer in self.layers.items():
+            if layer.method == "fft":
+                _check_transform(graph.edge(name), layer.transform)
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `from_json` reads it back."""
+        layers = {name: {"method": p.method, "transform": p.transform, "seconds": p.seconds,
+                         "alternatives": dict(p.alternatives) if p.alternatives else None}
+                  for name, p in self.layers.items()}
+        return json.dumps({"format": FORMAT, "version": VERSION, "source": self.source, "layers": layers}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "plan") -> Plan:
+        """Raises PlanError naming `where` for anything that is not a plan of a known version."""
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT:
+                raise PlanError(f"{where}: format is {data['format']!r}, expected {FORMAT!r}")
+            if data["version"] > VERSION:
+                raise PlanError(f"{where}: version {data['version']} is newer than this program's {VERSION}")
+            layers = {name: LayerPlan(_known(where, name, p["method"]), tuple(p["transform"]) if p["transform"] else None,
+                                      p.get("seconds"), p.get("alternatives"))
+                      for name, p in data["layers"].items()}
+            return cls(layers, data["source"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, PlanError):
+                raise
+            raise PlanError(f"{where} is not a plan as `znn plan` writes it: {error}") from None
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write JSON, atomically."""
+        with atomic_write(path, "w") as file:
+            file.write(self.to_json() + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Plan:
+        """Raises PlanError naming the file."""
+        try:
+            with open(path, encoding="utf-8") as file:
+                return cls.from_json(file.read(), str(path))
+        except OSError as error:
+            raise PlanError(f"cannot read the plan {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise PlanError(f"{path} is not a plan: not UTF-8 text") from None
+
+    def __str__(self) -> str:
+        rows = [("layer", "method", "ms/round", "instead")]
+        for name, layer in self.layers.items():
+            others = layer.alternatives or {}
+            rows.append((name, layer.describe(), "" if layer.seconds is None else f"{layer.seconds * 1e3:.3g}",
+                         ", ".join(f"{other} {seconds * 1e3:.3g}" for other, seconds in others.items())))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]).rstrip() for row in rows]
+        return "\n".join([f"plan from {self.source}", *lines])
+
+
+def conv_names(graph: Graph) -> list[str]:
+    """The convolution edge groups of a graph, in its order."""
+    return [edge.name for edge in graph.edges if edge.kind == "conv"]
+
+
+def resolve(plan: Any, graph: Graph, patches: int = 1, memoize: Iterable[str] = ("kernels", "images", "gradients")) -> Plan:
+    """What `znn.Network(plan=...)` accepts, as a checked Plan.
+
+    plan: "model", "autotune", a method's name, a mapping as for `Plan.of`, a Plan, or the path of a saved one.
+    Raises PlanError.
+    """
+    if isinstance(plan, Plan):
+        result = plan
+    elif isinstance(plan, Mapping):
+        result = Plan.of(graph, plan)
+    elif plan == "model":
+        result = model_plan(graph, patches, memoize)
+    elif plan == "autotune":
+        result = autotune_plan(graph, patches, memoize)
+    elif isinstance(plan, str) and plan in METHODS:
+        result = Plan.uniform(graph, plan)
+    elif isinstance(plan, os.PathLike) or (isinstance(plan, str) and (os.path.exists(plan) or plan.endswith(".json"))):
+        result = Plan.load(plan)
+    else:
+        raise PlanError(f"plan is {plan!r}, expected model, autotune, {', '.join(METHODS)}, a Plan, or the path of a saved one")
+    result.check(graph)
+    return result
+
+
+# ---- the cost model ---------------------------------------------------------------------------------------
+def model_plan(graph: Graph, patches: int = 1, memoize: Iterable[str] = ("kernels", "images", "gradients")) -> Plan:
+    """The method with fewer predicted seconds per layer, at fixed rates of operations."""
+    wanted = gradient_nodes(graph)
+    layers = {}
+    for name in conv_names(graph):
+        edge = graph.edge(name)
+        seconds = {method: _model_seconds(graph, edge, method, frozenset(memoize), wanted[edge.source]) * patches
+                   for method in METHODS}
+        best = min(seconds, key=seconds.get)
+        extent = transform_extent(edge) if best == "fft" else None
+        others = {method: value for method, value in seconds.items() if method != best}
+        layers[name] = LayerPlan(best, extent, seconds[best], others)
+    return Plan(layers, "model")
+
+
+def _model_seconds(graph: Graph, edge: GraphEdge, method: str, memoize: frozenset[str], backward: bool) -> float:
+    cost = edge_cost(graph, edge, method, memoize, backward)
+    if method == "direct":
+        # Rows shorter than a vector waste the rest of it.
+        waste = max(1.0, 8 / edge.out_extent[2])
+        tasks = sum(phase.multiply_adds > 0 for phase in cost.phases.values()) * _pairs(graph, edge)
+        return cost.flop * waste / DIRECT_RATE + tasks * EDGE_OVERHEAD_S
+    extent = cost.transform_extent
+    one = 2.5 * math.prod(extent) * math.log2(max(2, math.prod(extent)))
+    lattices = math.prod(edge.sparsity)
+    seconds = 0.0
+    for phase in cost.phases.values():
+        whole = (phase.image_transforms + phase.inverse_transforms) * lattices
+        seconds += (whole + PRUNED_SHARE * phase.kernel_transforms) * one / TRANSFORM_RATE
+        seconds += 8 * phase.multiply_adds / PRODUCT_RATE
+        seconds += _pairs(graph, edge) * EDGE_OVERHEAD_S * (phase.multiply_adds > 0)
+    return seconds
+
+
+def _pairs(graph: Graph, edge: GraphEdge) -> int:
+    fan_in = 1 if edge.spec.depthwise else graph.nodes[edge.source].maps
+    return fan_in * graph.nodes[edge.target].maps
+
+
+# ---- autotuning -------------------------------------------------------------------------------------------
+PIECES = ("encode_image", "encode_gradient", "encode_padding", "transform_kernel", "forward", "backward", "update",
+          "decode_forward", "decode_backward")
+LEAST_SAMPLES, MOST_SAMPLES, PIECE_BUDGET_S, SPREAD = 5, 40, 0.06, 0.05
+
+
+@dataclass(frozen=True)
+class Candidate:
+    method: str
+    transform: Extent | None
+
+    def describe(self) -> str:
+        return self.method + (f" {format_extent(self.transform)}" if self.transform else "")
+
+
+def candidates(edge: GraphEdge) -> list[Candidate]:
+    """What is worth measuring for one layer: direct, and fft at the smallest smooth extents."""
+    sub = [-(-n // s) for n, s in zip(edge.in_extent, edge.sparsity)]
+    smooth = tuple(smooth_extent(n) for n in sub)
+    found = [Candidate("direct", None), Candidate("fft", smooth)]
+    for next_extent in (tuple(_power_extent(n) for n in sub),):
+        if next_extent != smooth and math.prod(next_extent) <= 1.6 * math.prod(smooth):
+            found.append(Candidate("fft", next_extent))
+    return found
+
+
+@lru_cache(maxsize=None)
+def _power_extent(n: int) -> int:
+    """The smallest extent >= n of the form 2^a 3^b with a >= 2: longer, yet often faster to transform. 1 stays 1."""
+    if n == 1:
+        return 1
+    size = max(4, n)
+    while True:
+        rest = size
+        while rest % 3 == 0:
+            rest //= 3
+        if size % 4 == 0 and rest & (rest - 1) == 0:
+            return size
+        size += 1
+
+
+def autotune_plan(graph: Graph, patches: int = 1, memoize: Iterable[str] = ("kernels", "images", "gradients"),
+                  progress: Callable[[str], None] | None = None) -> Plan:
+    """Choose per layer by timing one edge of it in all phases, one candidate after the other in turns.
+
+    The seconds of a layer are composed from those of its pieces (transforms, products, ...), so that a layer of f x f'
+    edges costs no more to tune than one edge. Timings are cached per machine. `progress` is told what is measured.
+    """
+    memoize, wanted, layers = frozenset(memoize), gradient_nodes(graph), {}
+    fftw.load()
+    for name in conv_names(graph):
+        edge = graph.edge(name)
+        pieces = _measured_pieces(graph, edge, patches, progress)
+        seconds = {candidate: compose_seconds(graph, edge, candidate.method, piece, memoize, wanted[edge.source])
+                   for candidate, piece in pieces.items()}
+        best = min(seconds, key=seconds.get)
+        others = {c.describe(): value for c, value in seconds.items() if c != best}
+        layers[name] = LayerPlan(best.method, best.transform, seconds[best], others)
+    fftw.keep_wisdom()
+    return Plan(layers, "autotune")
+
+
+def compose_seconds(graph: Graph, edge: GraphEdge, method: str, piece: Mapping[str, float], memoize: frozenset[str],
+                    backward: bool) -> float:
+    """Seconds of a layer's round with one worker from the seconds of its pieces (counts: paper.md's table)."""
+    pairs, f, g = _pairs(graph, edge), graph.nodes[edge.source].maps, graph.nodes[edge.target].maps
+    total = pairs * (piece["forward"] + piece["update"] + EDGE_OVERHEAD_S)
+    if method == "direct":
+        return total + (pairs * piece["backward"] + g * piece["encode_padding"]) * backward
+    cost = edge_cost(graph, edge, "fft", memoize, backward)
+    for name, phase in cost.phases.items():
+        images = "encode_gradient" if name == "backward" else "encode_image"
+        inverse = "decode_backward" if name == "backward" else "decode_forward"
+        total += phase.image_transforms * piece[images] + phase.inverse_transforms * piece[inverse]
+        # The update's inverse kernel transforms are inside its piece; only those recomputed are counted here.
+        total += (phase.kernel_transforms if name != "update" else 0) * piece["transform_kernel"]
+    return total + pairs * piece["backward"] * backward
+
+
+def _measured_pieces(graph: Graph, edge: GraphEdge, patches: int,
+                     progress: Callable[[str], None] | None) -> dict[Candidate, dict[str, float]]:
+    """Median seconds of every piece of every candidate, from the cache or by measurement in turns."""
+    keys = {candidate: _cache_key(graph, edge, candidate, patches) for candidate in candidates(edge)}
+    known = _read_timings()
+    missing = [candidate for candidate, key in keys.items() if key not in known]
+    if missing:
+        if progress:
+            progress(f"{edge.name}: timing {', '.join(c.describe() for c in keys)}")
+        # All of a layer are measured together: timings of different moments do not compare.
+        for candidate, piece in _measure(graph, edge, list(keys), patches).items():
+            known[keys[candidate]] = piece
+        _write_timings(known)
+    return {candidate: known[key] for candidate, key in keys.items()}
+
+
+def _measure(graph: Graph, edge: GraphEdge, tried: list[Candidate], patches: int) -> dict[Candidate, dict[str, float]]:
+    f, pairs = graph.nodes[edge.source].maps, _pairs(graph, edge)
+    probes = {c: _core.ConvProbe(getattr(_core.Method, c.method), edge.in_extent, edge.kernel, edge.sparsity, patches,
+                                 c.transform or (1, 1, 1), f, pairs) for c in tried}
+    return {c: piece for c, piece in zip(tried, _interleave([_Sampler(probe) for probe in probes.values()]))}
+
+
+class _Sampler:
+    """Samples of all pieces of one candidate; done when the medians are steady or the budget is spent."""
+
+    def __init__(self, probe: Any) -> None:
+        self.probe, self.samples, self.spent = probe, {piece: [] for piece in PIECES}, 0.0
+        for piece in PIECES:  # warm-up
+            probe.run(getattr(_core.ConvProbe.Piece, piece))
+
+    def lap(self) -> None:
+        for piece, values in self.samples.items():
+            values.append(self.probe.run(getattr(_core.ConvProbe.Piece, piece)))
+            self.spent += values[-1]
+
+    @property
+    def done(self) -> bool:
+        count = len(self.samples["forward"])
+        if count < LEAST_SAMPLES:
+            return False
+        return count >= MOST_SAMPLES or self.spent > PIECE_BUDGET_S * len(PIECES) or all(map(_steady, self.samples.values()))
+
+
+def _steady(values: list[float]) -> bool:
+    """The noise guard: the quarter points are within SPREAD of the median (or below the clock's resolution)."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return high - low <= max(SPREAD * middle, 2e-7)
+
+
+def _interleave(samplers: list[_Sampler]) -> list[dict[str, float]]:
+    while not all(sampler.done for sampler in samplers):
+        for sampler in samplers:
+            sampler.lap()
+    return [{piece: statistics.median(values) for piece, values in s.samples.items()} for s in samplers]
+
+
+def _cache_key(graph: Graph, edge: GraphEdge, candidate: Candidate, patches: int) -> str:
+    maps = graph.nodes[edge.source].maps, graph.nodes[edge.target].maps
+    return repr((candidate.describe(), edge.in_extent, edge.kernel, edge.sparsity, patches, maps, edge.spec.depthwise))
+
+
+def _timings_name() -> str:
+    build = _core.build_info()
+    return f"timings-{_core.isa()}-{_core.fftw_version()}-{_core.fftw_rigour()}-{build['version']}.json"
+
+
+def _read_timings() -> dict[str, dict[str, float]]:
+    text = cache.read_text(_timings_name())
+    try:
+        data = json.loads(text) if text else {}
+        return {key: value for key, value in data.items() if set(value) == set(PIECES)}
+    except (ValueError, AttributeError, TypeError):
+        return {}  # damaged: measured again and overwritten
+
+
+def _write_timings(timings: Mapping[str, Mapping[str, float]]) -> None:
+    cache.write_text(_timings_name(), json.dumps(timings, indent=0, sort_keys=True))
+
+
+
+
+def _known(where: str, name: str, method: str) -> str:
+    if method not in METHODS:
+        raise PlanError(f"{where}: method of edge {name!r} is {method!r}, expected one of {', '.join(METHODS)}")
+    return method
+
+
+def _check_transform(edge: GraphEdge, transform: Extent | None) -> None:
+    needed = tuple(-(-n // s) for n, s in zip(edge.in_extent, edge.sparsity))
+    fits = transform is not None and len(transform) == 3 and all(
+        isinstance(t, int) and n <= t and (t == 1 or n > 1) for t, n in zip(transform, needed))
+    if not fits:
+        raise PlanError(f"transform extent of edge {edge.name!r} is {transform}, expected at least {needed} "
+                        f"for an image of extent {edge.in_extent} at sparsity {edge.sparsity} (and 1 where that is 1)")
