@@ -1,12 +1,13 @@
 // Plans: geometry, piece sizes and buffer sizes from a layer's shape; the cost model; the choice of code path.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <numbers>
 #include <stdexcept>
 #include <string>
+
+#include <time.h>
 
 #include "tiled/layout.hpp"
 #include "tiled/tiled.hpp"
@@ -486,13 +487,20 @@ struct Arena {
     }
 };
 
-// Shortest of several runs of one phase, seconds.
+// Seconds this thread has had on a core: other programs on the machine disturb it least.
+double thread_seconds() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
+
+// Shortest of several runs of one phase.
 double time_phase(const LayerPlan& p, Phase phase, const Buffers& b, float* scratch) {
     double best = 1e9;
     for (int repeat = 0; repeat < 4; ++repeat) {
-        const auto start = std::chrono::steady_clock::now();
+        const double start = thread_seconds();
         for (int i = 0; i < piece_count(p, phase); ++i) run_piece(p, phase, i, b, scratch);
-        best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+        best = std::min(best, thread_seconds() - start);
     }
     return best;
 }
@@ -533,9 +541,9 @@ Machine calibrate() {
     float *from = arena.take(block), *to = arena.take(block);
     double best = 1e9;
     for (int repeat = 0; repeat < 3; ++repeat) {
-        const auto start = std::chrono::steady_clock::now();
+        const double start = thread_seconds();
         std::copy(from, from + block / sizeof(float), to);
-        best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+        best = std::min(best, thread_seconds() - start);
     }
     machine.memory_bytes = 2.0 * double(block) / best;
     return machine;
