@@ -3,8 +3,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from random_nets import dags
+
 from znn import cost, zoo
 from znn.errors import PlanError
 from znn.graph import Graph
@@ -231,3 +231,17 @@ def test_random_networks(net_and_extent, method):
     more, less = (cost.network_cost(graph, method, memoize) for memoize in ((), cost.MEMOIZE))
     assert more.flop >= less.flop and more.spectra_bytes <= less.spectra_bytes
     assert cost.network_cost(graph, method, input_gradient=True).flop >= costs.flop
+
+
+def test_a_transfer_function_that_no_gradient_passes_costs_nothing_backward():
+    nodes = [
+        NodeSpec("a", 2, "input"),
+        NodeSpec("b", 2, "transfer", "tanh", bias=False),
+        NodeSpec("c", 2, "transfer", "tanh"),
+    ]
+    edges = [EdgeSpec("ab", "identity", "a", "b"), EdgeSpec("bc", "conv", "b", "c", kernel=1)]
+    graph = Graph.build(NetworkSpec("net", nodes, edges), input=3)
+    flops = [
+        cost.network_cost(graph, input_gradient=g).layer("b").phases["backward"].flop for g in (False, True)
+    ]
+    assert flops == [0, 2 * 27]

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from random_nets import dags
+
 from znn import zoo
 from znn.errors import SpecError
 from znn.graph import Graph

@@ -1,8 +1,8 @@
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-
 from random_nets import dags, extents
+
 from znn import shapes
 from znn.errors import SpecError
 from znn.spec import EdgeSpec, NetworkSpec, NodeSpec, topological_order
@@ -196,7 +196,7 @@ def test_extents_for_2d_networks():
 
 @given(dags(), st.data())
 def test_random_networks_resolve_consistently(net_and_extent, data):
-    """Every edge's rule holds, and outputs worked out from the input give that input back wherever they fix it."""
+    """Every edge's rule holds, and the outputs give the input back wherever they fix it."""
     spec, start = net_and_extent
     found = resolve(spec, input=start)
     for edge in spec.edges:

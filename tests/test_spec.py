@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from random_nets import dags, inits, json_values
+
 from znn import spec as spec_module
 from znn import zoo
 from znn.errors import SpecError, ZnnError
@@ -287,7 +287,10 @@ def test_full_toml_takes_short_extents_and_dilation():
     text = """
     name = "net"
     dims = 2
-    nodes = [{name = "a", maps = 1, kind = "input"}, {name = "b", maps = 1, kind = "transfer", transfer = "relu"}]
+    nodes = [
+      {name = "a", maps = 1, kind = "input"},
+      {name = "b", maps = 1, kind = "transfer", transfer = "relu"},
+    ]
     [[edges]]
     name = "ab"
     kind = "conv"

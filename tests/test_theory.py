@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from random_nets import dags
+
 from znn import cost, theory, zoo
 from znn.errors import PlanError
 from znn.graph import Graph
@@ -32,7 +32,7 @@ def test_closed_form_takes_arrays_of_widths():
 
 
 class SingleMaps:
-    """Every single map and single-map edge of a direct network as a task of its own: an independent expansion."""
+    """Every single map and single-map edge as a task of its own: an independent expansion."""
 
     def __init__(self):
         self.work = 0.0
@@ -118,7 +118,7 @@ def test_task_counts_of_a_layer():
 
 @given(dags(), st.sampled_from(cost.METHODS))
 def test_random_networks(net_and_extent, method):
-    """The span is at least every task's own time and at most all tasks one after another; starts are never late."""
+    """The span lies between the longest task and all tasks one after another."""
     spec, extent = net_and_extent
     tasks = theory.task_graph(Graph.build(spec, input=extent), method)
     assert max(group.flop for group in tasks.groups) <= tasks.span <= tasks.work
@@ -177,3 +177,15 @@ def test_bound_of_a_task_graph():
     tasks = theory.task_graph(Graph.build(theory.chain(8, 2, 3), output=4))
     assert tasks.speedup_bound(18) == theory.brent_bound(tasks.work / tasks.span, 18)
     assert tasks.task_count == sum(group.count for group in tasks.groups)
+
+
+def test_an_update_waits_for_the_spectra_that_it_multiplies():
+    graph = Graph.build(theory.chain(6, 2, 3), output=4)
+    for memoize, phase, name in (
+        (cost.MEMOIZE, "backward", "conv2 transform"),
+        ((), "update", "conv2 gradient transform"),
+    ):
+        groups = {
+            (group.name, group.phase): group for group in theory.task_graph(graph, "fft", memoize).groups
+        }
+        assert groups["conv2", "update"].start == groups[name, phase].end > groups[name, phase].start

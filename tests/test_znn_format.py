@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from znn import zoo, znn_format
+from znn import znn_format, zoo
 from znn.errors import SpecError
 from znn.graph import Graph
 from znn.spec import EdgeSpec, Init, NetworkSpec, NodeSpec

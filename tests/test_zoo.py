@@ -84,7 +84,7 @@ def test_multiscale_paths_meet():
 
 
 def test_the_fine_path_looks_at_the_middle_of_the_coarse_one():
-    """The views of both paths have one centre: 5 voxels of the coarse view lie on either side of the fine one."""
+    """The views of both paths have one centre."""
     graph = Graph.build(zoo.build("multiscale", width=1), output=1)
     offset, fine = graph.edge("crop").offset[0], graph.field_of_view("fine3")[0]
     assert offset + (fine - 1) / 2 == (graph.field_of_view()[0] - 1) / 2

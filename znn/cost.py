@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 from znn.errors import PlanError
 from znn.graph import Graph, GraphEdge, GraphNode
@@ -32,7 +32,7 @@ MEMOIZE = ("kernels", "images", "gradients")
 FFT_CONSTANT = 2.5
 
 
-@lru_cache(maxsize=None)
+@cache
 def smooth_extent(n: int) -> int:
     """The smallest extent of at least `n` that transforms well: factors 2, 3 and 5, and at most one 7."""
     while not _is_smooth(n):

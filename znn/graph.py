@@ -212,13 +212,13 @@ def _find(items: tuple[Any, ...], name: str, what: str) -> Any:
     raise SpecError(f"the graph has no {what} {name!r}; it has {', '.join(item.name for item in items)}")
 
 
-# What a node sees of an image along one axis: by how far apart the views of neighbouring voxels are on a path,
-# the first and the last voxel that voxel 0 sees.
+# What a node sees of an image along one axis: by how far apart the views of neighbouring voxels are on a
+# path, the first and the last voxel that voxel 0 sees.
 _View = dict[int, tuple[int, int]]
 
 
 def _through(edge: GraphEdge, axis: int, view: _View, beyond: _View) -> _View:
-    """The view of `edge`'s target: what it sees through the edge, with what it sees by other edges (`beyond`)."""
+    """The view of `edge`'s target: what it sees through the edge, added to what it sees by others."""
     start = edge.offset[axis] if edge.offset else 0
     if edge.kind == "max_pool":
         reach = edge.window[axis] - 1

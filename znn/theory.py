@@ -281,7 +281,7 @@ def chain_closed_form(
         else:
             voxels = float(cost.smooth_extent(sides[layer - 1])) ** 3
             one = cost.FFT_CONSTANT * voxels * np.log2(voxels)
-            # Transforms: 2 f in a forward or backward pass, f^2 of kernels forward and f^2 back in the update.
+            # Transforms: 2 f in a forward or backward pass, f^2 of kernels forward, f^2 back in the update.
             # The first layer has no backward pass, so its update transforms the f gradients itself.
             passes = 1 if first else 2
             work = (
