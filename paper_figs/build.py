@@ -24,6 +24,7 @@ sys.path.insert(0, str(HERE))
 
 import style  # noqa: E402
 from records import ROOT, Data  # noqa: E402
+from znn_bench import claims, report  # noqa: E402
 
 SUFFIXES = (".pdf", ".png", ".csv", ".txt")
 DIGESTS = "digests.json"
@@ -114,7 +115,20 @@ def main() -> int:
         parser.error(f"no figure {unknown[0]!r}; there are {', '.join(names())}")
     for name, result in build(data, options.out, only).items():
         print(f"{name:<20}{result}")
+    judge(data, options.results, options.out)
     return 0
+
+
+def judge(data: Data, results: Path, out: Path) -> None:
+    """Write the verdicts beside the records and the report beside the figures."""
+    verdicts = claims.evaluate(data.loaded)
+    machines = {r.machine_id: data.machine(r.machine_id) for r in data.records}
+    results.mkdir(parents=True, exist_ok=True)
+    write(results / "claims.md", claims.to_markdown(verdicts, machines))
+    write(results / "claims.json", claims.to_json(verdicts))
+    write(out / "report.html", report.page(data.loaded, verdicts, out))
+    for v in verdicts:
+        print(f"{v.claim}  {v.verdict:<18}{v.reason[:120]}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ def draw(rows, plt):
         style.intervals(axes[0], x, [(r["relative"], r["low"], r["high"]) for _, r in found], ls="none", color="0.2", lw=0.8)
         axes[1].bar(x, [r["memory_gb"] for _, r in found], 0.38, color=style.COLOURS[i])
     for axis, label in zip(axes, ("seconds per round,\nrelative to pools", "peak memory (GB)")):
-        axis.set(ylabel=label, xticks=range(len(groups)), xticklabels=[f"width {w}" for _, w in groups])
-        axis.grid(axis="x", visible=False)
+        axis.set(ylabel=label, xlabel="width (feature maps per layer)")
+        style.group_ticks(axis, groups, [f"{w}" for _, w in groups])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    style.name_machines(figure, [r["machine"] for r in rows])
     return figure

@@ -3,6 +3,8 @@
 import style
 from records import output_side, stats
 
+TICKS = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)]
+
 
 def table(data):
     rows = []
@@ -28,15 +30,16 @@ def caption(rows):
 def draw(rows, plt):
     problems = list(dict.fromkeys((r["net"], r["width"], r["output_side"]) for r in rows))
     machines = sorted({r["machine"] for r in rows})
-    engines = list(dict.fromkeys((r["adapter"], r["engine"], r["machine"]) for r in sorted(rows, key=lambda r: (r["machine"], r["adapter"] != "znn", r["adapter"]))))
+    ordered = sorted(rows, key=lambda r: (r["machine"], r["adapter"] != "znn", r["adapter"]))
+    engines = list(dict.fromkeys((r["adapter"], r["engine"], r["machine"]) for r in ordered))
     figure, axis = plt.subplots(figsize=(style.WIDE, 3.2))
     good = [r for r in rows if r["status"] == "ok"]
     floor = min((r["low"] for r in good), default=1e-3) / 3
-    size = 0.8 / len(engines)
+    size, handles = 0.8 / len(engines), []
     for i, (adapter, engine, machine) in enumerate(engines):
         label = engine if len(machines) == 1 else f"{engine}\n{machine}"
         hatch = ["", "//", "..", "xx"][machines.index(machine) % 4]
-        axis.bar([], [], color=style.ENGINE_COLOURS.get(adapter, "0.5"), hatch=hatch, label=label)
+        handles.append(plt.Rectangle((0, 0), 1, 1, fc=style.ENGINE_COLOURS.get(adapter, "0.5"), hatch=hatch, label=label))
         for j, problem in enumerate(problems):
             row = next((r for r in rows if (r["net"], r["width"], r["output_side"]) == problem
                         and (r["adapter"], r["engine"], r["machine"]) == (adapter, engine, machine)), None)
@@ -47,11 +50,11 @@ def draw(rows, plt):
                          error_kw={"lw": 0.8})
             elif row:
                 axis.text(x, floor * 1.15, _short(row), rotation=90, ha="center", va="bottom", fontsize=5, color="0.35")
-    axis.set_yscale("log")
-    axis.set(xticks=range(len(problems)), xticklabels=[f"{n}\nwidth {w}, output {o}" for n, w, o in problems],
+    style.plain_log(axis, "y", TICKS, base=10)
+    axis.set(xticks=range(len(problems)), xticklabels=[f"{n}\nwidth {w}\noutput {o}" for n, w, o in problems],
              ylabel="seconds per round", ylim=(floor, None))
     axis.grid(axis="x", visible=False)
-    figure.legend(loc="outside upper center", ncols=min(4, len(engines)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(engines)))
     return figure
 
 

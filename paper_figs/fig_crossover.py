@@ -53,6 +53,7 @@ def draw(rows, plt):
         axis.axhline(1, color="0.4", lw=0.8)
         axis.set(title=f"{dim.upper()} comparison nets", xlabel="kernel side (voxels)", xticks=sorted({r["kernel"] for r in mine}))
         style.plain_log(axis, "y", (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50), base=10)
-        axis.legend()
+        axis.legend(loc="best")
     axes[0, 0].set_ylabel("direct over FFT, seconds per round")
+    style.name_machines(figure, [r["machine"] for r in rows if r["machine"]], style.MARKER_NAMES)
     return figure

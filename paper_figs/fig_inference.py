@@ -35,13 +35,14 @@ def draw(rows, plt):
     nets = sorted({r["net"] for r in rows})
     figure, axes = plt.subplots(1, len(nets), figsize=(style.WIDE, 2.9), sharey=True, squeeze=False)
     lines = sorted({(r["engine"], r["machine"], r["width"]) for r in rows if r["kind"] == "measured"}, key=str)
+    several = len({machine for _, machine, _ in lines}) > 1
     for axis, net in zip(axes[0], nets):
         published = [r for r in rows if r["net"] == net and r["kind"] == "published"]
         axis.plot([r["output_side"] for r in published], [r["seconds"] for r in published], ls="none", marker="o", mfc="none",
                   mec="0.35", ms=3, label="Titan X, cuDNN (published, width 80)")
         for colour, marker, line in zip(style.COLOURS, style.MARKERS[1:], lines):
             mine = [r for r in rows if r["net"] == net and (r["engine"], r["machine"], r["width"]) == line]
-            label = line[0] + ("" if line[2] == 80 else f", width {line[2]}")
+            label = line[0] + ("" if line[2] == 80 else f", width {line[2]}") + (f"\n{line[1]}" if several else "")
             style.intervals(axis, [r["output_side"] for r in mine], [(r["seconds"], r["low"], r["high"]) for r in mine],
                             color=colour, marker=marker, label=label)
         axis.set(title=net, xlabel="output patch side (voxels)", yscale="log")

@@ -53,5 +53,6 @@ def draw(rows, plt):
     for which in "xy":
         style.plain_log(axis, which, (1, 2, 4, 8, 18, 40, 60, 120, 240))
     axis.tick_params(axis="x", rotation=45)
+    style.name_machines(figure, machines, style.MARKER_NAMES)
     axis.set(xlabel="workers", ylabel="speedup over one worker")
     return figure

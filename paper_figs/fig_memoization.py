@@ -42,8 +42,9 @@ def draw(rows, plt):
             axis.bar(x, [r[measure] for _, r in found], 0.76 / len(kept), color=style.COLOURS[i], label=name)
             if measure == "time":
                 style.intervals(axis, x, [(r["time"], r["low"], r["high"]) for _, r in found], ls="none", color="0.2", lw=0.8)
-        axis.set(ylabel=label, xticks=range(len(groups)), xticklabels=[f"width {w}" for _, w in groups])
-        axis.grid(axis="x", visible=False)
+        axis.set(ylabel=label, xlabel="width (feature maps per layer)")
+        style.group_ticks(axis, groups, [f"{w}" for _, w in groups])
     axes[1].axhline(2 / 3, color="0.4", lw=0.8, ls="--")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    style.name_machines(figure, [r["machine"] for r in rows])
     return figure

@@ -35,10 +35,10 @@ def draw(rows, plt):
         for at, (_, r) in zip(x, found):
             axis.text(at, r["high"] * 1.04, f"{r['seconds']:.3g} s", ha="center", va="bottom", fontsize=5.5, rotation=90)
     top = max(r["high"] for r in rows)
-    style.plain_log(axis, "y", (0.5, 1, 2, 5, 10, 20, 50, 100), base=10)
-    axis.set(ylabel="relative to the autotuned plan", xticks=range(len(groups)), ylim=(0.5, 2.2 * top),
-             xticklabels=[f"{n}\nwidth {w}, output {o}" for _, n, w, o in groups])
+    style.plain_log(axis, "y", (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100), base=10)
+    axis.set(ylabel="relative to the autotuned plan", ylim=(0.5 * min(1, *(r["low"] for r in rows)), 2.5 * top))
+    style.group_ticks(axis, groups, [f"{n}\nwidth {w}\noutput {o}" for _, n, w, o in groups])
     axis.axhline(1, color="0.4", lw=0.8)
-    axis.grid(axis="x", visible=False)
     figure.legend(loc="outside upper center", ncols=4)
+    style.name_machines(figure, [r["machine"] for r in rows])
     return figure

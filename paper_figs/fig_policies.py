@@ -43,9 +43,9 @@ def draw(rows, plt):
             if measure == "time":
                 style.intervals(axis, x, [(r["relative"], r["low"], r["high"]) for r in found], ls="none", color="0.2", lw=0.8)
         axis.axhline(1, color="0.4", lw=0.8)
-        axis.set(xticks=range(len(groups)), xticklabels=[f"width {w}" for _, w in groups], title=titles[measure],
-                 ylabel="relative to the paper's order")
-        axis.grid(axis="x", visible=False)
+        axis.set(title=titles[measure], ylabel="relative to the paper's order", xlabel="width (feature maps per layer)")
+        style.group_ticks(axis, groups, [f"{w}" for _, w in groups])
         axis.set_ylim(0, 1.15 * max(max(r["relative"], r["high"] or 0) for r in mine))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    style.name_machines(figure, [r["machine"] for r in rows])
     return figure

@@ -57,7 +57,9 @@ def draw(rows, plt):
                     axis.plot(threads, [r["brent"] for r in line], color=colour, ls="--", lw=0.7)
         ticks = sorted({r["threads"] for r in mine})
         axis.set(title=net, xlabel="worker threads", xticks=ticks if len(ticks) <= 12 else ticks[:: len(ticks) // 8])
-        axis.legend(loc="upper left")
     axes[0, 0].set_ylabel("speedup over one worker")
-    figure.suptitle("; ".join(f"{m} {n}" for m, n in zip(("circles:", "squares:", "triangles:", "diamonds:"), machines)), fontsize=7)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    handles += [plt.Line2D([], [], color="0.3", ls="--", lw=0.7), plt.Line2D([], [], color="0.6", lw=0.8)]
+    figure.legend(handles, [*labels, "Brent's bound", "linear"], loc="outside right center")
+    style.name_machines(figure, machines, style.MARKER_NAMES)
     return figure

@@ -38,5 +38,6 @@ def draw(rows, plt):
             axes[1].plot([r["width"] for r in shared], [100 * r["lock_share"] for r in shared], **look)
     axes[0].set(xlabel="width (feature maps per layer)", ylabel="seconds per round,\nrelative to the wait-free sum")
     axes[1].set(xlabel="width (feature maps per layer)", ylabel="time in critical sections (%)", ylim=(0, None))
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    style.name_machines(figure, machines, style.MARKER_NAMES)
     return figure

@@ -3,13 +3,14 @@
 import style
 from records import output_side, stats, voxels
 
+TICKS = ([m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)], [10.0**e for e in range(-2, 8)])
 PLANS = {"direct": "ZNN direct", "fft": "ZNN FFT"}
 
 
 def rows_of(data, experiment):
     rows = []
     for record in data.select(experiment, status=None):
-        name = PLANS.get(record.options.get("plan"), record.options.get("plan")) if record.adapter_name == "znn" else data.engine(record)
+        name = PLANS[record.options["plan"]] if record.adapter_name == "znn" else data.engine(record)
         row = {"net": record.problem["net"], "form": record.problem.get("form", ""), "width": record.problem.get("width"),
                "engine": name, "machine": data.machine(record.machine_id), "output_side": output_side(record),
                "status": record.status, "reason": record.reason}
@@ -30,13 +31,13 @@ def caption_of(rows):
 
 def draw_of(rows, plt):
     good = [r for r in rows if r["status"] == "ok"]
-    panels = sorted({(r["net"], r["form"], r["width"]) for r in good}, key=lambda p: (p[1], int(p[0].split("_")[1])))
+    panels = sorted({(r["net"], r["form"], r["width"]) for r in good}, key=lambda p: (p[1] != "strided", int(p[0].split("_")[1]), p[2]))
     lines = sorted({(r["engine"], r["machine"]) for r in good}, key=lambda p: (not p[0].startswith("ZNN"), p))
     machines = sorted({m for _, m in lines})
     figure, axes = plt.subplots(2, len(panels), figsize=(min(1.9 * len(panels) + 1.2, 10), 4.6), sharey="row", squeeze=False)
     for column, panel in enumerate(panels):
         for i, (engine, machine) in enumerate(lines):
-            mine = [r for r in good if (r["net"], r["form"], r["width"]) == panel and (r["engine"], r["machine"]) == (engine, machine)]
+            mine = [r for r in good if (r["net"], r["form"], r["width"], r["engine"], r["machine"]) == (*panel, engine, machine)]
             label = engine if len(machines) == 1 else f"{engine}\n{machine}"
             look = {"color": style.COLOURS[i % len(style.COLOURS)], "marker": style.MARKERS[i % len(style.MARKERS)], "label": label}
             sides = [r["output_side"] for r in mine]
@@ -47,7 +48,7 @@ def draw_of(rows, plt):
         ticks = sorted({r["output_side"] for r in good})
         for row in (0, 1):
             style.plain_log(axes[row, column], "x", ticks)
-            axes[row, column].set_yscale("log")
+            style.plain_log(axes[row, column], "y", TICKS[row], base=10)
     axes[0, 0].set_ylabel("seconds per round")
     axes[1, 0].set_ylabel("output voxels per second")
     handles, labels = max((axis.get_legend_handles_labels() for axis in axes[0]), key=lambda pair: len(pair[1]))

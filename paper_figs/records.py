@@ -30,7 +30,7 @@ class Data:
     def __init__(self, results: Path) -> None:
         self.root, self.fallback = results, ROOT / "results"
         self.loaded = store.load(results)
-        self.records = self.loaded.latest()
+        self.records = self.loaded.distinct()
         self.used: dict[tuple, Record] = {}
 
     def select(self, experiment: str, adapter: str | None = None, status: str | None = "ok",

@@ -34,7 +34,7 @@ def sequence(count: int) -> list:
     import matplotlib
 
     scale = matplotlib.colormaps["viridis"]
-    return [scale(0.9 * i / max(1, count - 1)) for i in range(count)]
+    return [scale(0.85 * i / max(1, count - 1)) for i in range(count)]
 
 
 def intervals(axis: Any, x: Sequence[float], estimates: Sequence[Sequence[float]], **style: Any) -> Any:
@@ -55,6 +55,24 @@ def plain_log(axis: Any, which: str = "x", ticks: Sequence[float] | None = None,
         one.set_major_locator(ticker.FixedLocator(list(ticks)))
     one.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
     one.set_minor_locator(ticker.NullLocator())
+
+
+def group_ticks(axis: Any, groups: Sequence[tuple[str, Any]], labels: Sequence[str]) -> None:
+    """Ticks 0, 1, ... for groups of (machine, ...); a letter tells machines apart where there are several."""
+    machines = sorted({group[0] for group in groups})
+    letters = {machine: f"\n({chr(65 + i)})" if len(machines) > 1 else "" for i, machine in enumerate(machines)}
+    axis.set_xticks(range(len(groups)), [label + letters[group[0]] for group, label in zip(groups, labels)])
+    axis.grid(axis="x", visible=False)
+
+
+def name_machines(figure: Any, machines: Sequence[str], marks: Sequence[str] | None = None) -> None:
+    """A line under the figure that says which letter, or marker, is which machine; nothing where there is one."""
+    if len(set(machines)) > 1:
+        marks = marks or [f"({chr(65 + i)})" for i in range(len(machines))]
+        figure.supxlabel("   ".join(f"{mark} {machine}" for mark, machine in zip(marks, sorted(set(machines)))), fontsize=6)
+
+
+MARKER_NAMES = ("circles:", "squares:", "triangles:", "diamonds:", "inverted triangles:", "pluses:")
 
 
 def save(figure: Any, stem: str) -> None:

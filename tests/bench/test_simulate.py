@@ -21,8 +21,9 @@ def random_durations(seed):
 def test_the_expanded_graph_has_every_task_of_the_paper():
     tasks = sim.expand(layered(4), UNIT)
     by_phase = [tasks.phase.count(phase) for phase in range(3)]
-    assert by_phase == [4 + 16 + 16, 16 + 16, 4 + 16 + 16]  # no gradient is computed for the input
-    assert tasks.work_s == sum(by_phase)
+    # one input image and four output gradients are handed in; no gradient is computed for the input
+    assert by_phase == [1 + 4 + 16 + 16, 4 + 16 + 16, 4 + 16 + 16]
+    assert tasks.work_s == sum(by_phase) - 5
     assert sum(len(r) for r in tasks.readies) + len(tasks.first[0]) + len(tasks.first[1]) == sum(by_phase)
 
 
@@ -54,8 +55,8 @@ def test_with_workers_to_spare_a_round_takes_its_longest_chain():
 
 def test_finishing_a_node_delays_the_layer_behind_it():
     slow = sim.Durations(lambda *key: 1.0, lambda phase, name, m: 10.0 if phase == sim.FORWARD else 0.0)
-    fast = sim.simulate(sim.expand(layered(2), UNIT), 50).round_s
-    assert sim.simulate(sim.expand(layered(2), slow), 50).round_s == pytest.approx(fast + 3 * 10)
+    # two backward and three forward tasks on the longest chain; input and three layers finish slowly, updates meanwhile
+    assert sim.simulate(sim.expand(layered(2), slow), 50).round_s == pytest.approx(2 + 3 + 4 * 10)
 
 
 def test_updates_overlap_the_next_forward_pass():
@@ -73,7 +74,7 @@ def test_updates_overlap_the_next_forward_pass():
 def test_the_locked_sum_serialises_additions():
     tasks = sim.expand(layered(8), UNIT)
     free, locked = (sim.simulate(tasks, 8, lock_s=lock).round_s for lock in (None, lambda task: 0.5))
-    assert locked > free * 1.5
+    assert locked > free * 1.4
     assert sim.simulate(tasks, 1, lock_s=lambda task: 0.5).round_s == pytest.approx(tasks.work_s)
 
 

@@ -92,3 +92,13 @@ def test_select_looks_in_problem_options_and_metrics():
     assert store.select(records, threads=2, adapter="a") == records
     assert store.select(records, count=3) == [records[1]]
     assert store.select(records, where=lambda r: False) == []
+
+
+def test_of_several_protocols_the_longest_is_shown(tmp_path):
+    long, short = make(protocol={"max_rounds": 31}), make(case_id="1" * 12, protocol={"max_rounds": 5})
+    write(tmp_path, run_id="r1", records=[long])
+    write(tmp_path, run_id="r2", started="2026-02-01", records=[short])
+    loaded = store.load(tmp_path)
+    assert len(loaded.latest()) == 2 and [r.case_id for r in loaded.distinct()] == [long.case_id]
+    write(tmp_path, run_id="r3", started="2026-03-01", records=[dataclasses.replace(long, status="failed", case_id="2" * 12)])
+    assert [r.case_id for r in store.load(tmp_path).distinct()] == [long.case_id]

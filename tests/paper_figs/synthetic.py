@@ -78,7 +78,7 @@ def theory(case, cores) -> dict:
 
 def shares(case, cores) -> dict:
     lock = {"wait-free": 0.001, "locked": 0.02, "ordered": 0.01}[case.options["sum"]] * 10 / case.problem["width"]
-    return {"laps": 5, "wall_s": 1.0, "counters": {"seconds": {"lock": [lock] * cores}}}
+    return {"laps": 5, "wall_s": 1.0, "counters": {"lock_s": [lock] * cores}}
 
 
 def trace(case, cores) -> dict:

@@ -15,5 +15,5 @@ def transforms(metrics: dict[str, Any]) -> float | None:
 
 def lock_share(metrics: dict[str, Any]) -> float | None:
     """Share of the workers' time in critical sections of sums, over traced rounds."""
-    locked, wall = metrics.get("counters", {}).get("seconds", {}).get("lock"), metrics.get("wall_s")
+    locked, wall = metrics.get("counters", {}).get("lock_s"), metrics.get("wall_s")
     return sum(locked) / (len(locked) * wall) if locked and wall else None

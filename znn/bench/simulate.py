@@ -78,11 +78,17 @@ class TaskGraph:
 
 
 def expand(graph: Graph, durations: Durations) -> TaskGraph:
-    """The map-level tasks of a round. Nothing is computed towards the gradients of the inputs."""
+    """The map-level tasks of a round. Nothing is computed towards the gradients of the inputs.
+
+    Handing in an input image or an output gradient is a task too: its node's finishing (transforms, loss) follows it.
+    """
     tasks = TaskGraph(first={FORWARD: [], BACKWARD: []})
     sums = {phase: _add_sums(tasks, graph, durations, phase) for phase in (FORWARD, BACKWARD)}
     to_output, to_input = _distances(graph)
     inputs, outputs = ({graph.node(n).index for n in names} for names in (graph.inputs, graph.outputs))
+    for phase, ends in ((FORWARD, inputs), (BACKWARD, outputs)):
+        for where in (sums[phase][node, m] for node in sorted(ends) for m in range(graph.nodes[node].maps)):
+            tasks.first[phase].append(_append(tasks, 0.0, phase, (3,), where))
     for edge in graph.edges:
         source, target = edge.source, edge.target
         for a, b in _pairs(graph, edge):
@@ -91,14 +97,14 @@ def expand(graph: Graph, durations: Durations) -> TaskGraph:
                 update = _add_task(tasks, durations, UPDATE, edge.name, a, b, (0, 0, 0))
             forward = _add_task(tasks, durations, FORWARD, edge.name, a, b, (1, to_output[target], -target, -b),
                                 sums[FORWARD][target, b], update)
-            _when(tasks, sums[FORWARD].get((source, a)) if source not in inputs else None, FORWARD, forward)
-            gradient = sums[BACKWARD].get((target, b)) if target not in outputs else None
+            tasks.readies[sums[FORWARD][source, a]].append(forward)
+            gradient = tasks.readies[sums[BACKWARD][target, b]]
             if update >= 0:
-                _when(tasks, gradient, BACKWARD, update)
+                gradient.append(update)
             if source not in inputs:
                 backward = _add_task(tasks, durations, BACKWARD, edge.name, a, b, (2, to_input[source], -source, -a),
                                      sums[BACKWARD][source, a])
-                _when(tasks, gradient, BACKWARD, backward)
+                gradient.append(backward)
     return tasks
 
 
@@ -116,7 +122,11 @@ def _add_sums(tasks: TaskGraph, graph: Graph, durations: Durations, phase: int) 
 
 def _add_task(tasks: TaskGraph, durations: Durations, phase: int, name: str, a: int, b: int, priority: tuple,
               adds_to: int = -1, forces: int = -1) -> int:
-    tasks.seconds.append(durations.edge(phase, name, a, b))
+    return _append(tasks, durations.edge(phase, name, a, b), phase, priority, adds_to, forces)
+
+
+def _append(tasks: TaskGraph, seconds: float, phase: int, priority: tuple, adds_to: int = -1, forces: int = -1) -> int:
+    tasks.seconds.append(seconds)
     tasks.phase.append(phase)
     tasks.priority.append(priority)
     tasks.adds_to.append(adds_to)
@@ -124,10 +134,6 @@ def _add_task(tasks: TaskGraph, durations: Durations, phase: int, name: str, a: 
     if adds_to >= 0:
         tasks.contributions[adds_to] += 1
     return len(tasks.seconds) - 1
-
-
-def _when(tasks: TaskGraph, complete: int | None, phase: int, task: int) -> None:
-    (tasks.first[phase] if complete is None else tasks.readies[complete]).append(task)
 
 
 def _pairs(graph: Graph, edge) -> itertools.product | list[tuple[int, int]]:

@@ -5,6 +5,7 @@ Folders of several people merge by copying them together, because every run has 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,17 @@ class Loaded:
         order = sorted(self.records, key=lambda r: (r.status == "ok", started.get(r.run_id, ""), r.run_id))
         for record in order:
             chosen[(record.machine_id, record.experiment, record.case_id)] = record
+        return sorted(chosen.values(), key=lambda r: (r.machine_id, r.experiment, r.run_id, r.case_id))
+
+
+    def distinct(self) -> list[Record]:
+        """`latest`, with one record where several protocols measured the same thing: the good one of the longest protocol."""
+        chosen: dict[str, Record] = {}
+        started = {run_id: run.started for run_id, run in self.runs.items()}
+        rank = lambda r: (r.status == "ok", r.protocol.get("max_rounds", 0), started.get(r.run_id, ""))  # noqa: E731
+        for record in sorted(self.latest(), key=rank):
+            same = [record.machine_id, record.experiment, record.problem, record.adapter_name, record.options]
+            chosen[json.dumps(same, sort_keys=True)] = record
         return sorted(chosen.values(), key=lambda r: (r.machine_id, r.experiment, r.run_id, r.case_id))
 
 

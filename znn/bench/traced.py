@@ -7,32 +7,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .simulate import PHASES, Durations
+from .simulate import BACKWARD, FORWARD, UPDATE, Durations
+
+# Taking in an image and computing the loss belong to finishing the input's image and the output's gradient.
+PHASE_OF = {"forward": FORWARD, "backward": BACKWARD, "update": UPDATE, "input": FORWARD, "loss": BACKWARD}
 
 if TYPE_CHECKING:
+    from znn.graph import Graph
     from znn.trace import Trace
 
 
-def durations(trace: Trace, rounds: int) -> Durations:
+def durations(trace: Trace, graph: Graph, rounds: int) -> Durations:
     """Mean seconds per round of every edge task and of finishing every node map, from a trace of `rounds` rounds.
 
-    A task may have left several events (its product, then the inverse transform of the node it completed): events
-    labelled with an edge group and two maps belong to the edge task, others to the node.
+    A task may have left several events (its product, then the inverse transform of the node it completed): those of
+    edge groups belong to the edge's task, those of node groups to the node's map.
     """
+    edges = {edge.name for edge in graph.edges}
     seconds: dict[tuple, float] = defaultdict(float)
     for event in trace.events:
-        phase = trace.names["phase"][event["phase"]]
-        if phase in PHASES and event["group"] >= 0:
-            key = (PHASES.index(phase), trace.names["group"][event["group"]], int(event["a"]), int(event["b"]))
-            seconds[key] += float(event["end_ns"] - event["start_ns"]) * 1e-9 / rounds
-
-    def edge(phase: int, name: str, a: int, b: int) -> float:
-        return seconds.get((phase, name, a, b), 0.0)
-
-    def node(phase: int, name: str, m: int) -> float:
-        return seconds.get((phase, name, m, -1), 0.0) + seconds.get((phase, name, -1, m), 0.0)
-
-    return Durations(edge, node)
+        phase, group = PHASE_OF[trace.names["phase"][event["phase"]]], trace.names["group"][event["group"]]
+        if group in edges:
+            where: tuple[int, ...] = (int(event["a"]), int(event["b"]))
+        else:  # the spectrum of a gradient that only updates read is made on their behalf
+            where, phase = (max(0, int(event["a"])),), BACKWARD if phase == UPDATE else phase
+        seconds[phase, group, *where] += float(event["end_ns"] - event["start_ns"]) * 1e-9 / rounds
+    return Durations(lambda *task: seconds.get(task, 0.0), lambda *node: seconds.get(node, 0.0))
 
 
 def compact(trace: Trace) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class SimulateAdapter(Computed):
         slowdown = {n: work_s(trace) / work_s(traces[1]) for n, trace in traces.items()}
         bandwidth = {n: copy_bandwidth(n) for n in {1, max(counts)}}
         contention = simulate.Contention.fit(slowdown, bandwidth[1] / bandwidth[max(counts)])
-        tasks = simulate.expand(problem.graph(), durations(traces[1], TRACED_LAPS))
+        graph = problem.graph()
+        tasks = simulate.expand(graph, durations(traces[1], graph, TRACED_LAPS))
         policy = options.get("policy", "priority")
         measured = measured_rounds(problem, options, counts, laps)
         validation = []

@@ -12,6 +12,8 @@ from .base import MOMENTUM, Session, Timed, by_name_or_single, named
 
 OPTIONS = ("threads", "plan", "policy", "sum", "memoize", "allocator", "pin", "trace")
 
+LEVELS = ("critical_path_s", "pool_bytes", "pool_blocks", "kernel_spectra_bytes", "processors")
+
 
 class ZnnSession(Session):
     def __init__(self, problem: Problem, net: Any, inputs: Any, gradients: Any) -> None:
@@ -96,19 +98,16 @@ def direct_flop(problem: Problem) -> float:
 
 
 def difference(after: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """Counters since a mark: numbers and lists of numbers are subtracted, tables entry by entry, the rest kept.
-
-    Byte counts are levels, not counters, and stay as they are.
-    """
+    """`znn.Network.stats` since a mark: counters are subtracted, also within lists and tables; levels stay as they are."""
     result: dict[str, Any] = {}
     for key, value in after.items():
         old = before.get(key)
         if isinstance(value, dict):
-            result[key] = difference(value, old if isinstance(old, dict) else {})
-        elif "bytes" in key or old is None or isinstance(value, (str, bool)):
-            result[key] = value.tolist() if hasattr(value, "tolist") else value
-        elif isinstance(value, (list, tuple, np.ndarray)):
-            result[key] = [a - b for a, b in zip(np.asarray(value).tolist(), np.asarray(old).tolist())]
+            result[key] = difference(value, old or {})
+        elif old is None or key in LEVELS:
+            result[key] = value
+        elif isinstance(value, (list, tuple)):
+            result[key] = [a - b for a, b in zip(value, old)]
         else:
             result[key] = value - old
     return result
