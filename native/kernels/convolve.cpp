@@ -189,60 +189,104 @@ void correlate_planes(const float* in, Extent n, const float* w, Extent k, Exten
 ZNN_INLINE std::int64_t vectors_by_rows(Extent m) { return ceil_div(m.x, W) * m.y; }
 ZNN_INLINE std::int64_t vectors_by_planes(Extent n, Extent m) { return ceil_div(std::int64_t(m.y - 1) * n.x + m.x, W); }
 
+// ---- single outputs and short rows with wide kernels: each output is a scalar product along the kernel's rows.
+
+ZNN_INLINE float dot(const float* a, std::ptrdiff_t a_plane, std::ptrdiff_t a_row, const float* b, Extent k) {
+    vf acc[4] = {};
+    for (int z = 0; z < k.z; ++z)
+        for (int y = 0; y < k.y; ++y, b += k.x) {
+            const float* p = a + z * a_plane + y * a_row;
+            int i = 0;
+            for (; i + 4 * W <= k.x; i += 4 * W)
+                ZNN_UNROLL
+                for (int v = 0; v < 4; ++v) acc[v] += load(p + i + v * W) * load(b + i + v * W);
+            for (; i + W <= k.x; i += W) acc[0] += load(p + i) * load(b + i);
+            if (i < k.x) acc[1] += load(p + i, Part(k.x - i)) * load(b + i, Part(k.x - i));
+        }
+    const vf total = (acc[0] + acc[1]) + (acc[2] + acc[3]);
+    float s = 0;
+    ZNN_UNROLL
+    for (int lane = 0; lane < W; ++lane) s += total[lane];
+    return s;
+}
+
+// Extent of the kernel with axes joined that are contiguous in the input too. For s.x == 1.
+Extent joined(Extent n, Extent k, Extent s) {
+    if (s.y != 1 || n.x != k.x) return k;
+    if (s.z != 1 || n.y != k.y) return {k.z, 1, k.y * k.x};
+    return {1, 1, k.z * k.y * k.x};
+}
+
+void correlate_dots(const float* in, Extent n, const float* w, Extent k, Extent s, float* out, Extent m, bool accumulate) {
+    const std::ptrdiff_t plane = std::ptrdiff_t(n.y) * n.x;
+    const Extent lines = joined(n, k, s);
+    for (int z = 0; z < m.z; ++z)
+        for (int y = 0; y < m.y; ++y)
+            for (int x = 0; x < m.x; ++x, ++out) {
+                const float value = dot(in + z * plane + std::ptrdiff_t(y) * n.x + x, s.z * plane,
+                                        std::ptrdiff_t(s.y) * n.x, w, lines);
+                *out = accumulate ? *out + value : value;
+            }
+}
+
+// Rough costs in vector operations: scalar products load two vectors for each multiply-add and sum their lanes at the end.
+ZNN_INLINE bool dots_are_cheaper(Extent n, Extent k, Extent s, Extent m, std::int64_t vectors) {
+    if (s.x != 1 || m.x >= W) return false;
+    const Extent lines = joined(n, k, s);
+    const std::int64_t products = std::int64_t(lines.z) * lines.y * ceil_div(lines.x, W);
+    const std::int64_t chains = smaller(m.z, max_rows) * smaller(int(vectors), max_vectors);
+    const std::int64_t by_blocks = vectors * m.z * std::int64_t(volume(k)) * larger(1, int(8 / chains));
+    return std::int64_t(volume(m)) * (3 * products + 2 * W) < by_blocks;
+}
+
 void correlate(const float* in, Extent n, const float* w, Extent k, Extent s, float* out, bool accumulate) {
     const Extent m = valid(n, k, s);
-    if (5 * vectors_by_planes(n, m) < 4 * vectors_by_rows(m))
-        correlate_planes(in, n, w, k, s, out, m, accumulate);
+    const std::int64_t rows = vectors_by_rows(m), planes = vectors_by_planes(n, m);
+    const bool by_planes = 5 * planes < 4 * rows;
+    if (dots_are_cheaper(n, k, s, m, by_planes ? planes : rows))
+        correlate_dots(in, n, w, k, s, out, m, accumulate);
     else
-        correlate_rows(in, n, w, k, s, out, m, accumulate);
+        (by_planes ? correlate_planes : correlate_rows)(in, n, w, k, s, out, m, accumulate);
 }
 
 // ---- kernel gradient: accumulators are taps, KY kernel rows by KX kernel columns; an input vector serves the KY rows of g
-// that meet it, a vector of g the KX columns.
+// that meet it, a vector of g the KX columns. Step t takes kernel rows 0..t at input row t, with the others at input row
+// t + (rows of g), for the same reason as above.
 
-template <int KY, int KX, int LO, int HI>
-ZNN_INLINE void gradient_row(vf (&acc)[KY][KX], const float* in, const float* g, std::ptrdiff_t g_row, int sx, int length) {
-    int i = 0;
-    for (; i + W <= length; i += W) {
-        vf x[KX];
-        ZNN_UNROLL
-        for (int c = 0; c < KX; ++c) {
-            x[c] = load(in + i + c * sx);
-            if constexpr (HI > LO) ZNN_KEEP(x[c]);
-        }
-        ZNN_UNROLL
-        for (int r = LO; r <= HI; ++r) {
-            const vf gradient = load(g + i - r * g_row);
-            ZNN_UNROLL
-            for (int c = 0; c < KX; ++c) acc[r][c] += x[c] * gradient;
-        }
-    }
-    if (i == length) return;
-    const Part part(length - i);
+// Kernel rows FROM..TO-1 at one vector of an input row, whole or (lanes: a Part) the end of one.
+template <int KY, int KX, int FROM, int TO, class... Lanes>
+ZNN_INLINE void gradient_vector(vf (&acc)[KY][KX], const float* in, const float* g, std::ptrdiff_t g_row, int sx,
+                                Lanes... lanes) {
     vf x[KX];
     ZNN_UNROLL
-    for (int c = 0; c < KX; ++c) x[c] = load(in + i + c * sx, part);
+    for (int c = 0; c < KX; ++c) {
+        x[c] = load(in + c * sx, lanes...);
+        if constexpr (TO - FROM > 1) ZNN_KEEP(x[c]);
+    }
     ZNN_UNROLL
-    for (int r = LO; r <= HI; ++r) {
-        const vf gradient = load(g + i - r * g_row, part);
+    for (int r = FROM; r < TO; ++r) {
+        const vf gradient = load(g - r * g_row, lanes...);
         ZNN_UNROLL
         for (int c = 0; c < KX; ++c) acc[r][c] += x[c] * gradient;
     }
 }
 
-template <int KY, int KX, int LO, int HI>
-ZNN_INLINE void gradient_active_rows(int lo, int hi, vf (&acc)[KY][KX], const float* in, const float* g,
-                                     std::ptrdiff_t g_row, int sx, int length) {
-    if (lo == LO && hi == HI) {
-        gradient_row<KY, KX, LO, HI>(acc, in, g, g_row, sx, length);
-    } else if constexpr (HI > LO) {
-        gradient_active_rows<KY, KX, LO, HI - 1>(lo, hi, acc, in, g, g_row, sx, length);
-    } else if constexpr (LO + 1 < KY) {
-        gradient_active_rows<KY, KX, LO + 1, KY - 1>(lo, hi, acc, in, g, g_row, sx, length);
-    }
+// One step: in and g point at row t, those of the later rows are later_in and later_g further on.
+template <int KY, int KX, int FIRST>
+ZNN_INLINE void gradient_step(vf (&acc)[KY][KX], const float* in, std::ptrdiff_t later_in, const float* g,
+                              std::ptrdiff_t later_g, std::ptrdiff_t g_row, int sx, int length) {
+    const auto step = [&](int i, auto... lanes) __attribute__((always_inline)) {
+        gradient_vector<KY, KX, 0, FIRST>(acc, in + i, g + i, g_row, sx, lanes...);
+        if constexpr (FIRST < KY)
+            gradient_vector<KY, KX, FIRST, KY>(acc, in + later_in + i, g + later_g + i, g_row, sx, lanes...);
+    };
+    int i = 0;
+    for (; i + W <= length; i += W) step(i);
+    if (i < length) step(i, Part(length - i));
 }
 
 // A slab of g (m.y is its plane's height if it has several planes) against the input displaced to the block's first tap.
+// Every phase of the slab has at least KY - 1 rows.
 template <int KY, int KX>
 void gradient_block(const float* in, Extent n, const float* g, Extent m, Extent s, float* dw, std::ptrdiff_t dw_row,
                     bool accumulate) {
@@ -252,11 +296,21 @@ void gradient_block(const float* in, Extent n, const float* g, Extent m, Extent 
             const int rows = int(ceil_div(m.y - phase, s.y));
             const float* in_row = in + (std::ptrdiff_t(z) * n.y + phase) * n.x;
             const float* g_row = g + (std::ptrdiff_t(z) * m.y + phase) * m.x;
-            for (int step = 0; step < rows + KY - 1; ++step) {
-                const int lo = larger(0, step - rows + 1), hi = smaller(KY - 1, step);
-                gradient_active_rows<KY, KX, 0, KY - 1>(lo, hi, acc, in_row, g_row, std::ptrdiff_t(s.y) * m.x, s.x, m.x);
-                in_row += std::ptrdiff_t(s.y) * n.x;
-                g_row += std::ptrdiff_t(s.y) * m.x;
+            const std::ptrdiff_t in_step = std::ptrdiff_t(s.y) * n.x, g_step = std::ptrdiff_t(s.y) * m.x;
+            for (int step = 0; step < rows; ++step, in_row += in_step, g_row += g_step) {
+                const auto take = [&]<int FIRST>() __attribute__((always_inline)) {
+                    gradient_step<KY, KX, FIRST>(acc, in_row, rows * in_step, g_row, rows * g_step, g_step, s.x, m.x);
+                };
+                if (step >= KY - 1)
+                    take.template operator()<KY>();
+                else if (step == 0)
+                    take.template operator()<1>();
+                else if (step == 1)
+                    take.template operator()<smaller(2, KY)>();
+                else if (step == 2)
+                    take.template operator()<smaller(3, KY)>();
+                else
+                    take.template operator()<smaller(4, KY)>();
             }
         }
     ZNN_UNROLL
@@ -272,16 +326,19 @@ void gradient_block(const float* in, Extent n, const float* g, Extent m, Extent 
 }
 
 using GradientBlock = void (*)(const float*, Extent, const float*, Extent, Extent, float*, std::ptrdiff_t, bool);
-constexpr GradientBlock gradient_blocks[4][3] = {
+constexpr GradientBlock gradient_blocks[5][3] = {
     {gradient_block<1, 1>, gradient_block<1, 2>, gradient_block<1, 3>},
     {gradient_block<2, 1>, gradient_block<2, 2>, gradient_block<2, 3>},
     {gradient_block<3, 1>, gradient_block<3, 2>, gradient_block<3, 3>},
     {gradient_block<4, 1>, gradient_block<4, 2>, gradient_block<4, 3>},
+    {gradient_block<5, 1>, gradient_block<5, 2>, nullptr},
 };
 
 // One slab of g, m.z planes of m.y rows, against the input displaced by every tap.
 void gradient_slab(const float* in, Extent n, const float* g, Extent m, Extent k, Extent s, float* dw, bool accumulate) {
-    const Split ys(k.y, 4), xs(k.x, 3);
+    // Five rows go best in one piece, with two columns: the number of accumulators ought to be between 8 and 12.
+    const int least_rows = m.y / s.y, most_rows = least_rows >= 4 && k.y == 5 ? 5 : smaller(4, least_rows + 1);
+    const Split ys(k.y, most_rows), xs(k.x, most_rows == 5 ? 2 : 3);
     for (int kz = 0; kz < k.z; ++kz)
         for (int i = 0, ky = 0; i < ys.parts; ky += ys.size(i++))
             for (int j = 0, kx = 0; j < xs.parts; kx += xs.size(j++)) {
@@ -292,10 +349,10 @@ void gradient_slab(const float* in, Extent n, const float* g, Extent m, Extent k
             }
 }
 
-// Slabs are a few planes or a part of one plane, about `slab_voxels` at most: a lane sums no more products than a few thousand
+// Slabs are a few planes or a part of one plane, about `slab_voxels` at most: a lane sums no more products than a thousand
 // before they are added to dw, which bounds the rounding error, and a slab stays in cache while all the taps visit it.
 void gradient_rows(const float* in, Extent n, const float* g, Extent m, Extent k, Extent s, float* dw, bool accumulate) {
-    constexpr std::int64_t slab_voxels = 2048 * 8;
+    constexpr std::int64_t slab_voxels = 4096;
     const std::int64_t plane = std::int64_t(m.y) * m.x;
     const int depth = plane < slab_voxels ? smaller(m.z, int(slab_voxels / plane)) : 1;
     const Split rows(m.y, depth > 1 ? m.y : larger(1, int(slab_voxels / m.x)));
