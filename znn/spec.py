@@ -292,7 +292,8 @@ class NetworkSpec:
     extent.
 
     dims=2: every kernel and window has depth 1, and an int wherever an extent may be given means a square of
-    depth 1. Raises SpecError for duplicate or unknown names, cycles, nodes that nothing reaches, input nodes
+    depth 1 (a patch given as (z, y, x) may be deeper: each section is then worked on by itself). In Python,
+    `EdgeSpec(kernel=3)` is a cube whatever the network's dims. Raises SpecError for duplicate or unknown names, cycles, nodes that nothing reaches, input nodes
     with incoming edges, and edges that join map i to map i between nodes of different width.
     """
 

@@ -19,8 +19,8 @@ that start with `#` or `;` are comments. Vectors are z,y,x.
             ratio      dropout: probability of dropping
 
 The original's training keys (eta, momentum, weight_decay, ...) are absolute settings of its optimiser and are
-refused: here the optimiser holds them. Transfer nodes have a bias, which begins at 0. A file whose sizes all
-have depth 1 is a network with dims=2. The loss is not part of the format: it is "squared".
+refused: here the optimiser holds them. Transfer nodes have a bias, which begins at 0. A file whose sizes
+and strides all have depth 1 is a network with dims=2. The loss is not part of the format: it is "squared".
 """
 
 from __future__ import annotations
