@@ -14,10 +14,18 @@ from znn.spec import NetworkSpec
 widths = st.integers(1, 130)
 
 
-@given(widths, st.integers(1, 8), st.integers(1, 5), st.integers(1, 9), st.sampled_from(cost.METHODS))
-def test_task_graph_agrees_with_the_closed_form(width, depth, kernel, output, method):
-    tasks = theory.task_graph(Graph.build(theory.chain(width, depth, kernel), output=output), method)
-    work, span = theory.chain_closed_form(width, depth, kernel, output, method)
+@given(
+    widths,
+    st.integers(1, 8),
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.sampled_from(cost.METHODS),
+    st.sets(st.sampled_from(cost.MEMOIZE)),
+)
+def test_task_graph_agrees_with_the_closed_form(width, depth, kernel, output, method, memoize):
+    graph = Graph.build(theory.chain(width, depth, kernel), output=output)
+    tasks = theory.task_graph(graph, method, memoize)
+    work, span = theory.chain_closed_form(width, depth, kernel, output, method, memoize)
     assert tasks.work == pytest.approx(float(work), rel=1e-12)
     assert tasks.span == pytest.approx(float(span), rel=1e-12)
 

@@ -291,10 +291,11 @@ class NetworkSpec:
     """A network: node groups, edge groups, a loss (squared | binomial | softmax) and the meaning of an int
     extent.
 
-    dims=2: every kernel and window has depth 1, and an int wherever an extent may be given means a square of
-    depth 1 (a patch given as (z, y, x) may be deeper: each section is then worked on by itself). In Python,
-    `EdgeSpec(kernel=3)` is a cube whatever the network's dims. Raises SpecError for duplicate or unknown names, cycles, nodes that nothing reaches, input nodes
-    with incoming edges, and edges that join map i to map i between nodes of different width.
+    dims=2: every kernel and window has depth 1, and an int wherever an extent may be given means a square
+    of depth 1 (a patch given as (z, y, x) may be deeper: each section is then worked on by itself). In
+    Python, `EdgeSpec(kernel=3)` is a cube whatever the network's dims. Raises SpecError for duplicate or
+    unknown names, cycles, nodes that nothing reaches, input nodes with incoming edges, and edges that
+    join map i to map i between nodes of different width.
     """
 
     name: str

@@ -252,53 +252,62 @@ def chain(width: int, depth: int, kernel: int) -> NetworkSpec:
 
 
 def chain_closed_form(
-    width: np.ndarray | int, depth: int, kernel: int, output: int, method: str = "fft"
+    width: np.ndarray | int,
+    depth: int,
+    kernel: int,
+    output: int,
+    method: str = "fft",
+    memoize: Iterable[str] = cost.MEMOIZE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """T1 and Tinf of one round of `chain(width, depth, kernel)` with an output of side `output`, as formulas.
 
-    `width` may be an array; transforms are all memoized; nothing is propagated to the input. With n_l the
-    side of layer l's images, N the voxels of its transforms, F = C N log2 N and L = ceil(log2 f), a forward
-    or backward pass through a layer lengthens the critical path by 2 n_l^3 k^3 + L n^3 (direct; n the side of
-    what is summed) or 2 F + (4 + L) N (fft), an update by 2 n_l^3 k^3 or 2 F + 4 N. Raises PlanError for an
-    unknown method.
+    `width` may be an array; nothing is propagated to the input. With n_l the side of layer l's images, N the
+    voxels of its transforms, F = C N log2 N and L = ceil(log2 f), a forward or backward pass through a layer
+    lengthens the critical path by 2 n_l^3 k^3 + L n^3 (direct; n the side of what is summed) or
+    2 F + (4 + L) N (fft), an update by 2 n_l^3 k^3 or 2 F + 4 N, whatever is memoized.
+    Raises PlanError for an unknown method or memoization switch.
     """
     if method not in cost.METHODS:
         raise PlanError(f"method is {method!r}; expected one of {', '.join(cost.METHODS)}")
+    switches = cost.check_memoize(memoize)
     f = np.asarray(width, dtype=float)
-    steps = np.ceil(np.log2(f))
     sides = [output + (kernel - 1) * (depth - layer) for layer in range(depth + 1)]
-    images = [float(n) ** 3 for n in sides]
-    work, path = 3 * f * images[-1], np.full_like(f, 3 * images[-1])
-    ends = []
-    forwards = np.zeros_like(f)
+    work, path = 3 * f * sides[-1] ** 3, np.full_like(f, 3 * sides[-1] ** 3)
+    forwards, ends = np.zeros_like(f), []
     for layer in range(depth, 0, -1):
-        n_in, n_out = images[layer - 1], images[layer]
-        first = layer == 1
+        n_in, n_out = sides[layer - 1], sides[layer]
         if method == "direct":
-            conv = 2 * n_out * kernel**3
-            work = work + f * f * conv * (2 if first else 3) + f * (f - 1) * (n_out + (0 if first else n_in))
-            forward, backward, update = conv + steps * n_out, conv + steps * n_in, conv
+            layer_work, forward, backward, update = _direct_layer(f, n_in, n_out, kernel, layer == 1)
         else:
-            voxels = float(cost.smooth_extent(sides[layer - 1])) ** 3
-            one = cost.FFT_CONSTANT * voxels * np.log2(voxels)
-            # Transforms: 2 f in a forward or backward pass, f^2 of kernels forward, f^2 back in the update.
-            # The first layer has no backward pass, so its update transforms the f gradients itself.
-            passes = 1 if first else 2
-            work = (
-                work
-                + (3 if first else 4) * f * one
-                + 2 * f * f * one
-                + 4 * (passes + 1) * f * f * voxels
-                + passes * f * (f - 1) * voxels
-            )
-            forward = backward = 2 * one + (4 + steps) * voxels
-            update = 2 * one + 4 * voxels
-        work = work + 4 * f * n_out
-        forwards = forwards + forward + 2 * n_out
-        path = path + n_out
+            layer_work, forward, backward, update = _fft_layer(f, n_in, switches, layer == 1)
+        # Bias and transfer function, the function's derivative, the bias's gradient.
+        work = work + layer_work + 4 * f * n_out**3
+        forwards = forwards + forward + 2 * n_out**3
+        path = path + n_out**3
         ends.append(path + update)
         path = path + backward
     return work, forwards + np.max(ends, axis=0)
+
+
+def _direct_layer(f: np.ndarray, n_in: int, n_out: int, kernel: int, first: bool) -> tuple[np.ndarray, ...]:
+    """Work of a layer f -> f, and how long its forward pass, backward pass and update make the path."""
+    conv, steps = 2.0 * n_out**3 * kernel**3, np.ceil(np.log2(f))
+    sums = f * (f - 1) * (n_out**3 + (0 if first else n_in**3))
+    work = f * f * conv * (2 if first else 3) + sums
+    return work, conv + steps * n_out**3, conv + steps * n_in**3, conv
+
+
+def _fft_layer(f: np.ndarray, n_in: int, memoize: frozenset[str], first: bool) -> tuple[np.ndarray, ...]:
+    """As `_direct_layer`. The first layer has no backward pass, so nothing that this would leave is kept."""
+    voxels = float(cost.smooth_extent(n_in)) ** 3
+    one, steps = cost.FFT_CONSTANT * voxels * math.log2(voxels), np.ceil(np.log2(f))
+    passes = 1 if first else 2
+    images = 2 * passes + ("images" not in memoize) + (first or "gradients" not in memoize)
+    kernels = 2 + (not first and "kernels" not in memoize)
+    products = 4 * (passes + 1) * f * f + passes * f * (f - 1)
+    work = (images * f + kernels * f * f) * one + products * voxels
+    through = 2 * one + (4 + steps) * voxels
+    return work, through, through, 2 * one + 4 * voxels
 
 
 def sweep(
