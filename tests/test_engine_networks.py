@@ -14,7 +14,7 @@ from checks import (MEMOIZE, NETWORK_TOLERANCE, NETWORKS, PLANS, POLICIES, SUMS,
 from znn import zoo
 from znn.graph import Graph
 from znn.reference import ReferenceNetwork
-from znn.spec import NetworkSpec
+from znn.spec import EdgeSpec, NetworkSpec, NodeSpec
 
 plans = pytest.mark.parametrize("plan", PLANS)
 
@@ -95,6 +95,18 @@ def test_the_papers_round_backward_then_forward(rng, plan):
                 n.backward(gradients)
         net.sync()
         assert_close(net.parameters(), expected.parameters(), NETWORK_TOLERANCE, "parameters")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("memoize", MEMOIZE, ids="+".join)
+def test_a_loss_that_begins_early_leaves_queued_updates_alone(rng, memoize, policy):
+    """One output may be on its way back while another still waits for the update of the round before."""
+    edges = [EdgeSpec(f"conv{i}", "conv", "input", f"out{i}", kernel=1) for i in range(3)]
+    nodes = [NodeSpec("input", 1, "input"), *(NodeSpec(f"out{i}", 2, "transfer") for i in range(3))]
+    graph = Graph.build(NetworkSpec("fan", tuple(nodes), tuple(edges)), output=4)
+    net, expected = pair(graph, plan="fft", threads=1, policy=policy, memoize=memoize)
+    with net:
+        train_alike(net, expected, rng, rounds=4)
 
 
 def test_a_dense_network_is_the_strided_one_at_every_voxel(rng):
