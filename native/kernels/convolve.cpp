@@ -349,10 +349,10 @@ void gradient_slab(const float* in, Extent n, const float* g, Extent m, Extent k
             }
 }
 
-// Slabs are a few planes or a part of one plane, about `slab_voxels` at most: a lane sums no more products than a thousand
+// Slabs are a few planes or a part of one plane, about `slab_voxels` at most: a lane sums no more products than a few thousand
 // before they are added to dw, which bounds the rounding error, and a slab stays in cache while all the taps visit it.
 void gradient_rows(const float* in, Extent n, const float* g, Extent m, Extent k, Extent s, float* dw, bool accumulate) {
-    constexpr std::int64_t slab_voxels = 4096;
+    constexpr std::int64_t slab_voxels = 16384;
     const std::int64_t plane = std::int64_t(m.y) * m.x;
     const int depth = plane < slab_voxels ? smaller(m.z, int(slab_voxels / plane)) : 1;
     const Split rows(m.y, depth > 1 ? m.y : larger(1, int(slab_voxels / m.x)));
@@ -367,8 +367,8 @@ void gradient_rows(const float* in, Extent n, const float* g, Extent m, Extent k
 void correlate_gradient(const float* in, Extent n, const float* g, Extent k, Extent s, float* dw, bool accumulate) {
     const Extent m = valid(n, k, s);
     const bool dense = s.z == 1 && s.y == 1 && s.x == 1;
-    // Dense, the roles of g and the kernel can be exchanged; worth it when g is the smaller one.
-    if (dense && volume(m) <= 4096) {
+    // Dense, the roles of g and the kernel can be exchanged; worth it when g is the smaller one (and its sum in single precision short).
+    if (dense && volume(m) <= 1024) {
         const std::int64_t by_rows = vectors_by_rows(m) * m.z * std::int64_t(volume(k));
         const std::int64_t rows = vectors_by_rows(k), planes = vectors_by_planes(n, k);
         const std::int64_t exchanged = (rows < planes ? rows : planes) * k.z * std::int64_t(volume(m));
