@@ -5,9 +5,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from stand_in import SGD, Network
 
-import znn
+from znn import SGD, Network
 from znn.checkpoint import VERSION, load_checkpoint, save_checkpoint
 from znn.errors import CheckpointError
 from znn.spec import NetworkSpec
@@ -17,24 +16,20 @@ SPEC = NetworkSpec.layered("small", 1, [{"conv": 3, "kernel": 3, "transfer": "re
 OUTPUT = (2, 3, 4)
 
 
-@pytest.fixture
-def engine(monkeypatch):
-    monkeypatch.setattr(znn, "Network", Network, raising=False)
-    monkeypatch.setattr(znn, "SGD", SGD, raising=False)
-
-
-def trained(rounds=3, seed=5, network=Network, **options):
-    net = network(SPEC, OUTPUT, seed=seed, optimiser=SGD(0.05, 0.8, 0.01), **options)
+def trained(rounds=3, seed=5, threads=1, spec=SPEC, plan="direct", patches=1):
+    net = Network(spec, OUTPUT, seed=seed, optimiser=SGD(0.05, 0.8, 0.01), threads=threads, plan=plan, sum="ordered",
+                  patches=patches, pin=False)
     train(net, range(rounds))
     return net
 
 
 def train(net, rounds):
     extent = net.graph.node("input").extent
+    lead = () if net.patches == 1 else (net.patches,)
     for index in rounds:
         rng = np.random.default_rng(index)
-        net.train_step(rng.standard_normal((1, *extent)).astype(np.float32),
-                       rng.standard_normal((2, *OUTPUT)).astype(np.float32))
+        net.train_step(rng.standard_normal((*lead, 1, *extent), dtype=np.float32),
+                       rng.standard_normal((*lead, 2, *OUTPUT), dtype=np.float32))
 
 
 def same(first, second):
@@ -44,7 +39,7 @@ def same(first, second):
         np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_everything_comes_back(tmp_path, engine):
+def test_everything_comes_back(tmp_path):
     net = trained()
     net.learning_rate = 0.0123
     save_checkpoint(tmp_path / "a.npz", net, {"who": ["me", 1]})
@@ -57,14 +52,24 @@ def test_everything_comes_back(tmp_path, engine):
     same(checkpoint.momenta, net.momenta())
 
 
-def test_resumed_training_is_bit_identical(tmp_path, engine):
-    whole = trained(6)
-    save_checkpoint(tmp_path / "a.npz", trained(3))
-    resumed = load_checkpoint(tmp_path / "a.npz").network()
-    assert resumed.round == 3
-    train(resumed, range(3, 6))
-    same(resumed.parameters(), whole.parameters())
-    same(resumed.momenta(), whole.momenta())
+DROPPING = NetworkSpec.layered("dropping", 1, [{"conv": 3, "kernel": 3, "transfer": "relu"}, {"dropout": 0.5},
+                                               {"conv": 2, "kernel": 3}])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("plan", ["direct", "fft"])
+@pytest.mark.parametrize("spec, patches", [(SPEC, 1), (DROPPING, 1), (DROPPING, 2)])
+def test_resumed_training_is_bit_identical(tmp_path, threads, plan, spec, patches):
+    options = dict(spec=spec, plan=plan, patches=patches)
+    whole = trained(6, threads=threads, **options)
+    save_checkpoint(tmp_path / "a.npz", trained(3, threads=threads, **options))
+    # The resumed half may even run on another number of threads.
+    for others in {threads, 2}:
+        resumed = load_checkpoint(tmp_path / "a.npz").network(threads=others, plan=plan, sum="ordered", pin=False)
+        assert resumed.round == 3 and resumed.patches == patches
+        train(resumed, range(3, 6))
+        same(resumed.parameters(), whole.parameters())
+        same(resumed.momenta(), whole.momenta())
 
 
 def test_the_same_state_gives_the_same_bytes(tmp_path):
@@ -183,7 +188,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
-def test_unknown_optimiser(tmp_path, engine):
+def test_unknown_optimiser(tmp_path):
     save_checkpoint(tmp_path / "a.npz", trained())
     rewrite(tmp_path / "a.npz", tmp_path / "b.npz", lambda h: h["optimiser"].update(kind="Shampoo"))
     with pytest.raises(CheckpointError, match="unknown optimiser 'Shampoo'"):

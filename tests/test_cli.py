@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-from stand_in import SGD, Network
 
 import znn
 from znn import cli
@@ -16,12 +15,6 @@ from znn.spec import NetworkSpec
 TINY = NetworkSpec.layered("tiny", 1, [{"conv": 4, "kernel": 4, "transfer": "relu"}, {"max_pool": 2},
                                        {"conv": 1, "kernel": 2}], loss="binomial", dims=2)
 COMMANDS = ("describe", "plan", "train", "infer", "bench", "trace", "convert", "info")
-
-
-@pytest.fixture
-def stand_in_engine(monkeypatch):
-    monkeypatch.setattr(znn, "Network", Network, raising=False)
-    monkeypatch.setattr(znn, "SGD", SGD, raising=False)
 
 
 @pytest.fixture
@@ -72,7 +65,7 @@ def test_describe(in_folder, capsys):
     assert run(capsys, "describe", "tiny.toml", "--draw", "net.jpg")[0] == 2
 
 
-def test_train_then_infer_then_convert(in_folder, capsys, stand_in_engine):
+def test_train_then_infer_then_convert(in_folder, capsys):
     train = ("train", "--net", "tiny.toml", "--images", "image.npy", "--labels", "labels.npy", "--rounds", 30,
              "--output", "12,12", "--rate", 0.1, "--validate-every", 10)
     code, out, err = run(capsys, *train)
@@ -121,13 +114,13 @@ def test_info_names_what_is_missing(capsys, monkeypatch):
     (("infer", "none.npz", "image.npy", "out.npy"), "none.npz: no such checkpoint"),
     (("convert", "tiny.toml", "tiny.png"), "tiny.png"),
 ])
-def test_wrong_input_is_one_line_and_code_2(in_folder, capsys, stand_in_engine, arguments, message):
+def test_wrong_input_is_one_line_and_code_2(in_folder, capsys, arguments, message):
     code, _, err = run(capsys, *arguments)
     assert code == 2
     assert message in err and err.startswith("znn: ") and err.count("\n") == 1
 
 
-def test_failures_are_one_line_and_code_1(in_folder, capsys, monkeypatch, stand_in_engine):
+def test_failures_are_one_line_and_code_1(in_folder, capsys, monkeypatch):
     def fail(*arguments, **options):
         raise OSError(28, "No space left on device")
 
@@ -160,7 +153,7 @@ def test_parsing():
 
 
 def test_a_net_in_a_checkpoint_can_be_described(in_folder, capsys):
-    save_checkpoint("net.npz", Network(TINY, (1, 2, 2)))
+    save_checkpoint("net.npz", znn.Network(TINY, (1, 2, 2)))
     code, out, _ = run(capsys, "describe", "net.npz", "--output", "2")
     assert code == 0 and out.startswith("tiny: loss binomial")
 

@@ -16,14 +16,15 @@ from znn.spec import NetworkSpec
 from znn.train.job import Settings, load_volumes, run_job
 from znn.train.loop import read_curve
 
-TESTS = Path(__file__).parents[1]
+ROOT = str(Path(__file__).parents[2])
 SPEC = NetworkSpec.layered("tiny", 1, [{"conv": 4, "kernel": 4, "transfer": "relu"}, {"max_filter": 2},
                                        {"conv": 1, "kernel": 3}], loss="binomial", dims=2)
-SETTINGS = Settings(rounds=40, validate_every=10, output=(1, 16, 16), synthetic_extent=(5, 48, 48), rate=0.1)
+SETTINGS = Settings(rounds=40, validate_every=10, output=(1, 16, 16), synthetic_extent=(5, 48, 48), rate=0.1,
+                    threads=2, plan="direct", sum="ordered")
 FILES = {"best.npz", "curve.jsonl", "last.npz", "learning-curve.png", "sections.png", "summary.json"}
 
 
-def test_a_job_without_data_runs_and_leaves_its_files(tmp_path, stand_in_engine):
+def test_a_job_without_data_runs_and_leaves_its_files(tmp_path):
     summary = run_job(SETTINGS, tmp_path / "run", SPEC)
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -33,7 +34,7 @@ def test_a_job_without_data_runs_and_leaves_its_files(tmp_path, stand_in_engine)
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_going_on_with_more_rounds(tmp_path, stand_in_engine):
+def test_going_on_with_more_rounds(tmp_path):
     run_job(SETTINGS, tmp_path / "run", SPEC)
     summary = run_job(replace(SETTINGS, rounds=50), tmp_path / "run")
     assert summary["rounds"] == 50
@@ -41,7 +42,7 @@ def test_going_on_with_more_rounds(tmp_path, stand_in_engine):
     assert rounds == sorted(rounds) and rounds[-1] == 50
 
 
-def test_another_run_in_the_same_folder_is_refused_or_starts_afresh(tmp_path, stand_in_engine):
+def test_another_run_in_the_same_folder_is_refused_or_starts_afresh(tmp_path):
     run_job(SETTINGS, tmp_path / "run", SPEC)
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match=r"rate = 0.1, not 0.2.*--fresh"):
@@ -53,16 +54,15 @@ def test_another_run_in_the_same_folder_is_refused_or_starts_afresh(tmp_path, st
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES | {"notes.txt"}
 
 
-def test_killed_by_signal_9_and_resumed_equals_never_killed(tmp_path, stand_in_engine):
+def test_killed_by_signal_9_and_resumed_equals_never_killed(tmp_path):
     script = f"""
 import sys
-sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}, {str(TESTS / "train")!r}]
-import stand_in, test_job, znn
-znn.Network, znn.SGD = stand_in.Network, stand_in.SGD
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_job
 from znn.train.job import run_job
 run_job(test_job.SETTINGS, {str(tmp_path / "killed")!r}, test_job.SPEC)
 """
-    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": ROOT})
     deadline = time.monotonic() + 60
     while not (tmp_path / "killed" / "last.npz").exists() and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -77,7 +77,7 @@ run_job(test_job.SETTINGS, {str(tmp_path / "killed")!r}, test_job.SPEC)
         np.testing.assert_array_equal(ours.parameters[name], theirs.parameters[name])
 
 
-def test_nothing_held_out_is_measured_on_the_training_sections(tmp_path, stand_in_engine):
+def test_nothing_held_out_is_measured_on_the_training_sections(tmp_path):
     summary = run_job(replace(SETTINGS, hold_out=0, rounds=3), tmp_path, SPEC)
     assert summary["measured_on"] == "training sections"
     assert not (tmp_path / "best.npz").exists()

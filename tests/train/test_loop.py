@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 
+import znn
 from znn.checkpoint import load_checkpoint
 from znn.errors import DataError, EngineError
 from znn.graph import Graph
@@ -20,14 +21,15 @@ from znn.train.volumes import make_volume
 SPEC = NetworkSpec.layered("tiny", 1, [{"conv": 2, "kernel": 3, "transfer": "relu"}, {"conv": 1, "kernel": 1}],
                            loss="binomial", dims=2)
 OUTPUT = (1, 8, 8)
+ENGINE = {"threads": 2, "plan": "direct", "sum": "ordered", "pin": False}
 IMAGE = np.random.default_rng(0).standard_normal((4, 24, 24)).astype(np.float32)
 VOLUME = make_volume(IMAGE, (IMAGE < 0.5).astype(np.uint8))
 
 
 @pytest.fixture
-def build(stand_in_engine, tmp_path):
+def build(tmp_path):
     def build(folder="run", rounds=20, net=None, state=None, rate=0.1, every=5, **options):
-        net = net or stand_in_engine.Network(SPEC, OUTPUT, optimiser=stand_in_engine.SGD(rate))
+        net = net or znn.Network(SPEC, OUTPUT, optimiser=znn.SGD(rate), **ENGINE)
         reader = PatchReader([VOLUME], Geometry.of(Graph.build(SPEC, output=OUTPUT)))
         return Run(net, PatchSampler(reader, 1, Augmentation()), Evaluator(reader, "binomial"), tmp_path / folder,
                    Schedule(rate), Limits(rounds, validate_every=every, keep_every=10), state, **options)
@@ -74,7 +76,7 @@ def test_a_run_killed_anywhere_ends_as_one_never_killed(build):
             file.write('{"kind": "tra')  # the line a kill tore
         if (broken.folder / "last.npz").exists():
             checkpoint = load_checkpoint(broken.folder / "last.npz")
-            resumed = build(broken.folder.name, net=checkpoint.network(), state=State.from_extra(checkpoint.extra))
+            resumed = build(broken.folder.name, net=checkpoint.network(**ENGINE), state=State.from_extra(checkpoint.extra))
             assert resumed.net.round == death - death % 5
         else:
             resumed = build(broken.folder.name)

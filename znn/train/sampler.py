@@ -190,7 +190,9 @@ class PatchSampler:
             corner = [int(rng.integers(room)) for room in self._room[index]]
             target, mask = self.reader.target_patch(index, corner, variant)
             if mask is None or mask.any():
-                return Sample(self.reader.image_patch(index, corner, variant), target, self._weights(target, mask))
+                weights = self._weights(target, mask)
+                return Sample(self.reader.image_patch(index, corner, variant), target,
+                              None if weights is None else np.ascontiguousarray(weights))
         raise DataError(f"{self.reader.volumes[index].name}: {_TRIES} patches drawn without one voxel inside the "
                         "mask; use a larger output patch or cut the volume to the masked part")
 
