@@ -16,8 +16,8 @@ def table(data):
                 pairs[net, width, output_side(mine[0])] = mine[0]
     model = {}
     for record in data.select("crossover_theory"):
-        for width, flop in zip(record.metrics["widths"], record.metrics["work_flop"]):
-            model[record.problem["net"], width, output_side(record), record.options["method"]] = flop
+        for row in record.metrics["rows"]:
+            model[record.problem["net"], row["width"], row["output"][-1], row["method"]] = row["work_flop"]
     for (net, width, side), record in pairs.items():
         if (net, width, side, "direct") in model:
             ratio = model[net, width, side, "direct"] / model[net, width, side, "fft"]

@@ -8,7 +8,7 @@ MEMOIZED = ["kernels", "images", "gradients"]
 
 
 def table(data):
-    bounds = brent(data)
+    bounds = {key[:2]: s for key, s in parallelism(data).items() if key[2] == tuple(MEMOIZED)}
     rows = []
     for net in NETS:
         for (machine, width), records in by(data.select(net, memoize=MEMOIZED), "machine_id", "width").items():
@@ -22,13 +22,10 @@ def table(data):
     return rows
 
 
-def brent(data):
-    """Parallelism T1 / Tinf by net and width."""
-    found = {}
-    for record in data.select("scaling_theory", memoize=MEMOIZED):
-        m = record.metrics
-        found |= {(record.problem["net"], w): a / b for w, a, b in zip(m["widths"], m["work_flop"], m["span_flop"])}
-    return found
+def parallelism(data):
+    """T1 / Tinf by net, width and what is memoized."""
+    return {(record.problem["net"], row["width"], tuple(row["memoize"])): row["work_flop"] / row["span_flop"]
+            for record in data.select("scaling_theory") for row in record.metrics["rows"]}
 
 
 def caption(rows):

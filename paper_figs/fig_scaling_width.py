@@ -1,25 +1,20 @@
 """Speedup at all physical cores against width, with transforms of kernels memoized and recomputed."""
 
 import style
-from fig_scaling_threads import MEMOIZED, NETS
+from fig_scaling_threads import MEMOIZED, NETS, parallelism
 from records import by, paired_ratio
 
 SETTINGS = {tuple(MEMOIZED): "all memoized", ("images", "gradients"): "kernel transforms recomputed"}
 
 
 def table(data):
-    bounds = {}
-    for record in data.select("scaling_theory"):
-        m = record.metrics
-        bounds |= {(record.problem["net"], tuple(record.options["memoize"]), w): a / b
-                   for w, a, b in zip(m["widths"], m["work_flop"], m["span_flop"])}
-    rows = []
+    bounds, rows = parallelism(data), []
     for net in NETS:
         for (machine, memoize, width), records in by(data.select(net), "machine_id", "memoize", "width").items():
             cores = data.physical_cores(records[0])
             base, full = (next((r for r in records if r.options["threads"] == n), None) for n in (1, cores))
             if base and full and memoize in SETTINGS and cores > 1:
-                e, s = paired_ratio(base, full), bounds.get((net, memoize, width))
+                e, s = paired_ratio(base, full), bounds.get((net, width, memoize))
                 rows.append({"net": net, "machine": data.machine(machine), "cores": cores, "kernels": SETTINGS[memoize],
                              "width": width, "speedup": e.value, "low": e.low, "high": e.high, "coverage": e.coverage,
                              "samples": len(full.samples_s), "brent": s / (1 + (s - 1) / cores) if s else ""})

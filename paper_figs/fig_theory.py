@@ -8,12 +8,13 @@ WORKERS = (8, 18, 40, 60, 120, 240)
 def table(data):
     rows = []
     for record in data.select("theory"):
-        m = record.metrics
-        for width, work, span in zip(m["widths"], m["work_flop"], m["span_flop"]):
-            parallelism = work / span
-            rows += [{"method": record.options["method"], "depth": record.problem["depth"], "width": width, "work_flop": work,
-                      "span_flop": span, "workers": p, "bound": parallelism / (1 + (parallelism - 1) / p)} for p in WORKERS]
-    return sorted({tuple(row.items()): row for row in rows}.values(), key=lambda r: tuple(map(str, r.values())))
+        for row in record.metrics["rows"]:
+            parallelism = row["work_flop"] / row["span_flop"]
+            rows += [{"method": row["method"], "depth": record.problem["depth"], "width": row["width"], "workers": p,
+                      "work_flop": row["work_flop"], "span_flop": row["span_flop"],
+                      "bound": parallelism / (1 + (parallelism - 1) / p)} for p in WORKERS]
+    distinct = {tuple(row.items()): row for row in rows}  # every machine computes the same
+    return sorted(distinct.values(), key=lambda r: (r["method"], r["depth"], r["width"], r["workers"]))
 
 
 def caption(rows):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
-from ..problem import Problem
+from ..problem import Problem, extent
 from .base import Computed
 
 
 class TheoryAdapter(Computed):
-    """options: method, memoize, widths (a list: one case holds a whole curve)."""
+    """options: lists of widths, methods, memoize (settings) and outputs; the record holds a row for each combination."""
 
     name = "theory"
 
@@ -19,19 +20,27 @@ class TheoryAdapter(Computed):
         return metadata.version("znn")
 
     def compute(self, problem: Problem, options: dict[str, Any]) -> dict[str, Any]:
-        from znn import cost, theory
+        from znn.cost import MEMOIZE
 
-        widths, method = options["widths"], options.get("method", "fft")
-        memoize = options.get("memoize", list(cost.MEMOIZE))
-        graphs = [replace(problem, width=width).graph() for width in widths]
-        tasks = [theory.task_graph(graph, method, memoize) for graph in graphs]
-        metrics: dict[str, Any] = {"widths": widths, "work_flop": [t.work for t in tasks],
-                                   "span_flop": [t.span for t in tasks], "tasks": [t.task_count for t in tasks],
-                                   "transforms": [cost.network_cost(g, method, memoize).transforms for g in graphs]}
-        if problem.net == "chain":
-            work, span = theory.chain_closed_form(widths, problem.depth, problem.kernel, problem.output[0], method)
-            metrics |= {"closed_work_flop": work.tolist(), "closed_span_flop": span.tolist()}
-        return metrics
+        planar = all(node.extent[0] == 1 for node in problem.graph().nodes)
+        outputs = [extent(value, planar) for value in options.get("outputs", [list(problem.output)])]
+        settings = options.get("memoize", [list(MEMOIZE)])
+        return {"rows": [_row(replace(problem, width=width, output=output), method, memoize) for width, output, method, memoize
+                         in itertools.product(options["widths"], outputs, options["methods"], settings)]}
+
+
+def _row(problem: Problem, method: str, memoize: list[str]) -> dict[str, Any]:
+    from znn import cost, theory
+
+    graph = problem.graph()
+    tasks = theory.task_graph(graph, method, memoize)
+    row = {"width": problem.width, "output": list(problem.output), "method": method, "memoize": memoize,
+           "work_flop": tasks.work, "span_flop": tasks.span, "tasks": tasks.task_count,
+           "transforms": cost.network_cost(graph, method, memoize).transforms}
+    if problem.net == "chain":
+        work, span = theory.chain_closed_form(problem.width, problem.depth, problem.kernel, problem.output[0], method)
+        row |= {"closed_work_flop": float(work), "closed_span_flop": float(span)}
+    return row
 
 
 ADAPTER = TheoryAdapter()
