@@ -43,7 +43,7 @@ def test_targets():
     labels = np.pad(np.stack([labels] * 3), ((0, 0), (1, 1), (1, 1)), mode="edge")
     boundary = targets_from_labels(labels, "boundary")
     assert boundary.shape == (1, 1, 4, 4)
-    assert boundary[0, 0].tolist() == [[0, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]]
+    assert boundary[0, 0].tolist() == [[0, 1, 1, 0], [0, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]]
     picture = targets_from_labels(labels != 0, "boundary")
     assert picture.sum() == 1 and picture[0, 0, 2, 0] == 1
     classes = targets_from_labels(labels, "classes", 4)

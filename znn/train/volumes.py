@@ -173,7 +173,7 @@ def targets_from_labels(labels: np.ndarray, kind: str, classes: int = 1) -> np.n
     labels (z+2, y+2, x+2) -> (maps, z, y, x):
     boundary    one map, 1 on boundaries. Labels of two values are a boundary picture whose zeros are
                 boundaries (as ISBI 2012's); labels of more values are segments: a voxel is boundary where it
-                is 0 or differs from a neighbour within its section
+                is 0 or a neighbour within its section belongs to another segment
     classes     one-hot maps of the values 0 ... classes - 1
     affinities  three maps z, y, x: 1 where a voxel and its predecessor along the axis share a segment not 0
     Which of the two boundary forms applies is the caller's to say, as a patch cannot tell: pass labels as bool
@@ -190,7 +190,7 @@ def targets_from_labels(labels: np.ndarray, kind: str, classes: int = 1) -> np.n
     boundary = inner == 0
     for neighbour in (labels[1:-1, :-2, 1:-1], labels[1:-1, 2:, 1:-1],
                       labels[1:-1, 1:-1, :-2], labels[1:-1, 1:-1, 2:]):
-        boundary |= neighbour != inner
+        boundary |= (neighbour != inner) & (neighbour != 0)
     return boundary[None].astype(np.float32)
 
 
