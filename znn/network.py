@@ -241,11 +241,13 @@ class Network:
             raise EngineError(f"network {self.graph.spec.name!r} is closed")
         return self._lock
 
-    @staticmethod
-    def _run(call: Callable[[], Any]) -> Any:
+    def _run(self, call: Callable[[], Any]) -> Any:
         """Engine errors as ours; running out of memory stays a MemoryError."""
         try:
             return call()
+        except MemoryError:
+            raise MemoryError(f"not enough memory for network {self.graph.spec.name!r}: use a smaller patch or fewer maps, "
+                              "or plan='direct', which keeps no spectra") from None
         except (RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, ZnnError):
                 raise

@@ -1,7 +1,6 @@
 #include "engine/network.hpp"
 
 #include <algorithm>
-#include <climits>
 #include <cstring>
 #include <stdexcept>
 #include <tuple>
@@ -172,13 +171,8 @@ void Network::build_edges() {
     for (int index : outputs_) {
         NodeGroup& group = *nodes_[index];
         const int maps = group.description.maps, each = joint ? maps : 1;
-        for (int first = 0; first < maps; first += each) {
+        for (int first = 0; first < maps; first += each)
             loss_tasks_.push_back(std::make_unique<LossTask>(context_, group, first, each));
-            for (int map = first; map < first + each; ++map) {
-                group.nodes[map]->after_forward = loss_tasks_.back().get();
-                group.nodes[map]->after_forward_left = &loss_tasks_.back()->nodes_left;
-            }
-        }
     }
 }
 
@@ -283,7 +277,9 @@ void Network::start_forward(const std::vector<const float*>& inputs, bool traini
     context_.forward_left.store(output_nodes_);
     context_.forward_path_ns.store(0);
     context_.backward_path_ns.store(0);
-    for (auto& task : loss_tasks_) task->nodes_left.store(with_loss ? task->maps : INT_MAX);
+    context_.after_forward.clear();
+    if (with_loss)
+        for (auto& task : loss_tasks_) context_.after_forward.push_back(task.get());
     std::vector<Task*> ready;
     std::size_t next = 0;
     for (std::size_t i = 0; i < inputs_.size(); ++i) {

@@ -20,7 +20,6 @@ public:
     std::vector<Buffer> weights;  // of its maps, or empty
     bool given = false;
     double loss = 0;                // summed over voxels, not yet divided
-    std::atomic<int> nodes_left{0};
     const int first_map, maps;
 
 private:

@@ -156,12 +156,12 @@ void Node::complete_forward(Buffer image, Worker& worker) {
     if (d.output || (context.training && group.keep_image)) forward.value = std::move(image);
     context.executor->submit(forward.followers, &worker);
     if (!d.output) return;
-    // Count before readying the loss: the caller may return as soon as everything that follows is done.
-    const bool loss_ready = after_forward_left->fetch_sub(1, std::memory_order_acq_rel) == 1;
     raise_to(context.forward_path_ns, worker.path_now());
-    Task* loss = after_forward;
-    if (context.forward_left.fetch_sub(1, std::memory_order_acq_rel) == 1) context.executor->wake();
-    if (loss_ready) context.executor->submit(loss, &worker);
+    if (context.forward_left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    if (context.after_forward.empty())
+        context.executor->wake();
+    else
+        context.executor->submit(context.after_forward, &worker);
 }
 
 void Node::update_bias(double gradient) {

@@ -30,6 +30,9 @@ struct Context {
     kernels::SgdStep step{};    // of the round in hand; each update takes a copy when it becomes ready
     std::uint64_t round = 0;
     std::atomic<int> forward_left{0}, backward_left{0};  // nodes still to finish before the caller may return
+    // The losses of a training step, started when the last output is there: no edge's backward comes before another's
+    // forward, so an update that is FORCEd always belongs to the round before.
+    std::vector<Task*> after_forward;
     std::atomic<std::int64_t> forward_path_ns{0}, backward_path_ns{0};
 
     struct alignas(64) Counts : TransformCounts {};
@@ -129,8 +132,6 @@ public:
     NodeGroup& group;
     const int map;
     Side forward, backward;
-    Task* after_forward = nullptr;              // output nodes: the loss
-    std::atomic<int>* after_forward_left = nullptr;  // the loss waits for this many nodes
     std::vector<ConvEdge*> updates_without_backward;  // incoming edges whose update waits only for this node's gradient
 
 private:
