@@ -1,12 +1,8 @@
-"""Fixtures and marks for all tests."""
+"""Fixtures for all tests."""
 from __future__ import annotations
 
 import numpy as np
 import pytest
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes more than ten seconds; leave out with -m 'not slow'")
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ LAYERS = [
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-# The one import that leads upwards on purpose, in a function: spec.load reads .znn files, and their module builds
+# The one import that leads upwards on purpose, in a function: spec.load reads .znn files, whose module builds
 # specs.
 UPWARDS = {("spec", "znn_format")}
 # Who may import the core. The two files of the suite only ask whether it is there and how it was built.

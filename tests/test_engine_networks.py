@@ -204,7 +204,6 @@ def test_training_learns(rng):
 
 
 # ---- the long run -------------------------------------------------------------------------------------
-@pytest.mark.slow
 @plans
 def test_ten_thousand_rounds_do_not_grow_memory(rng, plan):
     spec = NetworkSpec.layered("tiny", 1, [{"conv": 2, "kernel": 2, "transfer": "relu"}, {"max_filter": 2},
