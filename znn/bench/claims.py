@@ -229,13 +229,15 @@ CLAIMS: dict[str, Callable[[Evidence, dict], Found]] = {
     "C1": _brent, "C2": _locality, "C3": _sums, "C4": _multi_core, "C5": _many_core, "C6": _widths, "C7": _gpu, "C8": _memoized}
 
 
-def _speedups(evidence: Evidence, net: str, threads: int | None = None) -> dict[str, dict[int, tuple[Record, Estimate, int]]]:
-    """By machine and width: the record on all physical cores (or `threads`), its speedup over one worker, the count."""
+def _speedups(evidence: Evidence, net: str, least: int | None = None) -> dict[str, dict[int, tuple[Record, Estimate, int]]]:
+    """By machine and width: the record on all physical cores (or on the most threads, at least `least`), its speedup over
+    one worker, and the count."""
     found: dict[str, dict[int, tuple[Record, Estimate, int]]] = {}
     for (machine, width), records in _groups(evidence.of(net, memoize=KEPT), "machine_id", "width").items():
-        wanted = threads or evidence.cores(records[0])
+        most = max(r.options["threads"] for r in records)
+        wanted = evidence.cores(records[0]) if least is None else most
         one, many = (next((r for r in records if r.options["threads"] == n), None) for n in (1, wanted))
-        if one and many and wanted > 1:
+        if one and many and wanted > 1 and wanted >= (least or 0):
             found.setdefault(machine, {})[width] = (many, _ratio(one, many), wanted)
     return found
 

@@ -22,7 +22,7 @@ from .base import Computed
 from .znn_adapter import ADAPTER as ZNN
 
 LAPS = (1, 4)
-EVENTS = {"Ir": "instructions", "DRr": "reads", "DRw": "writes", "D1mr": "D1_read_misses", "D1mw": "D1_write_misses",
+EVENTS = {"Ir": "instructions", "Dr": "reads", "Dw": "writes", "D1mr": "D1_read_misses", "D1mw": "D1_write_misses",
           "DLmr": "LL_read_misses", "DLmw": "LL_write_misses"}
 FIRST_LEVEL = "32768,8,64"
 LAST_LEVEL = "1048576,16,64"  # an L2 of 1 MiB: what temporal locality is meant to serve
