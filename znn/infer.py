@@ -129,13 +129,12 @@ def infer(source, volume: Volume | np.ndarray, out: str | os.PathLike | None = N
 
 
 def estimate_bytes(spec: NetworkSpec, patch: Extent) -> int:
-    """About how much memory inference with this output patch takes: every image and spectrum, in blocks rounded
-    up to powers of two, and the parameters."""
+    """An upper estimate of the memory that inference with this output patch takes: every image in a block rounded
+    up to a power of two, the spectra of all kernels and of the images of the largest layer, and the parameters."""
     graph = Graph.build(spec, output=patch)
-    images = sum(4 * node.maps * int(np.prod(node.extent)) for node in graph.nodes)
-    spectra = network_cost(graph, "fft").spectra_bytes
-    parameters = 4 * graph.parameter_count
-    return 2 * (images + spectra + parameters)
+    images = [4 * node.maps * int(np.prod(node.extent)) for node in graph.nodes]
+    kernels = network_cost(graph, "fft", memoize=("kernels",)).spectra_bytes
+    return 2 * (sum(images) + 2 * max(images)) + kernels + 4 * graph.parameter_count
 
 
 def _network_of(source) -> tuple[NetworkSpec, Mapping[str, np.ndarray]]:
