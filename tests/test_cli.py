@@ -87,6 +87,30 @@ def test_train_then_infer_then_convert(in_folder, capsys):
     assert NetworkSpec.load("back.toml") == TINY
 
 
+def test_plan_is_saved_and_taken_again(in_folder, capsys):
+    code, out, _ = run(capsys, "plan", "tiny.toml", "--output", "4", "--method", "fft", "--save", "plan.json")
+    assert code == 0 and "conv1" in out and "saved as plan.json" in out
+    assert znn.Plan.load("plan.json").layers["conv1"].method == "fft"
+    assert run(capsys, "trace", "tiny.toml", "--output", "4", "--plan", "plan.json", "--rounds", 1)[0] == 0
+    (in_folder / "plan.json").write_text("{")
+    assert run(capsys, "trace", "tiny.toml", "--output", "4", "--plan", "plan.json")[0] == 2
+
+
+def test_trace(in_folder, capsys):
+    code, out, _ = run(capsys, "trace", "tiny.toml", "--output", "4", "--threads", 2, "--save", "a.json")
+    assert code == 0 and "of the time in tasks" in out and "conv2" in out
+    events = json.loads((in_folder / "a.json").read_text())["traceEvents"]
+    assert {event["cat"] for event in events if event["ph"] == "X"} >= {"forward", "backward", "update"}
+
+
+def test_bench_prints_a_row_per_method_and_thread_count(in_folder, capsys):
+    code, out, _ = run(capsys, "bench", "tiny.toml", "--output", "4", "--methods", "direct", "fft", "--threads", 1, 2,
+                       "--rounds", 2)
+    rows = [line.split() for line in out.splitlines()[2:]]
+    assert code == 0 and [row[:2] for row in rows] == [[m, t] for m in ("direct", "fft") for t in "12"]
+    assert all(float(row[2]) > 0 and float(row[4].replace(",", "")) > 0 for row in rows)
+
+
 def test_info_names_what_is_missing(capsys, monkeypatch):
     from importlib import metadata
 

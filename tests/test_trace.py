@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+import znn
 from znn.errors import DataError
 from znn.trace import EVENT, Trace
 
@@ -80,6 +81,20 @@ def test_empty_trace(tmp_path):
     trace.save(tmp_path / "trace.json")
     assert len(json.loads((tmp_path / "trace.json").read_text())["traceEvents"]) == 1
     assert trace.summary()["wall_s"] == 0 and trace.report()
+
+
+def test_the_engine_says_the_critical_path_of_its_last_pass():
+    spec = znn.NetworkSpec.layered("small", 1, [{"conv": 4, "kernel": 3, "transfer": "relu"}, {"conv": 2, "kernel": 3}])
+    with znn.Network(spec, output=6, threads=2, trace=True, pin=False) as net:
+        for _ in range(2):
+            net.train_step(np.zeros((1, 10, 10, 10), np.float32), np.ones((2, 6, 6, 6), np.float32))
+        trace = net.trace()
+    facts = trace.summary()
+    assert set(facts["last_pass_s"]) == {"forward", "backward"}
+    assert all(0 < seconds <= facts["wall_s"] for seconds in facts["last_pass_s"].values())
+    assert {"forward", "backward", "update"} <= set(facts["by_phase"])
+    assert {"conv1", "conv2"} <= set(facts["by_group"])
+    assert "critical path of the last pass: forward" in trace.report()
 
 
 def test_report_names_groups_and_shares(trace):

@@ -218,7 +218,8 @@ class Network:
             names = {"phase": PHASES, "kind": KINDS,
                      "group": [edge.name for edge in self.graph.edges] + [node.name for node in self.graph.nodes]}
             counters = {name: value for name, value in self.stats().items() if name in ("queue_s", "idle_s", "lock_s")}
-            return Trace(np.sort(events, order="start_ns"), names, counters)
+            longest = dict(zip(("forward", "backward"), self._core.critical_path_s))
+            return Trace(np.sort(events, order="start_ns"), names, counters, last_pass_s=longest)
 
     def close(self) -> None:
         """Wait for queued updates and end the workers; the network cannot be used afterwards."""

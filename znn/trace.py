@@ -33,15 +33,19 @@ class Trace:
                   "lock_s", "wait_s"
     dependencies  (n, 2) event indices (before, after), where the engine knows them; they give the measured
                   critical path
+    last_pass_s   {phase: seconds}: the critical path of the last pass of each phase, as the engine measured it by
+                  adding up times along its tasks' dependencies
     Raises DataError for an array of another dtype, an index without a name, or a task that ends before it starts.
     """
 
     def __init__(self, events: np.ndarray, names: Mapping[str, Sequence[str]],
-                 counters: Mapping[str, Sequence[float]] | None = None, dependencies: np.ndarray | None = None):
+                 counters: Mapping[str, Sequence[float]] | None = None, dependencies: np.ndarray | None = None,
+                 last_pass_s: Mapping[str, float] | None = None):
         self.events = np.asarray(events)
         self.names = {field: list(names.get(field, ())) for field in NAMED}
         self.counters = {name: [float(value) for value in values] for name, values in (counters or {}).items()}
         self.dependencies = None if dependencies is None else np.asarray(dependencies, np.int64).reshape(-1, 2)
+        self.last_pass_s = dict(last_pass_s or {})
         self._check()
 
     def _check(self) -> None:
@@ -85,7 +89,8 @@ class Trace:
         wall_s, workers, tasks (count), work_s (T1: the sum over tasks), task_share, outside_share (all that was
         not in a task), counter_share {counter: share}, by_worker [{worker, tasks, task_s, **counters}],
         by_phase, by_kind and by_group {name: {tasks, seconds}}, and critical_path_s, critical_path (its tasks in
-        order) and parallelism (work over critical path), None where dependencies are not known.
+        order) and parallelism (work over critical path), None where dependencies are not known; last_pass_s
+        {phase: critical path of its last pass} where the engine measured it.
         """
         durations = self._durations()
         budget = self.workers * self.wall_s
@@ -102,6 +107,7 @@ class Trace:
             "critical_path_s": path_s,
             "critical_path": None if path is None else [self._label(self.events[i]) for i in path],
             "parallelism": None if not path_s else work / path_s,
+            "last_pass_s": self.last_pass_s,
         }
 
     def critical_path(self) -> np.ndarray | None:
@@ -135,6 +141,9 @@ class Trace:
         if facts["critical_path_s"] is not None:
             lines.append(f"work {facts['work_s'] * 1e3:.2f} ms, critical path {facts['critical_path_s'] * 1e3:.2f} ms, "
                          f"parallelism {facts['parallelism'] or 0:.1f}")
+        if self.last_pass_s:
+            lines.append("critical path of the last pass: " + ", ".join(
+                f"{phase} {seconds * 1e3:.2f} ms" for phase, seconds in self.last_pass_s.items()))
         for field in NAMED:
             rows = sorted(facts[f"by_{field}"].items(), key=lambda row: -row[1]["seconds"])
             lines.append(f"by {field}:")
