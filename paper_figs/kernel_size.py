@@ -34,7 +34,7 @@ def draw_of(rows, plt):
     panels = sorted({(r["net"], r["form"], r["width"]) for r in good}, key=lambda p: (p[1] != "strided", int(p[0].split("_")[1]), p[2]))
     lines = sorted({(r["engine"], r["machine"]) for r in good}, key=lambda p: (not p[0].startswith("ZNN"), p))
     machines = sorted({m for _, m in lines})
-    figure, axes = plt.subplots(2, len(panels), figsize=(min(1.9 * len(panels) + 1.2, 10), 4.6), sharey="row", squeeze=False)
+    figure, axes = plt.subplots(2, len(panels), figsize=(max(5.0, 1.7 * len(panels) + 1.2), 4.6), sharey="row", squeeze=False)
     for column, panel in enumerate(panels):
         for i, (engine, machine) in enumerate(lines):
             mine = [r for r in good if (r["net"], r["form"], r["width"], r["engine"], r["machine"]) == (*panel, engine, machine)]

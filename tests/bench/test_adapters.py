@@ -1,0 +1,155 @@
+"""One conformance test over every adapter: it says why it is unavailable, or passes its check and gives what it promises."""
+
+import json
+
+import numpy as np
+import pytest
+
+from znn.bench import adapters
+from znn.bench.adapters.base import Computed, Timed, relative_error
+from znn.bench.problem import Problem
+
+TIMED = [name for name in adapters.BUILT_IN if isinstance(adapters.load(name), Timed)]
+COMPUTED = [name for name in adapters.BUILT_IN if isinstance(adapters.load(name), Computed)]
+PROBLEMS = [{"net": "scaling_3d", "width": 3, "output": 2}, {"net": "3d_3", "width": 3, "form": "strided"},
+            {"net": "3d_3", "width": 2, "form": "dense", "kernel": 2}, {"net": "2d_10", "width": 2, "kernel": 4},
+            {"net": "multiscale", "width": 3, "output": 2}, {"net": "scaling_3d", "width": 3, "output": 2, "phase": "forward"},
+            {"net": "scaling_3d", "width": 3, "output": 2, "patches": 2}]
+SMALL = Problem.from_dict({"net": "scaling_3d", "width": 3, "output": 4})
+COMPUTE_OPTIONS = {"theory": {"widths": [3, 5], "methods": ["fft", "direct"]}, "simulate": {"workers": [2, 8], "laps": 3, "plan": "fft"},
+                   "trace": {"threads": 2, "plan": "fft"}, "shares": {"threads": 2, "plan": "fft"}}
+
+
+def ready(name):
+    adapter = adapters.load(name)
+    reason = adapter.unavailable()
+    if reason:
+        assert len(reason) > 10
+        pytest.skip(reason)
+    return adapter
+
+
+def options(adapter, **more):
+    return {} if adapter.name == "torch_gpu" else {"threads": 2} | more
+
+
+@pytest.mark.parametrize("name", adapters.BUILT_IN)
+def test_every_adapter_names_itself_and_predicts(name):
+    adapter = ready(name)
+    assert adapter.name == name and adapter.version()
+    assert 1 << 20 < adapter.predicted_bytes(SMALL, options(adapter)) < 1 << 36
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: " ".join(map(str, p.values())))
+@pytest.mark.parametrize("name", TIMED)
+def test_timed_adapters_agree_with_the_reference(name, problem):
+    adapter = ready(name)
+    found = adapter.check(Problem.from_dict(problem), options(adapter))
+    assert found["passed"] and found["max_rel_err"] <= found["tol"], found
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_the_check_can_fail(name, monkeypatch):
+    """An engine that learns at another rate gives other outputs after two rounds."""
+    adapter = ready(name)
+    monkeypatch.setattr("znn.bench.adapters.base.MOMENTUM", 0.0)  # the reference's; adapters keep their own
+    assert not adapter.check(SMALL, options(adapter))["passed"]
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_sessions_lap_mark_and_close(name):
+    adapter = ready(name)
+    session = adapter.start(SMALL, options(adapter))
+    first = session.outputs()
+    session.lap()
+    session.mark()
+    session.lap()
+    metrics = session.metrics()
+    json.dumps(metrics)
+    assert session.plan and {k: (v.shape, v.dtype) for k, v in first.items()} == {"output": ((1, 4, 4, 4), np.float32)}
+    assert metrics.get("laps", 1) == 1
+    session.close()
+
+
+@pytest.mark.parametrize("name", [n for n in COMPUTED if n != "cachegrind"])
+def test_computed_adapters_give_json(name):
+    adapter = ready(name)
+    metrics = adapter.compute(SMALL, COMPUTE_OPTIONS[name])
+    json.dumps(metrics)
+    if name == "theory":
+        assert len(metrics["rows"]) == 4 and all(row["work_flop"] > row["span_flop"] > 0 for row in metrics["rows"])
+    if name == "trace":
+        events = metrics["events"]
+        assert len({len(events[k]) for k in events if k != "names"}) == 1 and set(events["worker"]) <= {0, 1}
+        assert {"forward", "backward", "update"} <= set(events["names"]["phase"])
+    if name == "simulate":
+        assert metrics["validation"][0]["workers"] == 1 and len(metrics["predicted"]) == 4
+
+
+def test_the_simulator_gets_every_measured_second():
+    ready("trace")
+    from znn.bench import simulate
+    from znn.bench.adapters.trace_adapter import traced_laps
+    from znn.bench.traced import durations, work_s
+
+    for problem in (SMALL, Problem.from_dict({"net": "multiscale", "width": 3, "output": 4})):
+        traced, graph = traced_laps(problem, {"threads": 1, "plan": "fft"}, 2), problem.graph()
+        tasks = simulate.expand(graph, durations(traced.trace, graph, 2))
+        assert tasks.work_s == pytest.approx(work_s(traced.trace) / 2)
+        assert simulate.simulate(tasks, 1).round_s == pytest.approx(tasks.work_s)
+
+
+def test_cachegrind_totals_are_read():
+    from znn.bench.adapters.cachegrind_adapter import EVENTS, totals
+
+    text = "desc: D1 cache: x\ncmd: y\nevents: Ir I1mr ILmr Dr D1mr DLmr Dw D1mw DLmw\nfn=z\n1 2 3\nsummary: 9 8 7 6 5 4 3 2 1\n"
+    assert totals(text)["DLmr"] == 4 and set(EVENTS) <= set(totals(text))
+
+
+def test_torch_gpu_says_why_it_cannot_run():
+    reason = adapters.load("torch_gpu").unavailable()
+    assert reason is None or "CUDA" in reason or "PyTorch" in reason
+
+
+def test_onednn_paths_are_recorded():
+    adapter = ready("torch_cpu")
+    plan = adapter.start(SMALL, {"threads": 2}).plan
+    assert "layout" in plan and "oneDNN" in plan
+
+
+@pytest.mark.parametrize("name", ["nobody", "json:loads_", "no_such_module:Thing"])
+def test_unknown_adapters_are_refused(name):
+    with pytest.raises(adapters.AdapterError, match=name.split(":")[0]):
+        adapters.load(name)
+
+
+def test_relative_error():
+    assert relative_error(np.ones(3), np.full(3, 2.0)) == 0.5
+    assert relative_error(np.ones(3), np.ones(4)) == float("inf")
+    assert relative_error(np.array([np.nan]), np.ones(1)) == float("inf")
+
+
+@pytest.mark.parametrize("data, words", [
+    ({"net": "3d_3", "colour": 1}, "colour"), ({"width": 3}, "either"), ({"net": "3d_3", "network": "x"}, "either"),
+    ({"net": "3d_3", "phase": "sideways"}, "sideways"), ({"net": "3d_3", "output": [0, 1, 1]}, "positive"),
+])
+def test_bad_problems_are_named(data, words):
+    with pytest.raises(ValueError, match=words):
+        Problem.from_dict(data)
+
+
+@pytest.mark.parametrize("value, planar, result", [(3, False, (3, 3, 3)), (3, True, (1, 3, 3)), ("1x48x48", True, (1, 48, 48)),
+                                                   ([4, 5], True, (1, 4, 5)), ([2], False, (2, 2, 2))])
+def test_output_patches(value, planar, result):
+    from znn.bench.problem import extent
+
+    assert extent(value, planar) == result
+
+
+def test_width_of_ones_own_network_leaves_the_ends_alone():
+    from znn import zoo
+    from znn.bench.problem import with_width
+
+    spec = with_width(zoo.build("multiscale", width=4), 7)
+    maps = {node.name: node.maps for node in spec.nodes}
+    assert maps["input"] == 1 and maps["output"] == 1 and {v for k, v in maps.items() if k not in ("input", "output")} == {7}
