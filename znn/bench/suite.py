@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import provenance, store
+from .cluster import Cluster
 from .estimate import Estimator
 from .progress import Progress, duration
 from .record import Run, end_line
@@ -49,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
                    "experiments")
     p.add_argument("--sweep", metavar="AXIS=V,V", nargs="+", default=[], help="values of an axis, for --network or instead of "
                    "the experiments' own: width=10,20 threads=1,2 output=8x8x8,16x16x16 plan=direct,fft")
+    p.add_argument("--cluster", metavar="ADDRESS", help="spread the cases over machines: address of a dask.distributed scheduler "
+                   "(see znn/bench/cluster.py)")
     p.add_argument("--strict", action="store_true", help="stop when the machine is too noisy to measure on")
     return p
 
@@ -68,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.cluster:
+        return run_on_cluster(options)
     cores = (provenance.physical_cores(), provenance.usable_cores())
     cases = chosen_cases(options, cores)
     loaded = store.load(options.out)
@@ -209,7 +215,7 @@ def dry_lines(cases: list[Case], todo: list[Case], estimator: Estimator, options
 def measure(todo: list[Case], facts: dict, machine: str, warnings: list[str], options: argparse.Namespace,
             estimator: Estimator) -> int:
     """Measure and record; returns 1 when a case failed."""
-    run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
+    run_id = new_run_id()
     settings = {"tier": options.tier, "arguments": sys.argv[1:], "cases": len(todo)}
     writer = store.RunWriter(options.out, Run(run_id, machine, provenance.now(), facts, settings, warnings))
     groups = grouped(todo)
@@ -238,6 +244,47 @@ def measure(todo: list[Case], facts: dict, machine: str, warnings: list[str], op
     counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
     print(f"{counts}; {duration(wall)}, of which {(wall - work) / wall:.1%} outside set-up and laps", file=sys.stderr)
     return int(statuses["failed"] > 0)
+
+
+def run_on_cluster(options: argparse.Namespace) -> int:
+    """Measure what no machine of the cluster has a record of, each group on one of them."""
+    cluster = Cluster(options.cluster)
+    try:
+        cases = chosen_cases(options, cluster.cores())
+        mine = {machine["machine_id"] for machine in cluster.machines.values()}
+        records = [r for r in store.load(options.out).latest() if r.machine_id in mine]
+        groups = grouped(pending(cases, records, options.force, options.retry_failed))
+        failed = measure_on_cluster(cluster, groups, options) if groups else 0
+    finally:
+        cluster.close()
+    return max(build_figures(options.out), failed)
+
+
+def measure_on_cluster(cluster: Cluster, groups: list[list[Case]], options: argparse.Namespace) -> int:
+    """Record groups as they come back, each in the run file of its machine; returns 1 when a case failed."""
+    run_id, begin = new_run_id(), time.perf_counter()
+    settings = {"tier": options.tier, "arguments": sys.argv[1:], "cluster": options.cluster}
+    runs = cluster.runs(run_id, settings)
+    writers = {machine: store.RunWriter(options.out, run) for machine, run in runs.items()}
+    commands = {case.case_id: repeat_command(case, options) for group in groups for case in group}
+    progress, failed = Progress([1.0] * len(groups)), 0
+    try:
+        for machine, found in cluster.measure(groups, commands, run_id):
+            progress.show(f"{found[0].experiment} on {machine}")
+            for record in found:
+                writers[machine].write(dataclasses.replace(record, run_id=runs[machine].run_id))
+                failed |= int(record.status == "failed")
+            progress.step()
+    finally:
+        progress.close()
+        for machine, writer in writers.items():
+            writer.write(end_line(runs[machine].run_id, wall_s=time.perf_counter() - begin, ended=provenance.now()))
+            writer.close()
+    return failed
+
+
+def new_run_id() -> str:
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
 
 
 def build_figures(results: Path) -> int:
