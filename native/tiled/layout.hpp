@@ -28,6 +28,9 @@ struct TileScratchSizes {
     long total() const { return planes + plane + rows + line; }
 };
 
+// Kernel spectra: vectors from pencil to pencil, an odd number of pairs so that pencils spread over the cache's sets.
+inline long kernel_pencil(const LayerPlan& p, int maps) { return 2 * ((long(maps) * p.axis[0].k) | 1); }
+
 // ---- tiles: numbered by residue (z, y, x), then tile coordinate (z, y, x), the last fastest
 struct TilePlace {
     int r[3], q[3];  // by the plan's axes

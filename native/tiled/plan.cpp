@@ -346,16 +346,16 @@ std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
             floats = std::size_t(p.out_bundles) * p.output.z * p.output.y * padded_row(p) * V;
         return floats * sizeof(float);
     }
-    const std::size_t pencils = p.pencils, kernel = 2 * std::size_t(p.axis[0].k) * V;
+    const std::size_t pencils = p.pencils, in_kernels = kernel_pencil(p, int(in)) * V, out_kernels = kernel_pencil(p, int(out)) * V;
     switch (buffer) {
-        case Buffer::kernels_forward: floats = p.out_bundles * pencils * in * kernel; break;
-        case Buffer::kernels_backward: floats = p.in_bundles * pencils * out * kernel; break;
+        case Buffer::kernels_forward: floats = p.out_bundles * pencils * in_kernels; break;
+        case Buffer::kernels_backward: floats = p.in_bundles * pencils * out_kernels; break;
         case Buffer::input_spectra:
         case Buffer::input_gradient_spectra: floats = p.in_slab * p.slabs; break;
         case Buffer::output_spectra:
         case Buffer::gradient_spectra: floats = p.out_slab * p.slabs; break;
         case Buffer::halo: floats = p.axis[p.split].tiles > 1 ? p.in_bundles * p.strips * HaloShape(p).volume * V : 0; break;
-        case Buffer::update_spectra: floats = p.out_bundles * pencils * in * kernel; break;
+        case Buffer::update_spectra: floats = p.out_bundles * pencils * in_kernels; break;
     }
     return floats * sizeof(float);
 }

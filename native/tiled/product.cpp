@@ -15,7 +15,7 @@ namespace {
 constexpr int kRows[] = {0, 8, 4, 3, 2};   // by NB: the most tiles whose sums stay in registers
 constexpr int kUpdateRows = 8;
 #elif defined(__AVX2__)
-constexpr int kRows[] = {0, 5, 2, 1, 1};
+constexpr int kRows[] = {0, 4, 2, 1, 1};
 constexpr int kUpdateRows = 4;
 #else
 constexpr int kRows[] = {0, 2, 1, 1, 1};
@@ -68,7 +68,6 @@ void forward_block(const Block& k) {
         for (int b = 0; b < NB; ++b) {
             V* c = k.c + r * k.c_tile + b * k.c_out;
             c[0] = re[r][b], c[1] = im[r][b];
-            __builtin_prefetch(c + 4, 1, 3);
         }
     }
 }
@@ -160,7 +159,7 @@ static void product_of(const LayerPlan& p, int slab, int p0, int p1, const Buffe
     float* result = CONJ ? b.at(Buffer::output_spectra) + slab * p.out_slab
                          : b.at(Buffer::input_gradient_spectra) + slab * p.in_slab;
     const V* kernels = vec(b.at(CONJ ? Buffer::kernels_forward : Buffer::kernels_backward));
-    const long line = 2 * p.line, step = 2 * maps + 2, kernel = long(maps) * axis.k * 2;
+    const long line = 2 * p.line, step = 2 * maps + 2, kernel = kernel_pencil(p, maps);
     V* expanded = vec(scratch);
     V* buffer = expanded + long(chunk) * T * step;
 
@@ -218,7 +217,7 @@ static ZNN_INLINE void update_block(const float* x, const V* g, long line, int t
 void update_product(const LayerPlan& p, int p0, int p1, int o0, int o1, const Buffers& b, float* scratch) {
     const Axis& axis = p.axis[0];
     const int T = axis.T, maps = p.problem.in_maps;
-    const long line = 2 * p.line, step = 2 * T + 2, kernel = long(maps) * axis.k * 2;
+    const long line = 2 * p.line, step = 2 * T + 2, kernel = kernel_pencil(p, maps);
     V* sums = vec(scratch);
     V* buffer = sums + p.in_bundles * kV * step;
     for (int pencil = p0; pencil < p1; ++pencil) {

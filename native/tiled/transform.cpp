@@ -319,6 +319,13 @@ void backward_join(const LayerPlan& p, int index, const Buffers& b) {
     }
 }
 
+// One map's lines lie a pencil apart, far from the caches: the next map's are fetched meanwhile.
+template <int WRITE>
+ZNN_INLINE void prefetch_pencils(const V* first, long pencil, int count) {
+    for (int f1 = 0; f1 < count; ++f1)
+        for (long v = 0; v < 2; v += 64 / long(sizeof(V))) __builtin_prefetch(first + f1 * pencil + v, WRITE, 3);
+}
+
 // Kernel spectra [bundle][pencil][map][tap along axis 0]: transformed along axes 2 and 1, expanded along 0 by the product.
 void transform_kernel(const LayerPlan& p, const V* taps, V* out, long pencil, float* scratch) {
     const TileScratch t(p, scratch);
@@ -331,6 +338,8 @@ void transform_kernel(const LayerPlan& p, const V* taps, V* out, long pencil, fl
                          a[1].k, t.line);
         V* dst = out + 2 * j0;
         for (int f2 = 0; f2 < F2; ++f2) {
+            const int kept = p.self_conjugate(f2) ? a[1].T / 2 + 1 : a[1].T;
+            prefetch_pencils<1>(dst + 2 * a[0].k + p.first_pencil(f2) * pencil, pencil, kept);
             if (p.self_conjugate(f2)) {
                 kernel_line(a[1], t.plane + 2 * f2, row, 0, t.rows, 2, 0, 1, t.line);
                 for (int f1 = 0; f1 <= a[1].T / 2; ++f1) {
@@ -347,21 +356,23 @@ void transform_kernel(const LayerPlan& p, const V* taps, V* out, long pencil, fl
 void kernels_forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const MapPiece piece = map_piece(p.out_bundles, p.problem.in_maps, p.kernel_maps_in, index);
     const long taps = long(p.problem.kernel.volume()), nc = p.problem.in_maps, k0 = p.axis[0].k;
-    V* spectra = vec(b.at(Buffer::kernels_forward)) + piece.bundle * p.pencils * nc * k0 * 2;
+    const long pencil = kernel_pencil(p, int(nc));
+    V* spectra = vec(b.at(Buffer::kernels_forward)) + piece.bundle * p.pencils * pencil;
     for (int i = piece.first; i < piece.last; ++i)
-        transform_kernel(p, vec(b.kernels) + (piece.bundle * nc + i) * taps, spectra + i * k0 * 2, nc * k0 * 2, scratch);
+        transform_kernel(p, vec(b.kernels) + (piece.bundle * nc + i) * taps, spectra + i * k0 * 2, pencil, scratch);
 }
 
 // Lanes are input maps here: the kernels of one input bundle and one output bundle are transposed first.
 void kernels_backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const MapPiece piece = map_piece(p.in_bundles, p.problem.out_maps, p.kernel_maps_out, index);
     const long taps = long(p.problem.kernel.volume()), k0 = p.axis[0].k, no = p.problem.out_maps;
-    V* spectra = vec(b.at(Buffer::kernels_backward)) + piece.bundle * p.pencils * no * k0 * 2;
+    const long pencil = kernel_pencil(p, int(no));
+    V* spectra = vec(b.at(Buffer::kernels_backward)) + piece.bundle * p.pencils * pencil;
     V* turned = vec(scratch) + TileScratchSizes(p).total();  // [lane of the out bundle][tap]
     for (int o = piece.first; o < piece.last; o += kV) {
         transpose_kernels(p, b, o / kV, piece.bundle, turned);
         for (int lane = 0; lane < kV && o + lane < piece.last; ++lane)
-            transform_kernel(p, turned + lane * taps, spectra + (o + lane) * k0 * 2, no * k0 * 2, scratch);
+            transform_kernel(p, turned + lane * taps, spectra + (o + lane) * k0 * 2, pencil, scratch);
     }
 }
 
@@ -369,17 +380,18 @@ void update_inverse(const LayerPlan& p, int index, const Buffers& b, float* scra
     const MapPiece piece = map_piece(p.out_bundles, p.problem.in_maps, p.kernel_maps_in, index);
     const TileScratch t(p, scratch);
     const Axis *a = p.axis;
-    const long taps = long(p.problem.kernel.volume()), nc = p.problem.in_maps, k0 = a[0].k, pencil = nc * k0 * 2;
+    const long taps = long(p.problem.kernel.volume()), nc = p.problem.in_maps, k0 = a[0].k, pencil = kernel_pencil(p, int(nc));
     const int T1 = a[1].T, F2 = a[2].frequencies();
     const float scale = 1.0f / (float(a[0].T) * T1 * a[2].T);
     const long row = 2 * t.row_frequencies;
     V* gradient = vec(scratch) + TileScratchSizes(p).total();
     for (int i = piece.first; i < piece.last; ++i) {
-        const V* spectra = vec(b.at(Buffer::update_spectra)) + (piece.bundle * p.pencils * nc + i) * k0 * 2;
+        const V* spectra = vec(b.at(Buffer::update_spectra)) + piece.bundle * p.pencils * pencil + i * k0 * 2;
         for (int j0 = 0; j0 < k0; ++j0) {
             for (int f2 = 0; f2 < F2; ++f2) {
                 const V* in = spectra + p.first_pencil(f2) * pencil + 2 * j0;
                 long is = pencil;
+                prefetch_pencils<0>(in + 2 * k0, pencil, p.self_conjugate(f2) ? T1 / 2 + 1 : T1);
                 if (p.self_conjugate(f2)) {
                     for (int f1 = 0; f1 < T1; ++f1) {
                         const bool kept = f1 <= T1 / 2;
