@@ -17,9 +17,9 @@ from znn.train.job import Settings, load_volumes, run_job
 from znn.train.loop import read_curve
 
 ROOT = str(Path(__file__).parents[2])
-SPEC = NetworkSpec.layered("tiny", 1, [{"conv": 4, "kernel": 4, "transfer": "relu"}, {"max_filter": 2},
+SPEC = NetworkSpec.layered("tiny", 1, [{"conv": 8, "kernel": 5, "transfer": "relu"}, {"max_filter": 2},
                                        {"conv": 1, "kernel": 3}], loss="binomial", dims=2)
-SETTINGS = Settings(rounds=40, validate_every=10, output=(1, 16, 16), synthetic_extent=(5, 48, 48), rate=0.1,
+SETTINGS = Settings(rounds=40, validate_every=10, output=(1, 16, 16), synthetic_extent=(5, 48, 48), rate=0.05, seed=3,
                     threads=2, plan="direct", sum="ordered")
 FILES = {"best.npz", "curve.jsonl", "last.npz", "learning-curve.png", "sections.png", "summary.json"}
 
@@ -45,7 +45,7 @@ def test_going_on_with_more_rounds(tmp_path):
 def test_another_run_in_the_same_folder_is_refused_or_starts_afresh(tmp_path):
     run_job(SETTINGS, tmp_path / "run", SPEC)
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"rate = 0.1, not 0.2.*--fresh"):
+    with pytest.raises(DataError, match=r"rate = 0.05, not 0.2.*--fresh"):
         run_job(replace(SETTINGS, rate=0.2), tmp_path / "run", SPEC)
     other = NetworkSpec.layered("other", 1, [{"conv": 1, "kernel": 3}], loss="binomial", dims=2)
     with pytest.raises(DataError, match="another network"):

@@ -57,6 +57,15 @@ def test_a_run_learns_and_leaves_its_files(build):
     assert load_checkpoint(run.folder / "best.npz").round == best["round"]
 
 
+def test_a_finished_run_is_left_as_it_is(build):
+    run = build(rounds=7)
+    state = run.train()
+    before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    again = build(rounds=7, net=run.net, state=state)
+    again.train()
+    assert {path.name: path.read_bytes() for path in run.folder.iterdir()} == before
+
+
 class Killed(Exception):
     pass
 

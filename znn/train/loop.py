@@ -120,6 +120,7 @@ class Run:
         self._report = report or (lambda line: None)
         self._progress = progress or Progress(None)
         self._loss_sum, self._loss_rounds, self._line_due = 0.0, 0, 0.0
+        self._first_round = net.round
 
     def train(self) -> State:
         """Train to the limit, or to the first Ctrl-C or termination signal (then KeyboardInterrupt is raised, after
@@ -131,7 +132,7 @@ class Run:
         with Prefetcher(self.sampler, self.net.round) as samples, _stop_on_signals() as stop:
             while self._at() < 1.0 and not stop.is_set():
                 self._one_round(samples)
-            self._finish(validate=not stop.is_set())
+            self._finish(validate=not stop.is_set() and self.net.round > self._first_round)
         if stop.is_set():
             raise KeyboardInterrupt
         return self.state
@@ -189,7 +190,7 @@ class Run:
     def _finish(self, validate: bool) -> None:
         if validate and self.net.round % self.limits.validate_every:
             self._milestone()
-        else:
+        elif self.net.round > self._first_round:
             self._write_train_line()
             self._save("last.npz")
         self._progress.done()
