@@ -1,0 +1,89 @@
+"""The guides: every Python example runs, every command is accepted, every link and file named exists, the site builds."""
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import markdown_code as markdown
+from markdown_code import ROOT
+
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+with_python = [path for path in GUIDES if markdown.blocks(path, "python")]
+guides = pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("path", with_python, ids=lambda path: path.name)
+def test_the_examples_run(path):
+    Path("results").mkdir()  # as in the clone, where they are read
+    markdown.run_python(path)
+
+
+def test_a_broken_example_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n```python\nx = 1\n```\n\n```python\nassert x == 2\n```\n")
+    with pytest.raises(AssertionError):
+        markdown.run_python(page)
+    page.write_text("```sh\nznn describe scaling_3d --no-such-option\n```\n")
+    with pytest.raises(AssertionError, match="wrong usage"):
+        markdown.check_commands(page)
+    page.write_text("[gone](gone.md)\n")
+    with pytest.raises(AssertionError, match="does not exist"):
+        markdown.check_links(page)
+
+
+@guides
+def test_the_commands_are_accepted(path):
+    markdown.check_commands(path)
+
+
+@guides
+def test_the_links_lead_somewhere(path):
+    markdown.check_links(path)
+
+
+@guides
+def test_the_files_named_exist(path):
+    folders = "znn|native|tests|experiments|paper_figs|benchmarks|docs"
+    for name in re.findall(rf"`((?:{folders})/[\w./]+\.\w+)`", path.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists() or "NAME" in name, f"{path.name} names {name}, which does not exist"
+
+
+def test_every_experiment_is_in_the_guide():
+    text = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    for path in (ROOT / "experiments" / "sweeps").glob("*.toml"):
+        assert f"`{path.stem}`" in text, f"docs/reproduce.md does not say what {path.stem} is for"
+
+
+def test_every_key_of_a_record_is_in_the_guide():
+    import dataclasses
+
+    from znn.bench.record import Record
+
+    text = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
+    for field in dataclasses.fields(Record):
+        # The run and the machine name the file and its folder.
+        assert f"`{field.name}`" in text or field.name in ("run_id", "machine_id"), f"docs/measuring.md lacks {field.name}"
+
+
+def test_every_guide_is_in_the_navigation():
+    named = set(re.findall(r": (\w[\w-]*\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
+    assert named == {path.name for path in GUIDES}
+
+
+def test_the_site_builds_without_warnings(tmp_path):
+    if not importlib.util.find_spec("mkdocs"):
+        pytest.skip("mkdocs is not installed (pip install 'znn[docs]')")
+    built = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+                           cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "site" / "quickstart" / "index.html").exists()
