@@ -56,7 +56,7 @@ class Fake(Timed):
     def open(self, *arguments):
         raise AssertionError("start is overridden")
 
-    def check(self, problem, options):
+    def check(self, problem, options, shared=None):
         wrong = options.get("action") == "wrong"
         return {"reference": "none", "max_rel_err": 1.0 if wrong else 0.0, "tol": 1e-4, "passed": not wrong}
 

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 from . import adapters
@@ -43,11 +44,11 @@ class Worker:
                 "flop": self.adapter.flop(self.problem, self.options), "version": self.adapter.version(),
                 "computed": isinstance(self.adapter, Computed)}
 
-    def open(self, check: bool) -> dict[str, Any]:
+    def open(self, check: bool, shared: str) -> dict[str, Any]:
         if isinstance(self.adapter, Computed):
             self.computed = self.adapter.compute(self.problem, self.options)
             return {"plan": "", "check": None}
-        found = self.adapter.check(self.problem, self.options) if check else None
+        found = self.adapter.check(self.problem, self.options, Path(shared)) if check else None
         if found and not found["passed"]:
             return {"plan": "", "check": found}
         self.session = self.adapter.start(self.problem, self.options)

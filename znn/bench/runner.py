@@ -132,6 +132,7 @@ class Runner:
                  available: Callable[[], int] = provenance.available_bytes) -> None:
         self._writer, self._run_id, self._command, self._available = writer, run_id, command, available
         self._checks: dict[str, dict] = {}
+        self._shared = tempfile.TemporaryDirectory(prefix="znn-bench-")  # what the checks of a run leave for each other
         self.seconds = dict.fromkeys(("start", "setup", "warmup", "laps"), 0.0)
 
     def run_group(self, cases: Sequence[Case]) -> list[Record]:
@@ -193,7 +194,7 @@ class Runner:
         case = item.case
         key = json.dumps([case.adapter, {k: v for k, v in case.problem.items() if k not in ("width", "output")},
                           {k: v for k, v in case.options.items() if k != "threads"}], sort_keys=True)
-        reply = item.child.ask("open", check=key not in self._checks)
+        reply = item.child.ask("open", check=key not in self._checks, shared=self._shared.name)
         item.facts["plan"] = reply["plan"]
         if reply["check"]:
             self._checks[key] = reply["check"]

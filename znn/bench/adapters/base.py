@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,7 @@ TIMED_RATE = 1e-5         # so small that a hundred laps with one fixed gradient
 CHECK_RATE = 1e-2         # large enough for a wrong update to show in the next output
 MOMENTUM = 0.9
 CHECK_ROUNDS = 2
+LARGE_FLOP = 2e9          # of a round of the reduced problem: from here on one round is checked, not two
 
 
 class AdapterError(RuntimeError):
@@ -85,18 +88,21 @@ class Timed(Adapter):
         inputs, gradients = problem.arrays(graph)
         return self.open(problem, graph, options, initial_parameters(graph, problem.seed), inputs, gradients, rate)
 
-    def check(self, problem: Problem, options: dict[str, Any]) -> dict[str, Any]:
-        """Outputs after two training rounds of the reduced problem against the float64 reference."""
+    def check(self, problem: Problem, options: dict[str, Any], shared: Path | None = None) -> dict[str, Any]:
+        """Outputs after training rounds of the reduced problem against the float64 reference.
+
+        shared: folder in which the cases of a run leave the reference's outputs for each other.
+        """
         small = problem.reduced()
+        rounds = 0 if small.phase == "forward" else CHECK_ROUNDS if (self.flop(small, options) or 0) < LARGE_FLOP else 1
         session = self.start(small, options, CHECK_RATE)
         try:
-            rounds = CHECK_ROUNDS if small.phase == "round" else 0
             for _ in range(rounds):
                 session.lap()
             got = session.outputs()
         finally:
             session.close()
-        error = max(relative_error(got[name], want) for name, want in reference_outputs(small, rounds).items())
+        error = max(relative_error(got[name], want) for name, want in shared_reference(small, rounds, shared).items())
         return {"reference": f"znn.reference, float64, {small.output} patch, width {small.width}, {rounds} rounds",
                 "max_rel_err": error, "tol": TOLERANCE, "passed": bool(error <= TOLERANCE)}
 
@@ -114,6 +120,21 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     if got.shape != want.shape or not np.isfinite(got).all():
         return float("inf")
     return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-30))
+
+
+def shared_reference(problem: Problem, rounds: int, shared: Path | None) -> dict[str, np.ndarray]:
+    """`reference_outputs`, computed once per problem for all cases that share the folder."""
+    if shared is None:
+        return reference_outputs(problem, rounds)
+    path = shared / (hashlib.sha256(repr((problem, rounds)).encode()).hexdigest()[:16] + ".npz")
+    if path.exists():
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    outputs = reference_outputs(problem, rounds)
+    with open(path.with_suffix(".part"), "wb") as file:
+        np.savez(file, **outputs)
+    path.with_suffix(".part").rename(path)
+    return outputs
 
 
 def reference_outputs(problem: Problem, rounds: int) -> dict[str, np.ndarray]:

@@ -62,7 +62,7 @@ def predicted(tasks: simulate.TaskGraph, workers: list[int], policy: str, conten
         # Where bandwidth grows with the cores, n workers press on it as all workers of this machine press on its own.
         grows = simulate.Contention(contention.memory, contention.one_worker * cores / n)
         for name, model in (("grows with cores", grows), ("as on this machine", contention)):
-            result = simulate.simulate(tasks, n, policy, model)
+            result = simulate.simulate(tasks, n, policy, model, rounds=1)
             rows.append({"workers": n, "bandwidth": name, "round_s": result.round_s, "busy_share": result.busy_share,
                          "speedup": base / result.round_s})
     return rows
