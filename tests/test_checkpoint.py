@@ -11,14 +11,30 @@ from znn.checkpoint import VERSION, load_checkpoint, save_checkpoint
 from znn.errors import CheckpointError
 from znn.spec import NetworkSpec
 
-SPEC = NetworkSpec.layered("small", 1, [{"conv": 3, "kernel": 3, "transfer": "relu"}, {"max_filter": 2},
-                                        {"conv": 2, "kernel": 2, "transfer": "tanh"}])
+SPEC = NetworkSpec.layered(
+    "small",
+    1,
+    [
+        {"conv": 3, "kernel": 3, "transfer": "relu"},
+        {"max_filter": 2},
+        {"conv": 2, "kernel": 2, "transfer": "tanh"},
+    ],
+)
 OUTPUT = (2, 3, 4)
 
 
 def trained(rounds=3, seed=5, threads=1, spec=SPEC, plan="direct", patches=1):
-    net = Network(spec, OUTPUT, seed=seed, optimiser=SGD(0.05, 0.8, 0.01), threads=threads, plan=plan, sum="ordered",
-                  patches=patches, pin=False)
+    net = Network(
+        spec,
+        OUTPUT,
+        seed=seed,
+        optimiser=SGD(0.05, 0.8, 0.01),
+        threads=threads,
+        plan=plan,
+        sum="ordered",
+        patches=patches,
+        pin=False,
+    )
     train(net, range(rounds))
     return net
 
@@ -28,8 +44,10 @@ def train(net, rounds):
     lead = () if net.patches == 1 else (net.patches,)
     for index in rounds:
         rng = np.random.default_rng(index)
-        net.train_step(rng.standard_normal((*lead, 1, *extent), dtype=np.float32),
-                       rng.standard_normal((*lead, 2, *OUTPUT), dtype=np.float32))
+        net.train_step(
+            rng.standard_normal((*lead, 1, *extent), dtype=np.float32),
+            rng.standard_normal((*lead, 2, *OUTPUT), dtype=np.float32),
+        )
 
 
 def same(first, second):
@@ -52,8 +70,9 @@ def test_everything_comes_back(tmp_path):
     same(checkpoint.momenta, net.momenta())
 
 
-DROPPING = NetworkSpec.layered("dropping", 1, [{"conv": 3, "kernel": 3, "transfer": "relu"}, {"dropout": 0.5},
-                                               {"conv": 2, "kernel": 3}])
+DROPPING = NetworkSpec.layered(
+    "dropping", 1, [{"conv": 3, "kernel": 3, "transfer": "relu"}, {"dropout": 0.5}, {"conv": 2, "kernel": 3}]
+)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -65,7 +84,9 @@ def test_resumed_training_is_bit_identical(tmp_path, threads, plan, spec, patche
     save_checkpoint(tmp_path / "a.npz", trained(3, threads=threads, **options))
     # The resumed half may even run on another number of threads.
     for others in {threads, 2}:
-        resumed = load_checkpoint(tmp_path / "a.npz").network(threads=others, plan=plan, sum="ordered", pin=False)
+        resumed = load_checkpoint(tmp_path / "a.npz").network(
+            threads=others, plan=plan, sum="ordered", pin=False
+        )
         assert resumed.round == 3 and resumed.patches == patches
         train(resumed, range(3, 6))
         same(resumed.parameters(), whole.parameters())
@@ -129,16 +150,19 @@ def rewrite(source, target, change=lambda header: None, drop=()):
     np.savez(target, **members)
 
 
-@pytest.mark.parametrize("change, drop, message", [
-    (lambda h: h.update(version=VERSION + 1), (), f"version {VERSION + 1} is newer than this znn"),
-    (lambda h: h.update(version="two"), (), "version 'two'"),
-    (lambda h: h.update(format="other"), (), "not a znn checkpoint"),
-    (lambda h: h.pop("round"), (), "lacks round"),
-    (lambda h: h["spec"].update(loss="none"), (), "loss"),
-    (lambda h: h["arrays"]["momenta/conv1"].__setitem__(0, [1]), (), "momenta/conv1"),
-    (lambda h: None, ("parameters/conv1",), "'parameters/conv1' is missing"),
-    (lambda h: None, ("header",), "without the member 'header.npy'"),
-])
+@pytest.mark.parametrize(
+    "change, drop, message",
+    [
+        (lambda h: h.update(version=VERSION + 1), (), f"version {VERSION + 1} is newer than this znn"),
+        (lambda h: h.update(version="two"), (), "version 'two'"),
+        (lambda h: h.update(format="other"), (), "not a znn checkpoint"),
+        (lambda h: h.pop("round"), (), "lacks round"),
+        (lambda h: h["spec"].update(loss="none"), (), "loss"),
+        (lambda h: h["arrays"]["momenta/conv1"].__setitem__(0, [1]), (), "momenta/conv1"),
+        (lambda h: None, ("parameters/conv1",), "'parameters/conv1' is missing"),
+        (lambda h: None, ("header",), "without the member 'header.npy'"),
+    ],
+)
 def test_foreign_and_inconsistent_files(tmp_path, change, drop, message):
     save_checkpoint(tmp_path / "a.npz", trained())
     rewrite(tmp_path / "a.npz", tmp_path / "b.npz", change, drop)

@@ -12,8 +12,13 @@ from znn.checkpoint import load_checkpoint, save_checkpoint
 from znn.graph import Graph
 from znn.spec import NetworkSpec
 
-TINY = NetworkSpec.layered("tiny", 1, [{"conv": 4, "kernel": 4, "transfer": "relu"}, {"max_pool": 2},
-                                       {"conv": 1, "kernel": 2}], loss="binomial", dims=2)
+TINY = NetworkSpec.layered(
+    "tiny",
+    1,
+    [{"conv": 4, "kernel": 4, "transfer": "relu"}, {"max_pool": 2}, {"conv": 1, "kernel": 2}],
+    loss="binomial",
+    dims=2,
+)
 COMMANDS = ("describe", "plan", "train", "infer", "bench", "trace", "convert", "info")
 
 
@@ -66,8 +71,23 @@ def test_describe(in_folder, capsys):
 
 
 def test_train_then_infer_then_convert(in_folder, capsys):
-    train = ("train", "--net", "tiny.toml", "--images", "image.npy", "--labels", "labels.npy", "--rounds", 30,
-             "--output", "12,12", "--rate", 0.1, "--validate-every", 10)
+    train = (
+        "train",
+        "--net",
+        "tiny.toml",
+        "--images",
+        "image.npy",
+        "--labels",
+        "labels.npy",
+        "--rounds",
+        30,
+        "--output",
+        "12,12",
+        "--rate",
+        0.1,
+        "--validate-every",
+        10,
+    )
     code, out, err = run(capsys, *train)
     assert code == 0 and err == "", "quiet where stderr is not a terminal"
     summary = json.loads((in_folder / "runs" / "tiny" / "summary.json").read_text())
@@ -104,8 +124,21 @@ def test_trace(in_folder, capsys):
 
 
 def test_bench_prints_a_row_per_method_and_thread_count(in_folder, capsys):
-    code, out, _ = run(capsys, "bench", "tiny.toml", "--output", "4", "--methods", "direct", "fft", "--threads", 1, 2,
-                       "--rounds", 2)
+    code, out, _ = run(
+        capsys,
+        "bench",
+        "tiny.toml",
+        "--output",
+        "4",
+        "--methods",
+        "direct",
+        "fft",
+        "--threads",
+        1,
+        2,
+        "--rounds",
+        2,
+    )
     rows = [line.split() for line in out.splitlines()[2:]]
     assert code == 0 and [row[:2] for row in rows] == [[m, t] for m in ("direct", "fft") for t in "12"]
     assert all(float(row[2]) > 0 and float(row[4].replace(",", "")) > 0 for row in rows)
@@ -125,19 +158,25 @@ def test_info_names_what_is_missing(capsys, monkeypatch):
     assert "usable of" in out and "core " in out
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (("describe", "no_such_net"), "no_such_net"),
-    (("describe", "none.toml"), "none.toml"),
-    (("describe", "tiny.toml", "--width", 3), "--width"),
-    (("describe", "tiny.toml", "--input", "3"), "conv"),
-    (("train", "--images", "none.tif", "--labels", "none.tif"), "none.tif: no such file"),
-    (("train", "--images", "image.npy", "--labels", "image.npy", "image.npy"), "1 images but 2 labels"),
-    (("train", "--images", "image.npy", "--labels", "labels.npy", "--hold-out", 9), "cannot hold out 9"),
-    (("train", "--rate", -1, "--images", "image.npy", "--labels", "labels.npy", "--net", "tiny.toml"), "learning rate"),
-    (("infer", "tiny.toml", "image.npy", "out.npy"), "tiny.toml: not a readable checkpoint"),
-    (("infer", "none.npz", "image.npy", "out.npy"), "none.npz: no such checkpoint"),
-    (("convert", "tiny.toml", "tiny.png"), "tiny.png"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("describe", "no_such_net"), "no_such_net"),
+        (("describe", "none.toml"), "none.toml"),
+        (("describe", "tiny.toml", "--width", 3), "--width"),
+        (("describe", "tiny.toml", "--input", "3"), "conv"),
+        (("train", "--images", "none.tif", "--labels", "none.tif"), "none.tif: no such file"),
+        (("train", "--images", "image.npy", "--labels", "image.npy", "image.npy"), "1 images but 2 labels"),
+        (("train", "--images", "image.npy", "--labels", "labels.npy", "--hold-out", 9), "cannot hold out 9"),
+        (
+            ("train", "--rate", -1, "--images", "image.npy", "--labels", "labels.npy", "--net", "tiny.toml"),
+            "learning rate",
+        ),
+        (("infer", "tiny.toml", "image.npy", "out.npy"), "tiny.toml: not a readable checkpoint"),
+        (("infer", "none.npz", "image.npy", "out.npy"), "none.npz: no such checkpoint"),
+        (("convert", "tiny.toml", "tiny.png"), "tiny.png"),
+    ],
+)
 def test_wrong_input_is_one_line_and_code_2(in_folder, capsys, arguments, message):
     code, _, err = run(capsys, *arguments)
     assert code == 2
@@ -161,9 +200,17 @@ def test_ctrl_c_is_130(in_folder, capsys, monkeypatch):
     assert run(capsys, "describe", "tiny.toml")[0] == 130
 
 
-@pytest.mark.parametrize("arguments", [("describe",), ("describe", "x", "--output", "0"), ("fly",),
-                                       ("infer", "a", "b", "c", "--memory", "lots"), ("bench", "x", "--threads", "0"),
-                                       ("train", "--schedule", "steps")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("describe",),
+        ("describe", "x", "--output", "0"),
+        ("fly",),
+        ("infer", "a", "b", "c", "--memory", "lots"),
+        ("bench", "x", "--threads", "0"),
+        ("train", "--schedule", "steps"),
+    ],
+)
 def test_unknown_options_are_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main(list(arguments))
@@ -183,6 +230,11 @@ def test_a_net_in_a_checkpoint_can_be_described(in_folder, capsys):
 
 
 def test_the_module_runs_as_a_program(in_folder):
-    done = subprocess.run([sys.executable, "-m", "znn", "describe", "nonsense"], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(znn.__file__))}, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "znn", "describe", "nonsense"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(znn.__file__))},
+        timeout=60,
+    )
     assert done.returncode == 2 and done.stderr.startswith("znn: ") and done.stdout == ""

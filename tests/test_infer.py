@@ -11,10 +11,18 @@ from znn.init import initial_parameters
 from znn.spec import EdgeSpec, NetworkSpec, NodeSpec
 from znn.train.volumes import make_volume
 
-POOLED = NetworkSpec.layered("pooled", 1, [
-    {"conv": 3, "kernel": (1, 3, 2), "transfer": "relu"}, {"max_pool": (1, 2, 2)},
-    {"conv": 3, "kernel": (2, 2, 3), "transfer": "tanh"}, {"max_pool": (2, 3, 2)},
-    {"conv": 2, "kernel": (1, 2, 2)}], loss="softmax")
+POOLED = NetworkSpec.layered(
+    "pooled",
+    1,
+    [
+        {"conv": 3, "kernel": (1, 3, 2), "transfer": "relu"},
+        {"max_pool": (1, 2, 2)},
+        {"conv": 3, "kernel": (2, 2, 3), "transfer": "tanh"},
+        {"max_pool": (2, 3, 2)},
+        {"conv": 2, "kernel": (1, 2, 2)},
+    ],
+    loss="softmax",
+)
 # The ordered sum gives the same bits every time.
 ENGINE = {"plan": "direct", "sum": "ordered", "threads": 2, "pin": False}
 IMAGE = np.random.default_rng(0).standard_normal((7, 33, 30)).astype(np.float32)
@@ -51,8 +59,13 @@ def test_dense_form_says_everywhere_what_the_strided_net_says_at_one_voxel(net):
     fov = net.graph.node("input").extent
     assert everywhere.shape[1:] == tuple(n - f + 1 for n, f in zip(IMAGE.shape, fov))
     for z, y, x in [(0, 0, 0), (1, 3, 5), (3, 11, 7), tuple(n - 1 for n in everywhere.shape[1:])]:
-        window = scaled[:, z:z + fov[0], y:y + fov[1], x:x + fov[2]]
-        np.testing.assert_allclose(everywhere[:, z, y, x], net.forward(np.ascontiguousarray(window))[:, 0, 0, 0], rtol=1e-5, atol=1e-6)
+        window = scaled[:, z : z + fov[0], y : y + fov[1], x : x + fov[2]]
+        np.testing.assert_allclose(
+            everywhere[:, z, y, x],
+            net.forward(np.ascontiguousarray(window))[:, 0, 0, 0],
+            rtol=1e-5,
+            atol=1e-6,
+        )
 
 
 def test_dense_form_keeps_parameters_and_leaves_dense_nets_alone():
@@ -62,11 +75,20 @@ def test_dense_form_keeps_parameters_and_leaves_dense_nets_alone():
 
 
 def test_crops_scale_with_the_stride():
-    nodes = (NodeSpec("in", 1, "input"), NodeSpec("low", 1, "sum"), NodeSpec("far", 1, "transfer"),
-             NodeSpec("near", 1, "sum"), NodeSpec("out", 1, "sum"))
-    edges = (EdgeSpec("pool", "max_pool", "in", "low", window=2), EdgeSpec("wide", "conv", "low", "far", kernel=5),
-             EdgeSpec("cut", "crop", "low", "near"), EdgeSpec("a", "identity", "far", "out"),
-             EdgeSpec("b", "identity", "near", "out"))
+    nodes = (
+        NodeSpec("in", 1, "input"),
+        NodeSpec("low", 1, "sum"),
+        NodeSpec("far", 1, "transfer"),
+        NodeSpec("near", 1, "sum"),
+        NodeSpec("out", 1, "sum"),
+    )
+    edges = (
+        EdgeSpec("pool", "max_pool", "in", "low", window=2),
+        EdgeSpec("wide", "conv", "low", "far", kernel=5),
+        EdgeSpec("cut", "crop", "low", "near"),
+        EdgeSpec("a", "identity", "far", "out"),
+        EdgeSpec("b", "identity", "near", "out"),
+    )
     spec = NetworkSpec("crops", nodes, edges)
     graph = Graph.build(spec, output=1)
     image = np.random.default_rng(1).standard_normal((1, 14, 14, 14)).astype(np.float32)
@@ -74,13 +96,18 @@ def test_crops_scale_with_the_stride():
     everywhere = Network(dense(spec), 5, parameters=parameters).forward(image)
     small = Network(spec, 1, parameters=parameters)
     for z, y, x in [(0, 0, 0), (1, 2, 3), (4, 4, 4)]:
-        window = image[:, z:z + 10, y:y + 10, x:x + 10]
-        np.testing.assert_allclose(everywhere[:, z, y, x], small.forward(np.ascontiguousarray(window)).ravel(), rtol=1e-5)
+        window = image[:, z : z + 10, y : y + 10, x : x + 10]
+        np.testing.assert_allclose(
+            everywhere[:, z, y, x], small.forward(np.ascontiguousarray(window)).ravel(), rtol=1e-5
+        )
 
 
 def test_paths_of_different_stride_have_no_dense_form():
     nodes = (NodeSpec("in", 1, "input"), NodeSpec("out", 1, "sum"))
-    edges = (EdgeSpec("pool", "max_pool", "in", "out", window=2), EdgeSpec("conv", "conv", "in", "out", kernel=1))
+    edges = (
+        EdgeSpec("pool", "max_pool", "in", "out", window=2),
+        EdgeSpec("conv", "conv", "in", "out", kernel=1),
+    )
     spec = NetworkSpec("odd", nodes, edges)
     with pytest.raises(SpecError):
         dense(spec)
@@ -128,7 +155,9 @@ def test_an_interrupted_run_goes_on_where_it_was(net, tmp_path, monkeypatch, nam
     assert not (tmp_path / name).exists()
     result = infer(net, IMAGE, tmp_path / name, patch=(2, 16, 16))
     assert result.computed == expected.tiles - stop_at + 1
-    np.testing.assert_array_equal(np.asarray(result.output[:]).reshape(expected.output.shape), expected.output)
+    np.testing.assert_array_equal(
+        np.asarray(result.output[:]).reshape(expected.output.shape), expected.output
+    )
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -146,8 +175,10 @@ def test_another_run_is_not_continued(net, tmp_path):
 
 def test_from_a_checkpoint(net, tmp_path):
     save_checkpoint(tmp_path / "net.npz", net)
-    np.testing.assert_array_equal(infer(tmp_path / "net.npz", IMAGE, patch=(2, 16, 16)).output,
-                                  infer(net, IMAGE, patch=(2, 16, 16)).output)
+    np.testing.assert_array_equal(
+        infer(tmp_path / "net.npz", IMAGE, patch=(2, 16, 16)).output,
+        infer(net, IMAGE, patch=(2, 16, 16)).output,
+    )
 
 
 def test_the_patch_is_chosen_within_the_memory_limit(net):
@@ -161,12 +192,15 @@ def test_the_patch_is_chosen_within_the_memory_limit(net):
         infer(net, IMAGE, patch=(7, 33, 30), memory_bytes=1000)
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(borders="zero"), "borders 'zero'"),
-    (dict(patch=(1, 0, 1)), "three positive numbers"),
-    (dict(out="a.png"), "cannot write files ending in '.png'"),
-    (dict(out="none/such/a.npy"), "does not exist"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(borders="zero"), "borders 'zero'"),
+        (dict(patch=(1, 0, 1)), "three positive numbers"),
+        (dict(out="a.png"), "cannot write files ending in '.png'"),
+        (dict(out="none/such/a.npy"), "does not exist"),
+    ],
+)
 def test_bad_options(net, options, message):
     with pytest.raises(DataError, match=message):
         infer(net, IMAGE, **{"patch": (1, 8, 8)} | options)

@@ -11,15 +11,21 @@ NAMES = {"phase": ["forward", "backward"], "kind": ["convolve"], "group": ["conv
 
 
 def events(*rows):
-    return np.array([(worker, phase, 0, group, a, b, start, end)
-                     for worker, phase, group, a, b, start, end in rows], EVENT)
+    return np.array(
+        [(worker, phase, 0, group, a, b, start, end) for worker, phase, group, a, b, start, end in rows],
+        EVENT,
+    )
 
 
 @pytest.fixture
 def trace():
     # Two chains: 0 -> 2 (1 + 4 us) and 1 -> 2 (3 + 4 us), and 3 on its own (2 us); 10 us of wall time.
-    rows = events((0, 0, 0, 0, 0, 5_000, 6_000), (1, 0, 0, 0, 1, 5_000, 8_000),
-                  (1, 1, 1, 1, -1, 8_000, 12_000), (0, 1, 1, -1, -1, 13_000, 15_000))
+    rows = events(
+        (0, 0, 0, 0, 0, 5_000, 6_000),
+        (1, 0, 0, 0, 1, 5_000, 8_000),
+        (1, 1, 1, 1, -1, 8_000, 12_000),
+        (0, 1, 1, -1, -1, 13_000, 15_000),
+    )
     return Trace(rows, NAMES, {"lock_s": [1e-6, 0.0], "wait_s": [2e-6, 3e-6]}, np.array([[0, 2], [1, 2]]))
 
 
@@ -49,8 +55,11 @@ def test_critical_path_of_a_random_graph_equals_brute_force():
     ends = np.cumsum(rng.integers(1, 50, n))
     starts = np.concatenate([[0], ends[:-1]])
     pairs = np.array([(i, j) for i in range(n) for j in range(i + 1, n) if rng.random() < 0.3])
-    trace = Trace(events(*[(0, 0, 0, i, i, s, e) for i, (s, e) in enumerate(zip(starts, ends))]), NAMES,
-                  dependencies=rng.permutation(pairs))
+    trace = Trace(
+        events(*[(0, 0, 0, i, i, s, e) for i, (s, e) in enumerate(zip(starts, ends))]),
+        NAMES,
+        dependencies=rng.permutation(pairs),
+    )
 
     def longest(i):
         return (ends - starts)[i] + max((longest(u) for u, v in pairs if v == i), default=0)
@@ -72,8 +81,16 @@ def test_saved_file_is_a_chrome_trace(trace, tmp_path):
     assert threads == {0: "worker 0", 1: "worker 1"}
     assert len(tasks) == 4
     assert [(task["ts"], task["dur"]) for task in tasks] == [(0, 1), (0, 3), (3, 4), (8, 2)]
-    assert tasks[2] == {"ph": "X", "pid": 1, "tid": 1, "cat": "backward", "name": "conv2 backward convolve",
-                        "ts": 3.0, "dur": 4.0, "args": {"from": 1, "to": -1}}
+    assert tasks[2] == {
+        "ph": "X",
+        "pid": 1,
+        "tid": 1,
+        "cat": "backward",
+        "name": "conv2 backward convolve",
+        "ts": 3.0,
+        "dur": 4.0,
+        "args": {"from": 1, "to": -1},
+    }
 
 
 def test_empty_trace(tmp_path):
@@ -84,7 +101,9 @@ def test_empty_trace(tmp_path):
 
 
 def test_the_engine_says_the_critical_path_of_its_last_pass():
-    spec = znn.NetworkSpec.layered("small", 1, [{"conv": 4, "kernel": 3, "transfer": "relu"}, {"conv": 2, "kernel": 3}])
+    spec = znn.NetworkSpec.layered(
+        "small", 1, [{"conv": 4, "kernel": 3, "transfer": "relu"}, {"conv": 2, "kernel": 3}]
+    )
     with znn.Network(spec, output=6, threads=2, trace=True, pin=False) as net:
         for _ in range(2):
             net.train_step(np.zeros((1, 10, 10, 10), np.float32), np.ones((2, 6, 6, 6), np.float32))
@@ -102,12 +121,15 @@ def test_report_names_groups_and_shares(trace):
     assert "conv2" in text and "50.0% of the time in tasks" in text and "critical path 0.01 ms" in text
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda e: e.astype([(name, "f8") for name in EVENT.names]), "1-D array"),
-    (lambda e: e.reshape(2, 2), "1-D array"),
-    (lambda e: np.concatenate([e, events((0, 7, 0, 0, 0, 0, 1))]), "phase 7 has no name"),
-    (lambda e: np.concatenate([e, events((0, 0, 0, 0, 0, 9, 1))]), "ends before it starts"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda e: e.astype([(name, "f8") for name in EVENT.names]), "1-D array"),
+        (lambda e: e.reshape(2, 2), "1-D array"),
+        (lambda e: np.concatenate([e, events((0, 7, 0, 0, 0, 0, 1))]), "phase 7 has no name"),
+        (lambda e: np.concatenate([e, events((0, 0, 0, 0, 0, 9, 1))]), "ends before it starts"),
+    ],
+)
 def test_bad_events_are_refused(trace, change, message):
     with pytest.raises(DataError, match=message):
         Trace(change(trace.events), NAMES)

@@ -51,8 +51,19 @@ FORMAT = "znn checkpoint"
 VERSION = 1
 
 _FIELDS = ("spec", "output", "patches", "round", "seed", "optimiser", "learning_rate", "arrays", "extra")
-_DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, MemoryError,
-           NotImplementedError, RuntimeError, TypeError, AttributeError)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    KeyError,
+    EOFError,
+    OSError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+)
 
 
 @dataclass(frozen=True)
@@ -78,8 +89,13 @@ class Checkpoint:
         """
         import znn
 
-        options = {"output": self.output, "patches": self.patches, "seed": self.seed,
-                   "optimiser": self.make_optimiser(), "parameters": self.parameters} | engine_options
+        options = {
+            "output": self.output,
+            "patches": self.patches,
+            "seed": self.seed,
+            "optimiser": self.make_optimiser(),
+            "parameters": self.parameters,
+        } | engine_options
         net = znn.Network(self.spec, **options)
         net.set_momenta(self.momenta)
         net.learning_rate = self.learning_rate
@@ -94,7 +110,9 @@ class Checkpoint:
         kind = settings.pop("kind", None)
         known = {cls.__name__: cls for cls in (znn.SGD,)}
         if kind not in known:
-            raise CheckpointError(f"checkpoint: unknown optimiser {kind!r}; this version knows {sorted(known)}")
+            raise CheckpointError(
+                f"checkpoint: unknown optimiser {kind!r}; this version knows {sorted(known)}"
+            )
         try:
             return known[kind](**settings)
         except (TypeError, ValueError) as error:
@@ -104,8 +122,8 @@ class Checkpoint:
 def save_checkpoint(path: str | os.PathLike, net, extra: Any = None) -> None:
     """Write the network and its training state to `path`, atomically.
 
-    `net` is a `znn.Network` (its queued updates are waited for); `extra` is any value JSON can hold, and comes
-    back from `load_checkpoint`. Raises CheckpointError, and leaves a file already there as it was, when
+    `net` is a `znn.Network` (its queued updates are waited for); `extra` is any value JSON can hold, and
+    comes back from `load_checkpoint`. Raises CheckpointError, and leaves a file already there as it was, when
     `extra` is not JSON or the disk refuses.
     """
     net.sync()
@@ -132,13 +150,17 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     try:
         with zipfile.ZipFile(path) as archive:
             header = _read_header(path, archive)
-            arrays = {name: _read_array(path, archive, name, *facts) for name, facts in header["arrays"].items()}
+            arrays = {
+                name: _read_array(path, archive, name, *facts) for name, facts in header["arrays"].items()
+            }
         return _assemble(header, arrays)
     except CheckpointError:
         raise
     except _DAMAGE as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint, the file is damaged or foreign "
-                              f"({type(error).__name__}: {_first_line(error)})") from error
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint, the file is damaged or foreign "
+            f"({type(error).__name__}: {_first_line(error)})"
+        ) from error
 
 
 def _encode_header(path, net, arrays: Mapping[str, np.ndarray], extra: Any) -> bytes:
@@ -178,8 +200,10 @@ def _read_header(path, archive: zipfile.ZipFile) -> dict[str, Any]:
     if not isinstance(version, int) or version < 1:
         raise CheckpointError(f"{path}: checkpoint version {version!r}; expected a whole number from 1")
     if version > VERSION:
-        raise CheckpointError(f"{path}: checkpoint version {version} is newer than this znn reads "
-                              f"(up to {VERSION}); upgrade znn")
+        raise CheckpointError(
+            f"{path}: checkpoint version {version} is newer than this znn reads "
+            f"(up to {VERSION}); upgrade znn"
+        )
     missing = [field for field in _FIELDS if field not in header]
     if missing:
         raise CheckpointError(f"{path}: damaged checkpoint, its header lacks {', '.join(missing)}")
@@ -191,8 +215,10 @@ def _read_array(path, archive: zipfile.ZipFile, name: str, shape: list[int], dty
         raise CheckpointError(f"{path}: damaged checkpoint, the array {name!r} is missing")
     array = _read_npy(archive, name)
     if list(array.shape) != shape or str(array.dtype) != dtype:
-        raise CheckpointError(f"{path}: damaged checkpoint, the array {name!r} is {array.dtype} "
-                              f"{array.shape}; the header says {dtype} {tuple(shape)}")
+        raise CheckpointError(
+            f"{path}: damaged checkpoint, the array {name!r} is {array.dtype} "
+            f"{array.shape}; the header says {dtype} {tuple(shape)}"
+        )
     return array
 
 
@@ -203,14 +229,20 @@ def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 def _assemble(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Checkpoint:
     def group(prefix: str) -> dict[str, np.ndarray]:
-        return {name[len(prefix):]: array for name, array in arrays.items() if name.startswith(prefix)}
+        return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 
     return Checkpoint(
         spec=NetworkSpec.from_dict(header["spec"]),
         output={name: tuple(int(n) for n in extent) for name, extent in header["output"].items()},
-        patches=int(header["patches"]), round=int(header["round"]), seed=int(header["seed"]),
-        optimiser=dict(header["optimiser"]), learning_rate=float(header["learning_rate"]),
-        parameters=group("parameters/"), momenta=group("momenta/"), extra=header["extra"])
+        patches=int(header["patches"]),
+        round=int(header["round"]),
+        seed=int(header["seed"]),
+        optimiser=dict(header["optimiser"]),
+        learning_rate=float(header["learning_rate"]),
+        parameters=group("parameters/"),
+        momenta=group("momenta/"),
+        extra=header["extra"],
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,7 +16,9 @@ from znn.errors import CheckpointError, DataError, EngineError, PlanError, SpecE
 from znn.graph import Graph
 from znn.spec import NetworkSpec, as_extent, format_extent
 
-_NET_HELP = "a .toml or .znn file, a checkpoint (.npz), a net of the zoo (scaling_3d, 3d_5, m36, ...), or 'boundary'"
+_NET_HELP = (
+    "a .toml or .znn file, a checkpoint (.npz), a net of the zoo (scaling_3d, 3d_5, m36, ...), or 'boundary'"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,9 +49,12 @@ def _fail(message: object, code: int) -> int:
 
 
 # ---- the nets and extents that users name ---------------------------------------------------------
-def load_network(name: str, width: int | None = None, kernel: int | None = None, form: str | None = None
-                 ) -> NetworkSpec:
-    """The network description a user means: a file, a checkpoint, a zoo name or 'boundary'. Raises SpecError."""
+def load_network(
+    name: str, width: int | None = None, kernel: int | None = None, form: str | None = None
+) -> NetworkSpec:
+    """The network description a user means: a file, a checkpoint, a zoo name or 'boundary'. Raises
+    SpecError.
+    """
     from znn import zoo
     from znn.checkpoint import load_checkpoint
     from znn.train.nets import boundary_network
@@ -119,21 +124,32 @@ def describe(options) -> None:
     from znn.cost import PHASES, network_cost
 
     graph = _graph(options)
-    print(f"{graph.spec.name}: loss {graph.spec.loss}, {graph.parameter_count:,} parameters, field of view "
-          + ", ".join(f"{format_extent(graph.field_of_view(name))} ({name})" for name in graph.outputs))
+    print(
+        f"{graph.spec.name}: loss {graph.spec.loss}, {graph.parameter_count:,} parameters, field of view "
+        + ", ".join(f"{format_extent(graph.field_of_view(name))} ({name})" for name in graph.outputs)
+    )
     print(f"\n{'node':<18}{'maps':>5}  {'extent':<16}{'made by'}")
     for node in graph.nodes:
-        made = [f"{edge.name} from {graph.nodes[edge.source].name} ({_operation(edge)})"
-                for edge in graph.incoming(node.index)]
+        made = [
+            f"{edge.name} from {graph.nodes[edge.source].name} ({_operation(edge)})"
+            for edge in graph.incoming(node.index)
+        ]
         transfer = f" -> {node.spec.transfer}" if node.spec.kind == "transfer" else ""
-        print(f"{node.name:<18}{node.maps:>5}  {format_extent(node.extent):<16}{', '.join(made) or 'input'}{transfer}")
+        print(
+            f"{node.name:<18}{node.maps:>5}  {format_extent(node.extent):<16}"
+            f"{', '.join(made) or 'input'}{transfer}"
+        )
     images = sum(4 * node.maps * node.extent[0] * node.extent[1] * node.extent[2] for node in graph.nodes)
-    print(f"\none round of one patch: images {_size(images)} (as many gradients), parameters "
-          f"{_size(4 * graph.parameter_count)}")
+    print(
+        f"\none round of one patch: images {_size(images)} (as many gradients), parameters "
+        f"{_size(4 * graph.parameter_count)}"
+    )
     for method in ("direct", "fft"):
         cost = network_cost(graph, method)
         phases = ", ".join(f"{phase} {cost.phase(phase).flop / 1e9:.3f}" for phase in PHASES)
-        print(f"  {method:<7}{cost.flop / 1e9:9.3f} GFLOP ({phases}), spectra kept {_size(cost.spectra_bytes)}")
+        print(
+            f"  {method:<7}{cost.flop / 1e9:9.3f} GFLOP ({phases}), spectra kept {_size(cost.spectra_bytes)}"
+        )
     if options.draw:
         from znn.draw import draw_graph
 
@@ -171,25 +187,53 @@ def plan(options) -> None:
 def train(options) -> None:
     from znn.train import Progress, Settings, run_job
 
-    names = {field: getattr(options, field) for field in (
-        "hold_out", "target", "patches", "rate", "momentum", "weight_decay", "schedule", "rounds", "minutes",
-        "validate_every", "keep_every", "balance", "seed", "threads", "plan", "sum")}
+    names = {
+        field: getattr(options, field)
+        for field in (
+            "hold_out",
+            "target",
+            "patches",
+            "rate",
+            "momentum",
+            "weight_decay",
+            "schedule",
+            "rounds",
+            "minutes",
+            "validate_every",
+            "keep_every",
+            "balance",
+            "seed",
+            "threads",
+            "plan",
+            "sum",
+        )
+    }
     spec = None if options.net is None else load_network(options.net)
     if options.rounds is None and options.minutes is None:
         names["minutes"] = 5.0
     if options.output is not None:
         names["output"] = as_extent(options.output, "--output", 2 if spec is None else spec.dims)
-    settings = Settings(images=tuple(options.images), labels=tuple(options.labels), masks=tuple(options.masks),
-                        augment=not options.no_augment, **names)
+    settings = Settings(
+        images=tuple(options.images),
+        labels=tuple(options.labels),
+        masks=tuple(options.masks),
+        augment=not options.no_augment,
+        **names,
+    )
     folder = Path(options.folder or Path("runs") / ("boundary" if spec is None else spec.name))
     print(f"training in {folder} on {', '.join(options.images) or 'a synthetic volume of cells'}", flush=True)
     summary = run_job(settings, folder, spec, options.fresh, progress=Progress(sys.stderr))
-    print(f"{summary['rounds']} rounds in {summary['seconds'] / 60:.1f} min; pixel error on {summary['voxels']:,} voxels of "
-          f"{summary['measured_on']}: {summary['pixel_error']:.2%} (calling everything one class: "
-          f"{summary['trivial_error']:.2%})")
+    print(
+        f"{summary['rounds']} rounds in {summary['seconds'] / 60:.1f} min; "
+        f"pixel error on {summary['voxels']:,} voxels of "
+        f"{summary['measured_on']}: {summary['pixel_error']:.2%} (calling everything one class: "
+        f"{summary['trivial_error']:.2%})"
+    )
     if "rand_error" in summary:
-        print(f"adapted Rand error of the cells within sections: {summary['rand_error']:.3f} (boundaries cut at "
-              f"{summary['rand_threshold']})")
+        print(
+            f"adapted Rand error of cells within sections: {summary['rand_error']:.3f} (boundaries cut at "
+            f"{summary['rand_threshold']})"
+        )
     print(f"see {folder / 'sections.png'}, {folder / 'learning-curve.png'}, {folder / 'last.npz'}")
 
 
@@ -198,14 +242,25 @@ def infer(options) -> None:
     from znn.train import Progress, read_volume
 
     progress = Progress(sys.stderr)
-    result = run(options.checkpoint, read_volume(options.images), options.out,
-                 patch=None if options.patch is None else as_extent(options.patch, "--patch", 2),
-                 borders=options.borders, memory_bytes=options.memory, raw=options.raw, fresh=options.fresh,
-                 threads=options.threads, plan=options.plan,
-                 progress=lambda done, tiles, seconds: progress.show(done / tiles, seconds, f"tile {done} of {tiles}"))
+    result = run(
+        options.checkpoint,
+        read_volume(options.images),
+        options.out,
+        patch=None if options.patch is None else as_extent(options.patch, "--patch", 2),
+        borders=options.borders,
+        memory_bytes=options.memory,
+        raw=options.raw,
+        fresh=options.fresh,
+        threads=options.threads,
+        plan=options.plan,
+        progress=lambda done, tiles, seconds: progress.show(done / tiles, seconds, f"tile {done} of {tiles}"),
+    )
     progress.done()
-    print(f"{options.out}: {format_extent(result.output.shape)} in {result.seconds:.1f} s, {result.voxels_per_s:,.0f} voxels/s, "
-          f"{result.computed} tiles of {format_extent(result.patch)}")
+    print(
+        f"{options.out}: {format_extent(result.output.shape)} in {result.seconds:.1f} s, "
+        f"{result.voxels_per_s:,.0f} voxels/s, "
+        f"{result.computed} tiles of {format_extent(result.patch)}"
+    )
 
 
 def bench(options) -> None:
@@ -215,10 +270,7 @@ def bench(options) -> None:
 
     graph = _graph(options)
     threads = options.threads or sorted({1, len(os.sched_getaffinity(0))})
-    rng = np.random.default_rng(0)
-    draw = (lambda names: {name: rng.standard_normal((graph.node(name).maps, *graph.node(name).extent),
-                                                     dtype=np.float32) for name in names})
-    inputs, gradients = draw(graph.inputs), draw(graph.outputs)
+    inputs, gradients = _random_images(graph, graph.inputs), _random_images(graph, graph.outputs)
     cases = [(method, count) for method in options.methods for count in threads]
     nets = [znn.Network(graph, plan=method, threads=count) for method, count in cases]
     samples: list[list[float]] = [[] for _ in cases]
@@ -235,8 +287,11 @@ def bench(options) -> None:
     finally:
         for net in nets:
             net.close()
-    print(f"{graph.spec.name}, output {', '.join(format_extent(graph.node(name).extent) for name in graph.outputs)}, "
-          f"a round is backward + forward, median of {options.rounds} interleaved rounds")
+    print(
+        f"{graph.spec.name}, "
+        f"output {', '.join(format_extent(graph.node(name).extent) for name in graph.outputs)}, "
+        f"a round is backward + forward, median of {options.rounds} interleaved rounds"
+    )
     print(f"{'method':<10}{'threads':>8}{'s/round':>12}{'spread':>9}{'output voxels/s':>18}")
     for (method, count), times in zip(cases, samples):
         median = float(np.median(times[1:]))
@@ -244,16 +299,19 @@ def bench(options) -> None:
         print(f"{method:<10}{count:>8}{median:>12.4f}{spread:>9.0%}{graph.output_voxels / median:>18,.0f}")
 
 
-def trace(options) -> None:
+def _random_images(graph: Graph, names: Sequence[str]) -> dict:
     import numpy as np
 
+    rng = np.random.default_rng(0)
+    nodes = [graph.node(name) for name in names]
+    return {node.name: rng.standard_normal((node.maps, *node.extent), dtype=np.float32) for node in nodes}
+
+
+def trace(options) -> None:
     import znn
 
     graph = _graph(options)
-    rng = np.random.default_rng(0)
-    draw = (lambda names: {name: rng.standard_normal((graph.node(name).maps, *graph.node(name).extent),
-                                                     dtype=np.float32) for name in names})
-    inputs, targets = draw(graph.inputs), draw(graph.outputs)
+    inputs, targets = _random_images(graph, graph.inputs), _random_images(graph, graph.outputs)
     with znn.Network(graph, plan=options.plan, threads=options.threads, trace=True) as net:
         for _ in range(options.rounds):
             net.train_step(inputs, targets)
@@ -281,11 +339,15 @@ def info(options) -> None:
     import numpy as np
 
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-        cpu = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown")
+        cpu = next(
+            (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown"
+        )
     with open("/proc/meminfo", encoding="ascii") as file:
         memory = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
-    print(f"machine   {cpu}, {len(os.sched_getaffinity(0))} usable of {os.cpu_count()} hardware threads, "
-          f"{_size(memory['MemTotal'])} memory ({_size(memory['MemAvailable'])} available)")
+    print(
+        f"machine   {cpu}, {len(os.sched_getaffinity(0))} usable of {os.cpu_count()} hardware threads, "
+        f"{_size(memory['MemTotal'])} memory ({_size(memory['MemAvailable'])} available)"
+    )
     print(f"system    {platform.platform()}, Python {platform.python_version()}, NumPy {np.__version__}")
     try:
         core = importlib.import_module("znn._core")
@@ -293,8 +355,17 @@ def info(options) -> None:
             print(f"core      {name}: {value}")
     except ImportError as error:
         print(f"core      missing ({error}); build it: pip install -e . (needs a C++20 compiler)")
-    needs = {"pyfftw": "znn", "pandas": "znn", "matplotlib": "znn", "psutil": "znn", "tifffile": "znn[data]",
-             "h5py": "znn[data]", "zarr": "znn[data]", "skimage": "znn[data]", "torch": "znn[torch]"}
+    needs = {
+        "pyfftw": "znn",
+        "pandas": "znn",
+        "matplotlib": "znn",
+        "psutil": "znn",
+        "tifffile": "znn[data]",
+        "h5py": "znn[data]",
+        "zarr": "znn[data]",
+        "skimage": "znn[data]",
+        "torch": "znn[torch]",
+    }
     for module, extra in needs.items():
         package = {"skimage": "scikit-image"}.get(module, module)
         try:
@@ -307,25 +378,41 @@ def info(options) -> None:
 def _parser() -> argparse.ArgumentParser:
     from importlib import metadata
 
-    parser = argparse.ArgumentParser(prog="znn", description="Train 2D and 3D ConvNets on CPUs as a graph of tasks.",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog="znn COMMAND --help shows options and examples.\n"
-                                            "exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C")
+    parser = argparse.ArgumentParser(
+        prog="znn",
+        description="Train 2D and 3D ConvNets on CPUs as a graph of tasks.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="znn COMMAND --help shows options and examples.\n"
+        "exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C",
+    )
     try:
         version = metadata.version("znn")
     except metadata.PackageNotFoundError:
         version = "(not installed)"
     parser.add_argument("--version", action="version", version=f"znn {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_describe, _add_plan, _add_train, _add_infer, _add_bench, _add_trace, _add_convert, _add_info):
+    for add in (
+        _add_describe,
+        _add_plan,
+        _add_train,
+        _add_infer,
+        _add_bench,
+        _add_trace,
+        _add_convert,
+        _add_info,
+    ):
         add(commands)
     return parser
 
 
 def _command(commands, function, help_text: str, *examples: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(function.__name__, help=help_text, description=help_text[0].upper() + help_text[1:] + ".",
-                                 formatter_class=argparse.RawDescriptionHelpFormatter,
-                                 epilog="examples:\n" + "\n".join(f"  znn {example}" for example in examples))
+    parser = commands.add_parser(
+        function.__name__,
+        help=help_text,
+        description=help_text[0].upper() + help_text[1:] + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n" + "\n".join(f"  znn {example}" for example in examples),
+    )
     parser.set_defaults(command=function)
     return parser
 
@@ -336,28 +423,48 @@ def _add_net(parser, output: bool = True) -> None:
     parser.add_argument("--kernel", type=_positive, help="side of the kernels (zoo)")
     parser.add_argument("--form", choices=("dense", "strided"), help="max-filters or max-pooling (zoo)")
     if output:
-        parser.add_argument("--output", type=parse_extent, metavar="EXTENT",
-                            help="output patch: 12 (cube; square for 2D nets), y,x or z,y,x")
+        parser.add_argument(
+            "--output",
+            type=parse_extent,
+            metavar="EXTENT",
+            help="output patch: 12 (cube; square for 2D nets), y,x or z,y,x",
+        )
 
 
 def _add_engine(parser, plan_default: str = "model") -> None:
     parser.add_argument("--threads", type=_positive, help="workers; default: one per usable physical core")
-    parser.add_argument("--plan", default=plan_default, metavar="PLAN",
-                        help=f"model, autotune, direct, fft or a saved plan (default {plan_default})")
+    parser.add_argument(
+        "--plan",
+        default=plan_default,
+        metavar="PLAN",
+        help=f"model, autotune, direct, fft or a saved plan (default {plan_default})",
+    )
 
 
 def _add_describe(commands) -> None:
-    parser = _command(commands, describe, "show a net: layers, extents, field of view, parameters, work and memory",
-                      "describe scaling_3d --width 20", "describe my-net.toml --output 1,96,96 --draw net.svg",
-                      "describe 3d_5 --input 80")
+    parser = _command(
+        commands,
+        describe,
+        "show a net: layers, extents, field of view, parameters, work and memory",
+        "describe scaling_3d --width 20",
+        "describe my-net.toml --output 1,96,96 --draw net.svg",
+        "describe 3d_5 --input 80",
+    )
     _add_net(parser)
-    parser.add_argument("--input", type=parse_extent, metavar="EXTENT", help="input patch, instead of --output")
+    parser.add_argument(
+        "--input", type=parse_extent, metavar="EXTENT", help="input patch, instead of --output"
+    )
     parser.add_argument("--draw", metavar="FILE", help="draw the graph: .svg, .png, .pdf or .dot")
 
 
 def _add_plan(commands) -> None:
-    parser = _command(commands, plan, "choose each layer's convolution method by measuring on this machine",
-                      "plan scaling_3d --width 20 --save plan.json", "plan my-net.toml --output 8 --method model")
+    parser = _command(
+        commands,
+        plan,
+        "choose each layer's convolution method by measuring on this machine",
+        "plan scaling_3d --width 20 --save plan.json",
+        "plan my-net.toml --output 8 --method model",
+    )
     _add_net(parser)
     parser.add_argument("--method", default="autotune", help="autotune (default), model, direct or fft")
     parser.add_argument("--threads", type=_positive, help="workers; default: one per usable physical core")
@@ -370,70 +477,125 @@ def _add_train(commands) -> None:
     from znn.train.volumes import TARGETS
 
     default = Settings()
-    parser = _command(commands, train, "train a boundary-detection (or any other) net on image stacks",
-                      "train", "train --images volume.tif --labels labels.tif --hold-out 6 --minutes 10",
-                      "train --net my-net.toml --images a.h5:raw b.h5:raw --labels a.h5:seg b.h5:seg --output 4,32,32",
-                      "train --rounds 2000 --sum ordered     # bit-identical, whatever happens on the way")
+    parser = _command(
+        commands,
+        train,
+        "train a boundary-detection (or any other) net on image stacks",
+        "train",
+        "train --images volume.tif --labels labels.tif --hold-out 6 --minutes 10",
+        "train --net my-net.toml --images a.h5:raw b.h5:raw --labels a.h5:seg b.h5:seg --output 4,32,32",
+        "train --rounds 2000 --sum ordered     # bit-identical, whatever happens on the way",
+    )
     data = parser.add_argument_group("data (without it: a synthetic volume of cells)")
-    data.add_argument("--images", nargs="+", default=[], metavar="FILE", help="stacks: .tif, .npy, .h5:DATASET, .zarr")
-    data.add_argument("--labels", nargs="+", default=[], metavar="FILE", help="labels, one file for each of the images")
-    data.add_argument("--masks", nargs="+", default=[], metavar="FILE", help="where labels are to be trusted (not 0)")
-    data.add_argument("--hold-out", type=int, metavar="N", help="last sections kept for validation (default: a fifth)")
+    data.add_argument(
+        "--images", nargs="+", default=[], metavar="FILE", help="stacks: .tif, .npy, .h5:DATASET, .zarr"
+    )
+    data.add_argument(
+        "--labels", nargs="+", default=[], metavar="FILE", help="labels, one file for each of the images"
+    )
+    data.add_argument(
+        "--masks", nargs="+", default=[], metavar="FILE", help="where labels are to be trusted (not 0)"
+    )
+    data.add_argument(
+        "--hold-out", type=int, metavar="N", help="last sections kept for validation (default: a fifth)"
+    )
     data.add_argument("--target", choices=TARGETS, default=default.target)
     net = parser.add_argument_group("network")
     net.add_argument("--net", help=_NET_HELP + " (default: boundary)")
-    net.add_argument("--output", type=parse_extent, metavar="EXTENT",
-                     help="output patch (default: 96 voxels wide for 2D nets, 4,32,32 for 3D nets)")
+    net.add_argument(
+        "--output",
+        type=parse_extent,
+        metavar="EXTENT",
+        help="output patch (default: 96 voxels wide for 2D nets, 4,32,32 for 3D nets)",
+    )
     net.add_argument("--patches", type=_positive, default=default.patches, help="patches a round (default 1)")
     how = parser.add_argument_group("training")
     how.add_argument("--minutes", type=float, help="train for so long (default 5, unless --rounds is given)")
     how.add_argument("--rounds", type=_positive, help="train so many rounds")
-    how.add_argument("--rate", type=float, default=default.rate, help=f"learning rate (default {default.rate})")
+    how.add_argument(
+        "--rate", type=float, default=default.rate, help=f"learning rate (default {default.rate})"
+    )
     how.add_argument("--momentum", type=float, default=default.momentum)
     how.add_argument("--weight-decay", type=float, default=default.weight_decay)
     how.add_argument("--schedule", choices=SCHEDULES, default=default.schedule)
     how.add_argument("--balance", action="store_true", help="give rare classes more weight")
-    how.add_argument("--no-augment", action="store_true", help="no flips, transpositions and intensity jitter")
+    how.add_argument(
+        "--no-augment", action="store_true", help="no flips, transpositions and intensity jitter"
+    )
     how.add_argument("--validate-every", type=_positive, default=default.validate_every, metavar="ROUNDS")
-    how.add_argument("--keep-every", type=_positive, metavar="ROUNDS", help="keep a checkpoint every so many rounds")
+    how.add_argument(
+        "--keep-every", type=_positive, metavar="ROUNDS", help="keep a checkpoint every so many rounds"
+    )
     how.add_argument("--seed", type=int, default=default.seed)
     _add_engine(how)
-    how.add_argument("--sum", choices=("wait-free", "locked", "ordered"), default=default.sum,
-                     help="ordered: bit-identical results for any number of threads")
-    parser.add_argument("--folder", help="where the run lives (default: runs/NET); a run found there is resumed")
+    how.add_argument(
+        "--sum",
+        choices=("wait-free", "locked", "ordered"),
+        default=default.sum,
+        help="ordered: bit-identical results for any number of threads",
+    )
+    parser.add_argument(
+        "--folder", help="where the run lives (default: runs/NET); a run found there is resumed"
+    )
     parser.add_argument("--fresh", action="store_true", help="discard the run found in the folder")
 
 
 def _add_infer(commands) -> None:
     from znn.infer import BORDERS
 
-    parser = _command(commands, infer, "run a trained net over a whole volume",
-                      "infer runs/boundary/best.npz volume.tif boundaries.tif",
-                      "infer last.npz big.h5:raw out.h5 --memory 4G --patch 1,512,512")
+    parser = _command(
+        commands,
+        infer,
+        "run a trained net over a whole volume",
+        "infer runs/boundary/best.npz volume.tif boundaries.tif",
+        "infer last.npz big.h5:raw out.h5 --memory 4G --patch 1,512,512",
+    )
     parser.add_argument("checkpoint", help="a checkpoint (.npz)")
     parser.add_argument("images", help="the volume: .tif, .npy, .h5:DATASET, .zarr")
     parser.add_argument("out", help="output file: .tif, .npy, .h5 or .zarr")
-    parser.add_argument("--patch", type=parse_extent, metavar="EXTENT", help="output patch (default: the fastest that fits)")
+    parser.add_argument(
+        "--patch", type=parse_extent, metavar="EXTENT", help="output patch (default: the fastest that fits)"
+    )
     parser.add_argument("--borders", choices=BORDERS, default="mirror")
-    parser.add_argument("--memory", type=parse_bytes, metavar="SIZE", help="limit, e.g. 4G (default: half of what is free)")
-    parser.add_argument("--raw", action="store_true", help="values of the output node instead of probabilities")
+    parser.add_argument(
+        "--memory", type=parse_bytes, metavar="SIZE", help="limit, e.g. 4G (default: half of what is free)"
+    )
+    parser.add_argument(
+        "--raw", action="store_true", help="values of the output node instead of probabilities"
+    )
     parser.add_argument("--fresh", action="store_true", help="do not go on with an interrupted run")
     _add_engine(parser)
 
 
 def _add_bench(commands) -> None:
-    parser = _command(commands, bench, "measure seconds per round of one net by method and threads",
-                      "bench scaling_3d --width 10", "bench 3d_5 --output 8 --methods direct fft --threads 1 2")
+    parser = _command(
+        commands,
+        bench,
+        "measure seconds per round of one net by method and threads",
+        "bench scaling_3d --width 10",
+        "bench 3d_5 --output 8 --methods direct fft --threads 1 2",
+    )
     _add_net(parser)
-    parser.add_argument("--methods", nargs="+", default=["model", "direct", "fft"], metavar="PLAN",
-                        help="plans to compare (default: model direct fft)")
-    parser.add_argument("--threads", nargs="+", type=_positive, help="numbers of workers (default: 1 and all)")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["model", "direct", "fft"],
+        metavar="PLAN",
+        help="plans to compare (default: model direct fft)",
+    )
+    parser.add_argument(
+        "--threads", nargs="+", type=_positive, help="numbers of workers (default: 1 and all)"
+    )
     parser.add_argument("--rounds", type=_positive, default=7, help="rounds of each (default 7)")
 
 
 def _add_trace(commands) -> None:
-    parser = _command(commands, trace, "record who ran which task when, for https://ui.perfetto.dev",
-                      "trace scaling_3d --width 10 --save trace.json")
+    parser = _command(
+        commands,
+        trace,
+        "record who ran which task when, for https://ui.perfetto.dev",
+        "trace scaling_3d --width 10 --save trace.json",
+    )
     _add_net(parser)
     parser.add_argument("--rounds", type=_positive, default=3, help="rounds recorded (default 3)")
     parser.add_argument("--save", default="trace.json", metavar="FILE", help="default trace.json")
@@ -441,12 +603,19 @@ def _add_trace(commands) -> None:
 
 
 def _add_convert(commands) -> None:
-    parser = _command(commands, convert, "write a net's description in another format: .toml or .znn",
-                      "convert old.znn new.toml", "convert runs/boundary/last.npz net.toml",
-                      "convert 3d_5 dense.toml --dense")
+    parser = _command(
+        commands,
+        convert,
+        "write a net's description in another format: .toml or .znn",
+        "convert old.znn new.toml",
+        "convert runs/boundary/last.npz net.toml",
+        "convert 3d_5 dense.toml --dense",
+    )
     _add_net(parser, output=False)
     parser.add_argument("out", help="the file to write: .toml or .znn")
-    parser.add_argument("--dense", action="store_true", help="turn max-pooling into max-filtering with sparsity")
+    parser.add_argument(
+        "--dense", action="store_true", help="turn max-pooling into max-filtering with sparsity"
+    )
 
 
 def _add_info(commands) -> None:

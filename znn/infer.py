@@ -1,9 +1,9 @@
 """Inference over whole volumes, tiled so that the result equals one dense pass.
 
-Each tile is read with the network's field of view around it, so no border is visible where tiles meet. A network
-trained with max-pooling answers for a grid of voxels only; its dense form (`dense`) gives the same answer at every
-voxel: pooling becomes max-filtering, and everything behind it gets the pooling's stride as sparsity (Masci et al.
-2013; the paper's section on max-filtering).
+Each tile is read with the network's field of view around it, so no border is visible where tiles meet. A
+network trained with max-pooling answers for a grid of voxels only; its dense form (`dense`) gives the same
+answer at every voxel: pooling becomes max-filtering, and everything behind it gets the pooling's stride as
+sparsity (Masci et al. 2013; the paper's section on max-filtering).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _LARGEST = 4096  # no patch is longer than this, along any axis
 
 @dataclass(frozen=True)
 class Inference:
-    """What `infer` did: the output array (an open file unless it was kept in memory), the patch, the tiles, how
-    many of them this call computed, the seconds that took, and the rate in output voxels a second."""
+    """What `infer` did: the output array (an open file unless it was kept in memory), the patch, the tiles,
+    how many of them this call computed, the seconds that took, and the rate in output voxels a second."""
 
     output: Any
     patch: Extent
@@ -61,8 +61,10 @@ def dense(spec: NetworkSpec) -> NetworkSpec:
     for node in graph.nodes:
         found = {_times(strides[edge.source], edge.stride) for edge in graph.incoming(node.index)}
         if len(found) > 1:
-            raise SpecError(f"node {node.name!r}: paths of total stride {sorted(found)} meet here, so the network "
-                            "has no dense form")
+            raise SpecError(
+                f"node {node.name!r}: paths of total stride {sorted(found)} meet here, so the network "
+                "has no dense form"
+            )
         strides[node.index] = found.pop() if found else (1, 1, 1)
         edges += [_dense_edge(edge, strides[edge.source]) for edge in graph.incoming(node.index)]
     by_name = {edge.name: edge for edge in edges}
@@ -71,8 +73,9 @@ def dense(spec: NetworkSpec) -> NetworkSpec:
 
 def _dense_edge(edge, stride: Extent) -> EdgeSpec:
     if edge.kind == "max_pool":
-        return EdgeSpec(edge.name, "max_filter", edge.spec.source, edge.spec.target, window=edge.window,
-                        sparsity=stride)
+        return EdgeSpec(
+            edge.name, "max_filter", edge.spec.source, edge.spec.target, window=edge.window, sparsity=stride
+        )
     if edge.kind in ("conv", "max_filter"):
         return replace(edge.spec, sparsity=_times(edge.sparsity, stride))
     if edge.kind == "crop":
@@ -84,24 +87,34 @@ def _times(one: Extent, other: Extent) -> Extent:
     return tuple(a * b for a, b in zip(one, other))
 
 
-def infer(source, volume: Volume | np.ndarray, out: str | os.PathLike | None = None, *, patch: Extent | None = None,
-          borders: str = "mirror", memory_bytes: int | None = None, raw: bool = False, fresh: bool = False,
-          progress: Callable[[int, int, float], None] | None = None, **engine_options) -> Inference:
+def infer(
+    source,
+    volume: Volume | np.ndarray,
+    out: str | os.PathLike | None = None,
+    *,
+    patch: Extent | None = None,
+    borders: str = "mirror",
+    memory_bytes: int | None = None,
+    raw: bool = False,
+    fresh: bool = False,
+    progress: Callable[[int, int, float], None] | None = None,
+    **engine_options,
+) -> Inference:
     """Run a network over a volume.
 
     source        a checkpoint (`Checkpoint` or the path of one) or a `znn.Network`
     volume        a `Volume`, or an array that `make_volume` takes; scaled as in training
-    out           None: an array in memory; else a .npy, .tif/.tiff, .h5/.hdf5 (dataset "output") or .zarr file.
-                  It appears under its name when it is complete; a run that was stopped goes on where it was,
-                  `fresh` starts over
+    out           None: an array in memory; else a .npy, .tif/.tiff, .h5/.hdf5 (dataset "output") or .zarr
+                  file. It appears under its name when it is complete; a run that was stopped goes on where it
+                  was, `fresh` starts over
     patch         extent of the output computed at once; None: the fastest of a few that fit into memory
     borders       "mirror": the output has the volume's extent, the image is mirrored beyond its borders;
                   "valid": only where the field of view fits, extent - field of view + 1
     memory_bytes  limit on the engine's memory, by estimate; None: half of what is available now
     raw           the output node's values instead of probabilities
     progress      called with (tiles done, tiles, seconds so far)
-    Output (maps, z, y, x) float32. Raises DataError for a volume that does not suit the network or a file that
-    cannot be written, CheckpointError for a damaged checkpoint.
+    Output (maps, z, y, x) float32. Raises DataError for a volume that does not suit the network or a file
+    that cannot be written, CheckpointError for a damaged checkpoint.
     """
     spec, parameters = _network_of(source)
     volume = volume if isinstance(volume, Volume) else make_volume(volume)
@@ -110,16 +123,20 @@ def infer(source, volume: Volume | np.ndarray, out: str | os.PathLike | None = N
     fov = _check(graph, volume, borders, patch)
     full = volume.extent if borders == "mirror" else tuple(n - f + 1 for n, f in zip(volume.extent, fov))
     if min(full) < 1:
-        raise DataError(f"{volume.name}: extent {volume.extent} is smaller than the field of view {fov}; "
-                        "use mirrored borders")
+        raise DataError(
+            f"{volume.name}: extent {volume.extent} is smaller than the field of view {fov}; "
+            "use mirrored borders"
+        )
     lead = tuple((f - 1) // 2 for f in fov) if borders == "mirror" else (0, 0, 0)
     reader = _Reader(volume, fov, lead)
     limit = memory_bytes if memory_bytes is not None else _available_bytes() // 2
     if patch is None:
         patch = _choose_patch(spec, parameters, full, reader, limit, engine_options)
     elif memory_bytes is not None and estimate_bytes(spec, patch) > limit:
-        raise DataError(f"a patch of {patch} takes about {estimate_bytes(spec, patch) / 2**20:.0f} MiB; the limit is "
-                        f"{limit / 2**20:.0f} MiB")
+        raise DataError(
+            f"a patch of {patch} takes about {estimate_bytes(spec, patch) / 2**20:.0f} MiB; the limit is "
+            f"{limit / 2**20:.0f} MiB"
+        )
     patch = tuple(min(p, n) for p, n in zip(patch, full))
     maps = graph.node(graph.outputs[0]).maps
     key = _fingerprint(spec, parameters, volume, patch, borders, raw)
@@ -129,8 +146,9 @@ def infer(source, volume: Volume | np.ndarray, out: str | os.PathLike | None = N
 
 
 def estimate_bytes(spec: NetworkSpec, patch: Extent) -> int:
-    """An upper estimate of the memory that inference with this output patch takes: every image in a block rounded
-    up to a power of two, the spectra of all kernels and of the images of the largest layer, and the parameters."""
+    """An upper estimate of the memory that inference with this output patch takes: every image in a block
+    rounded up to a power of two, the spectra of all kernels and of the images of the largest layer, and the
+    parameters."""
     graph = Graph.build(spec, output=patch)
     images = [4 * node.maps * int(np.prod(node.extent)) for node in graph.nodes]
     kernels = network_cost(graph, "fft", memoize=("kernels",)).spectra_bytes
@@ -149,8 +167,10 @@ def _check(graph: Graph, volume: Volume, borders: str, patch: Extent | None) -> 
     if borders not in BORDERS:
         raise DataError(f"borders {borders!r}; expected one of {', '.join(BORDERS)}")
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        raise DataError(f"network {graph.spec.name!r} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; "
-                        "inference over volumes takes networks of one each")
+        raise DataError(
+            f"network {graph.spec.name!r} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; "
+            "inference over volumes takes networks of one each"
+        )
     expected = graph.node(graph.inputs[0]).maps
     if volume.maps != expected:
         raise DataError(f"{volume.name}: {volume.maps} maps, but the network's input has {expected}")
@@ -168,7 +188,9 @@ class _Reader:
     def tile(self, corner: Sequence[int], patch: Extent) -> np.ndarray:
         """The input for the output patch that starts at `corner`."""
         start = [c - n for c, n in zip(corner, self.lead)]
-        return np.ascontiguousarray(self.volume.image_patch(start, [p + f - 1 for p, f in zip(patch, self.fov)]))
+        return np.ascontiguousarray(
+            self.volume.image_patch(start, [p + f - 1 for p, f in zip(patch, self.fov)])
+        )
 
 
 def _engine(spec: NetworkSpec, patch: Extent, parameters, engine_options):
@@ -180,11 +202,14 @@ def _engine(spec: NetworkSpec, patch: Extent, parameters, engine_options):
 def _choose_patch(spec, parameters, full: Extent, reader: _Reader, limit: int, engine_options) -> Extent:
     """The fastest of a growing series of patches, measured on the volume's first tile.
 
-    Larger patches waste less on the field of view around them; the search ends when two in a row gain nothing.
+    Larger patches waste less on the field of view around them; the search ends when two in a row gain
+    nothing.
     """
     candidates = [patch for patch in _patches(full, reader.fov) if estimate_bytes(spec, patch) <= limit]
     if not candidates:
-        raise DataError(f"not even the smallest patch fits into {limit / 2**20:.0f} MiB of memory; allow more")
+        raise DataError(
+            f"not even the smallest patch fits into {limit / 2**20:.0f} MiB of memory; allow more"
+        )
     best, best_rate, misses = candidates[0], 0.0, 0
     for patch in candidates if len(candidates) > 1 else ():
         rate = _measure(spec, parameters, reader, patch, engine_options)
@@ -209,14 +234,16 @@ def _measure(spec, parameters, reader: _Reader, patch: Extent, engine_options) -
 
 
 def _patches(full: Extent, fov: Extent) -> list[Extent]:
-    """Output patches of 16, 32, 64, ... voxels along each axis, cut to the volume, smallest first; a single voxel
-    along axes where the field of view is one voxel, for there nothing is shared between neighbours."""
-    sides = [2 ** n for n in range(4, _LARGEST.bit_length())]
+    """Output patches of 16, 32, 64, ... voxels along each axis, cut to the volume, smallest first; a single
+    voxel along axes where the field of view is one voxel, for there nothing is shared between neighbours."""
+    sides = [2**n for n in range(4, _LARGEST.bit_length())]
     found = [tuple(1 if f == 1 else min(side, n) for n, f in zip(full, fov)) for side in sides]
     return list(dict.fromkeys(found))
 
 
-def _run(net, reader: _Reader, sink: _Sink, full: Extent, patch: Extent, loss: str | None, progress) -> Inference:
+def _run(
+    net, reader: _Reader, sink: _Sink, full: Extent, patch: Extent, loss: str | None, progress
+) -> Inference:
     tiles = cover(full, patch)
     first, started, saved = sink.done, time.perf_counter(), time.perf_counter()
     try:
@@ -243,7 +270,16 @@ def _run(net, reader: _Reader, sink: _Sink, full: Extent, patch: Extent, loss: s
 def _fingerprint(spec, parameters, volume: Volume, patch, borders, raw) -> str:
     """Two runs with the same fingerprint compute the same tiles, so one may finish what the other began."""
     digest = hashlib.sha256()
-    facts = [spec.to_dict(), volume.name, volume.image.shape, volume.mean, volume.deviation, patch, borders, raw]
+    facts = [
+        spec.to_dict(),
+        volume.name,
+        volume.image.shape,
+        volume.mean,
+        volume.deviation,
+        patch,
+        borders,
+        raw,
+    ]
     digest.update(json.dumps(facts).encode())
     for name in sorted(parameters):
         digest.update(np.ascontiguousarray(parameters[name]))
@@ -264,7 +300,9 @@ class _Sink:
 
 
 class _FileSink(_Sink, ABC):
-    """An array in `NAME.partial` beside its final place, with the count of finished tiles in `NAME.progress`."""
+    """An array in `NAME.partial` beside its final place, with the count of finished tiles in
+    `NAME.progress`.
+    """
 
     def __init__(self, path: Path, shape: Sequence[int], key: str, fresh: bool):
         self.path, self.key = path, key
@@ -327,8 +365,13 @@ class _TiffSink(_FileSink):
     def _open(self, shape, create):
         tifffile = _library("tifffile", self.path)
         if create:
-            return tifffile.memmap(self.partial, shape=shape, dtype=np.float32, photometric="minisblack",
-                                   bigtiff=4 * np.prod(shape, dtype=np.int64) > 2**31)
+            return tifffile.memmap(
+                self.partial,
+                shape=shape,
+                dtype=np.float32,
+                photometric="minisblack",
+                bigtiff=4 * np.prod(shape, dtype=np.int64) > 2**31,
+            )
         return tifffile.memmap(self.partial, mode="r+").reshape(shape)
 
     def _reopen(self):
@@ -357,7 +400,9 @@ class _ZarrSink(_FileSink):
     def _open(self, shape, create):
         zarr = _library("zarr", self.path)
         if create:
-            return zarr.open_array(str(self.partial), mode="w", shape=shape, dtype="float32", chunks=_chunks(shape))
+            return zarr.open_array(
+                str(self.partial), mode="w", shape=shape, dtype="float32", chunks=_chunks(shape)
+            )
         return zarr.open_array(str(self.partial), mode="r+")
 
     def _flush(self):
@@ -367,8 +412,14 @@ class _ZarrSink(_FileSink):
         return _library("zarr", self.path).open_array(str(self.path), mode="r")
 
 
-_SINKS = {".npy": _NpySink, ".tif": _TiffSink, ".tiff": _TiffSink, ".h5": _Hdf5Sink, ".hdf5": _Hdf5Sink,
-          ".zarr": _ZarrSink}
+_SINKS = {
+    ".npy": _NpySink,
+    ".tif": _TiffSink,
+    ".tiff": _TiffSink,
+    ".h5": _Hdf5Sink,
+    ".hdf5": _Hdf5Sink,
+    ".zarr": _ZarrSink,
+}
 
 
 def _open_sink(out, shape: Sequence[int], key: str, fresh: bool) -> _Sink:
@@ -376,7 +427,9 @@ def _open_sink(out, shape: Sequence[int], key: str, fresh: bool) -> _Sink:
         return _Sink(shape)
     path = Path(out)
     if path.suffix.lower() not in _SINKS:
-        raise DataError(f"{path}: cannot write files ending in {path.suffix!r}; expected one of {', '.join(_SINKS)}")
+        raise DataError(
+            f"{path}: cannot write files ending in {path.suffix!r}; expected one of {', '.join(_SINKS)}"
+        )
     if not path.parent.is_dir():
         raise DataError(f"{path}: the folder {path.parent} does not exist")
     return _SINKS[path.suffix.lower()](path, shape, key, fresh)

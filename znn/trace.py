@@ -17,45 +17,70 @@ import numpy as np
 from znn.errors import DataError
 from znn.files import atomic_write
 
-EVENT = np.dtype([("worker", "i4"), ("phase", "i4"), ("kind", "i4"), ("group", "i4"), ("a", "i4"), ("b", "i4"),
-                  ("start_ns", "i8"), ("end_ns", "i8")])
+EVENT = np.dtype(
+    [
+        ("worker", "i4"),
+        ("phase", "i4"),
+        ("kind", "i4"),
+        ("group", "i4"),
+        ("a", "i4"),
+        ("b", "i4"),
+        ("start_ns", "i8"),
+        ("end_ns", "i8"),
+    ]
+)
 NAMED = ("phase", "kind", "group")
 
 
 class Trace:
     """The tasks of a traced run.
 
-    events        structured array of `EVENT`: the worker; phase (forward, backward, update, ...), kind (what the
-                  task does) and group (node or edge group), each an index into its table of names, -1 for none;
-                  a and b, the maps concerned (from, to; -1 for none); start and end in nanoseconds of one clock
+    events        structured array of `EVENT`: the worker; phase (forward, backward, update, ...), kind (what
+                  the task does) and group (node or edge group), each an index into its table of names, -1 for
+                  none; a and b, the maps concerned (from, to; -1 for none); start and end in nanoseconds of
+                  one clock
     names         {"phase": [...], "kind": [...], "group": [...]}
     counters      {name: seconds per worker}: time the engine measured apart from tasks, such as "queue_s",
                   "lock_s", "wait_s"
     dependencies  (n, 2) event indices (before, after), where the engine knows them; they give the measured
                   critical path
-    last_pass_s   {phase: seconds}: the critical path of the last pass of each phase, as the engine measured it by
-                  adding up times along its tasks' dependencies
-    Raises DataError for an array of another dtype, an index without a name, or a task that ends before it starts.
+    last_pass_s   {phase: seconds}: the critical path of the last pass of each phase, as the engine measured
+                  it by adding up times along its tasks' dependencies
+    Raises DataError for an array of another dtype, an index without a name, or a task that ends before it
+    starts.
     """
 
-    def __init__(self, events: np.ndarray, names: Mapping[str, Sequence[str]],
-                 counters: Mapping[str, Sequence[float]] | None = None, dependencies: np.ndarray | None = None,
-                 last_pass_s: Mapping[str, float] | None = None):
+    def __init__(
+        self,
+        events: np.ndarray,
+        names: Mapping[str, Sequence[str]],
+        counters: Mapping[str, Sequence[float]] | None = None,
+        dependencies: np.ndarray | None = None,
+        last_pass_s: Mapping[str, float] | None = None,
+    ):
         self.events = np.asarray(events)
         self.names = {field: list(names.get(field, ())) for field in NAMED}
-        self.counters = {name: [float(value) for value in values] for name, values in (counters or {}).items()}
-        self.dependencies = None if dependencies is None else np.asarray(dependencies, np.int64).reshape(-1, 2)
+        self.counters = {
+            name: [float(value) for value in values] for name, values in (counters or {}).items()
+        }
+        self.dependencies = (
+            None if dependencies is None else np.asarray(dependencies, np.int64).reshape(-1, 2)
+        )
         self.last_pass_s = dict(last_pass_s or {})
         self._check()
 
     def _check(self) -> None:
         if self.events.dtype != EVENT or self.events.ndim != 1:
-            raise DataError(f"trace: events must be a 1-D array of {EVENT}, got {self.events.ndim}-D of "
-                            f"{self.events.dtype}")
+            raise DataError(
+                f"trace: events must be a 1-D array of {EVENT}, got {self.events.ndim}-D of "
+                f"{self.events.dtype}"
+            )
         for field in NAMED:
             if len(self.events) and self.events[field].max() >= len(self.names[field]):
-                raise DataError(f"trace: {field} {self.events[field].max()} has no name; "
-                                f"the table holds {len(self.names[field])}")
+                raise DataError(
+                    f"trace: {field} {self.events[field].max()} has no name; "
+                    f"the table holds {len(self.names[field])}"
+                )
         if np.any(self.events["end_ns"] < self.events["start_ns"]):
             raise DataError("trace: a task ends before it starts")
         if self.dependencies is not None and self.dependencies.size:
@@ -86,21 +111,25 @@ class Trace:
     def summary(self) -> dict[str, Any]:
         """The run in numbers, seconds throughout; shares are of workers times wall time.
 
-        wall_s, workers, tasks (count), work_s (T1: the sum over tasks), task_share, outside_share (all that was
-        not in a task), counter_share {counter: share}, by_worker [{worker, tasks, task_s, **counters}],
-        by_phase, by_kind and by_group {name: {tasks, seconds}}, and critical_path_s, critical_path (its tasks in
-        order) and parallelism (work over critical path), None where dependencies are not known; last_pass_s
-        {phase: critical path of its last pass} where the engine measured it.
+        wall_s, workers, tasks (count), work_s (T1: the sum over tasks), task_share, outside_share (all that
+        was not in a task), counter_share {counter: share}, by_worker [{worker, tasks, task_s, **counters}],
+        by_phase, by_kind and by_group {name: {tasks, seconds}}, and critical_path_s, critical_path (its tasks
+        in order) and parallelism (work over critical path), None where dependencies are not known;
+        last_pass_s {phase: critical path of its last pass} where the engine measured it.
         """
         durations = self._durations()
         budget = self.workers * self.wall_s
-        share = (lambda seconds: seconds / budget if budget else 0.0)
+        share = lambda seconds: seconds / budget if budget else 0.0
         path = self.critical_path()
         path_s = None if path is None else float(durations[path].sum())
         work = float(durations.sum())
         return {
-            "wall_s": self.wall_s, "workers": self.workers, "tasks": len(self.events), "work_s": work,
-            "task_share": share(work), "outside_share": 1.0 - share(work) if budget else 0.0,
+            "wall_s": self.wall_s,
+            "workers": self.workers,
+            "tasks": len(self.events),
+            "work_s": work,
+            "task_share": share(work),
+            "outside_share": 1.0 - share(work) if budget else 0.0,
             "counter_share": {name: share(sum(values)) for name, values in self.counters.items()},
             "by_worker": [self._worker_row(worker, durations) for worker in range(self.workers)],
             **{f"by_{field}": self._totals(field, durations) for field in NAMED},
@@ -135,19 +164,28 @@ class Trace:
     def report(self) -> str:
         """The summary as text, for a terminal."""
         facts = self.summary()
-        lines = [f"{facts['tasks']} tasks on {facts['workers']} workers in {facts['wall_s'] * 1e3:.2f} ms: "
-                 f"{facts['task_share']:.1%} of the time in tasks, {facts['outside_share']:.1%} outside"]
+        lines = [
+            f"{facts['tasks']} tasks on {facts['workers']} workers in {facts['wall_s'] * 1e3:.2f} ms: "
+            f"{facts['task_share']:.1%} of the time in tasks, {facts['outside_share']:.1%} outside"
+        ]
         lines += [f"  {name}: {value:.2%}" for name, value in facts["counter_share"].items()]
         if facts["critical_path_s"] is not None:
-            lines.append(f"work {facts['work_s'] * 1e3:.2f} ms, critical path {facts['critical_path_s'] * 1e3:.2f} ms, "
-                         f"parallelism {facts['parallelism'] or 0:.1f}")
+            lines.append(
+                f"work {facts['work_s'] * 1e3:.2f} ms, "
+                f"critical path {facts['critical_path_s'] * 1e3:.2f} ms, "
+                f"parallelism {facts['parallelism'] or 0:.1f}"
+            )
         if self.last_pass_s:
-            lines.append("critical path of the last pass: " + ", ".join(
-                f"{phase} {seconds * 1e3:.2f} ms" for phase, seconds in self.last_pass_s.items()))
+            lines.append(
+                "critical path of the last pass: "
+                + ", ".join(f"{phase} {seconds * 1e3:.2f} ms" for phase, seconds in self.last_pass_s.items())
+            )
         for field in NAMED:
             rows = sorted(facts[f"by_{field}"].items(), key=lambda row: -row[1]["seconds"])
             lines.append(f"by {field}:")
-            lines += [f"  {name:<24} {row['tasks']:>8} tasks {row['seconds'] * 1e3:>10.2f} ms" for name, row in rows]
+            lines += [
+                f"  {name:<24} {row['tasks']:>8} tasks {row['seconds'] * 1e3:>10.2f} ms" for name, row in rows
+            ]
         return "\n".join(lines)
 
     def _durations(self) -> np.ndarray:
@@ -162,7 +200,10 @@ class Trace:
         totals = {}
         for index in np.unique(self.events[field]):
             mine = self.events[field] == index
-            totals[self._name(field, index)] = {"tasks": int(mine.sum()), "seconds": float(durations[mine].sum())}
+            totals[self._name(field, index)] = {
+                "tasks": int(mine.sum()),
+                "seconds": float(durations[mine].sum()),
+            }
         return totals
 
     def _name(self, field: str, index: int) -> str:
@@ -176,11 +217,23 @@ class Trace:
     def _chrome_events(self) -> Iterator[dict[str, Any]]:
         yield {"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "znn"}}
         for worker in range(self.workers):
-            yield {"ph": "M", "pid": 1, "tid": worker, "name": "thread_name", "args": {"name": f"worker {worker}"}}
+            yield {
+                "ph": "M",
+                "pid": 1,
+                "tid": worker,
+                "name": "thread_name",
+                "args": {"name": f"worker {worker}"},
+            }
         origin = int(self.events["start_ns"].min()) if len(self.events) else 0
         for event in np.sort(self.events, order="start_ns", kind="stable"):
             phase, kind, group = (self._name(field, event[field]) for field in NAMED)
-            yield {"ph": "X", "pid": 1, "tid": int(event["worker"]), "cat": phase, "name": f"{group} {phase} {kind}",
-                   "ts": (int(event["start_ns"]) - origin) / 1e3,
-                   "dur": int(event["end_ns"] - event["start_ns"]) / 1e3,
-                   "args": {"from": int(event["a"]), "to": int(event["b"])}}
+            yield {
+                "ph": "X",
+                "pid": 1,
+                "tid": int(event["worker"]),
+                "cat": phase,
+                "name": f"{group} {phase} {kind}",
+                "ts": (int(event["start_ns"]) - origin) / 1e3,
+                "dur": int(event["end_ns"] - event["start_ns"]) / 1e3,
+                "args": {"from": int(event["a"]), "to": int(event["b"])},
+            }

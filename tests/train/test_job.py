@@ -17,10 +17,24 @@ from znn.train.job import Settings, load_volumes, run_job
 from znn.train.loop import read_curve
 
 ROOT = str(Path(__file__).parents[2])
-SPEC = NetworkSpec.layered("tiny", 1, [{"conv": 8, "kernel": 5, "transfer": "relu"}, {"max_filter": 2},
-                                       {"conv": 1, "kernel": 3}], loss="binomial", dims=2)
-SETTINGS = Settings(rounds=40, validate_every=10, output=(1, 16, 16), synthetic_extent=(5, 48, 48), rate=0.05, seed=3,
-                    threads=2, plan="direct", sum="ordered")
+SPEC = NetworkSpec.layered(
+    "tiny",
+    1,
+    [{"conv": 8, "kernel": 5, "transfer": "relu"}, {"max_filter": 2}, {"conv": 1, "kernel": 3}],
+    loss="binomial",
+    dims=2,
+)
+SETTINGS = Settings(
+    rounds=40,
+    validate_every=10,
+    output=(1, 16, 16),
+    synthetic_extent=(5, 48, 48),
+    rate=0.05,
+    seed=3,
+    threads=2,
+    plan="direct",
+    sum="ordered",
+)
 FILES = {"best.npz", "curve.jsonl", "last.npz", "learning-curve.png", "sections.png", "summary.json"}
 
 
@@ -89,8 +103,10 @@ def test_several_volumes_with_masks_from_files(tmp_path):
         np.save(tmp_path / f"{name}.npy", rng.random((10, 20, 20)))
         np.save(tmp_path / f"{name}-labels.npy", rng.integers(0, 2, (10, 20, 20)))
         np.save(tmp_path / f"{name}-mask.npy", np.ones((10, 20, 20), bool))
-    files = {kind: tuple(str(tmp_path / f"{name}{end}.npy") for name in "ab")
-             for kind, end in (("images", ""), ("labels", "-labels"), ("masks", "-mask"))}
+    files = {
+        kind: tuple(str(tmp_path / f"{name}{end}.npy") for name in "ab")
+        for kind, end in (("images", ""), ("labels", "-labels"), ("masks", "-mask"))
+    }
     training, held_out = load_volumes(Settings(**files, hold_out=3))
     assert [v.extent[0] for v in training] == [7, 7] and [v.extent[0] for v in held_out] == [3, 3]
     assert training[0].mask_patch((0, 0, 0), (1, 2, 2)).all()

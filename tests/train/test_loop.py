@@ -18,8 +18,13 @@ from znn.train.loop import Limits, Progress, Run, Schedule, State, duration, rea
 from znn.train.sampler import Geometry, PatchReader, PatchSampler
 from znn.train.volumes import make_volume
 
-SPEC = NetworkSpec.layered("tiny", 1, [{"conv": 2, "kernel": 3, "transfer": "relu"}, {"conv": 1, "kernel": 1}],
-                           loss="binomial", dims=2)
+SPEC = NetworkSpec.layered(
+    "tiny",
+    1,
+    [{"conv": 2, "kernel": 3, "transfer": "relu"}, {"conv": 1, "kernel": 1}],
+    loss="binomial",
+    dims=2,
+)
 OUTPUT = (1, 8, 8)
 ENGINE = {"threads": 2, "plan": "direct", "sum": "ordered", "pin": False}
 IMAGE = np.random.default_rng(0).standard_normal((4, 24, 24)).astype(np.float32)
@@ -31,15 +36,26 @@ def build(tmp_path):
     def build(folder="run", rounds=20, net=None, state=None, rate=0.1, every=5, **options):
         net = net or znn.Network(SPEC, OUTPUT, optimiser=znn.SGD(rate), **ENGINE)
         reader = PatchReader([VOLUME], Geometry.of(Graph.build(SPEC, output=OUTPUT)))
-        return Run(net, PatchSampler(reader, 1, Augmentation()), Evaluator(reader, "binomial"), tmp_path / folder,
-                   Schedule(rate), Limits(rounds, validate_every=every, keep_every=10), state, **options)
+        return Run(
+            net,
+            PatchSampler(reader, 1, Augmentation()),
+            Evaluator(reader, "binomial"),
+            tmp_path / folder,
+            Schedule(rate),
+            Limits(rounds, validate_every=every, keep_every=10),
+            state,
+            **options,
+        )
+
     return build
 
 
 def curve(run):
     """The learning curve without what the clock says."""
-    return [{key: value for key, value in line.items() if key != "seconds"}
-            for line in read_curve(run.folder / "curve.jsonl")]
+    return [
+        {key: value for key, value in line.items() if key != "seconds"}
+        for line in read_curve(run.folder / "curve.jsonl")
+    ]
 
 
 def test_a_run_learns_and_leaves_its_files(build):
@@ -47,7 +63,8 @@ def test_a_run_learns_and_leaves_its_files(build):
     state = run.train()
     assert run.net.round == 60
     assert sorted(path.name for path in run.folder.iterdir()) == (
-        ["best.npz", "curve.jsonl", "last.npz"] + [f"round-000000{n}0.npz" for n in range(1, 7)])
+        ["best.npz", "curve.jsonl", "last.npz"] + [f"round-000000{n}0.npz" for n in range(1, 7)]
+    )
     validation = [line for line in read_curve(run.folder / "curve.jsonl") if line["kind"] == "validation"]
     assert [line["round"] for line in validation] == list(range(5, 61, 5))
     assert validation[-1]["pixel_error"] < 0.5 * validation[-1]["trivial_error"]
@@ -74,6 +91,7 @@ def test_a_run_killed_anywhere_ends_as_one_never_killed(build):
     whole = build("whole")
     whole.train()
     for death in (1, 4, 5, 6, 13, 19):
+
         def kill(line, death=death):
             if line["kind"] == "train" and line["round"] == death:
                 raise Killed
@@ -85,7 +103,9 @@ def test_a_run_killed_anywhere_ends_as_one_never_killed(build):
             file.write('{"kind": "tra')  # the line a kill tore
         if (broken.folder / "last.npz").exists():
             checkpoint = load_checkpoint(broken.folder / "last.npz")
-            resumed = build(broken.folder.name, net=checkpoint.network(**ENGINE), state=State.from_extra(checkpoint.extra))
+            resumed = build(
+                broken.folder.name, net=checkpoint.network(**ENGINE), state=State.from_extra(checkpoint.extra)
+            )
             assert resumed.net.round == death - death % 5
         else:
             resumed = build(broken.folder.name)

@@ -5,8 +5,17 @@ from znn.train.pictures import draw_learning_curve, draw_side_by_side
 
 plot = pytest.importorskip("matplotlib.pyplot")
 LINES = [{"kind": "train", "round": n, "seconds": 60.0 * n, "loss": 1 / n} for n in range(1, 9)] + [
-    {"kind": "validation", "round": n, "seconds": 60.0 * n, "loss": 1.1 / n, "pixel_error": 0.2 / n,
-     "standard_error": 0.01, "trivial_error": 0.22} for n in (4, 8)]
+    {
+        "kind": "validation",
+        "round": n,
+        "seconds": 60.0 * n,
+        "loss": 1.1 / n,
+        "pixel_error": 0.2 / n,
+        "standard_error": 0.01,
+        "trivial_error": 0.22,
+    }
+    for n in (4, 8)
+]
 
 
 def test_learning_curve_shows_error_below_the_trivial_one(tmp_path, monkeypatch):

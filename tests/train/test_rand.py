@@ -19,7 +19,9 @@ def test_components_equal_scikit_image(seed):
 
 
 def test_a_spiral_is_one_component():
-    spiral = np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]], bool)
+    spiral = np.array(
+        [[1, 1, 1, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]], bool
+    )
     assert connected_components(spiral).max() == 1
     assert connected_components(np.zeros((3, 4), bool)).max() == 0
 
@@ -28,13 +30,17 @@ def test_a_spiral_is_one_component():
 def test_adapted_rand_error_equals_scikit_image(seed):
     rng = np.random.default_rng(seed)
     truth, found = rng.integers(0, 6, (2, 15, 17))
-    assert adapted_rand_error(truth, found) == pytest.approx(metrics.adapted_rand_error(truth, found)[0], rel=1e-12)
+    assert adapted_rand_error(truth, found) == pytest.approx(
+        metrics.adapted_rand_error(truth, found)[0], rel=1e-12
+    )
 
 
 def test_extremes():
     labels = np.repeat(np.arange(1, 5), 10)
     assert adapted_rand_error(labels, labels) == 0
-    assert adapted_rand_error(labels, np.ones_like(labels)) == pytest.approx(1 - 2 * 4 * 90 / (4 * 90 + 40 * 39))
+    assert adapted_rand_error(labels, np.ones_like(labels)) == pytest.approx(
+        1 - 2 * 4 * 90 / (4 * 90 + 40 * 39)
+    )
     assert np.isnan(adapted_rand_error(np.zeros(4, int), labels[:4]))
 
 

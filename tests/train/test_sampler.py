@@ -10,7 +10,7 @@ from znn.train.volumes import make_volume
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.standard_normal((6, 40, 44)).astype(np.float32)
-# The label of a voxel is a function of its own intensity, so alignment of image and label shows in every patch.
+# A voxel's label is a function of its own intensity, so every patch shows whether image and label align.
 LABELS = (IMAGE > 0).astype(np.uint8)
 EVEN = Geometry((1, 23, 23), (1, 16, 16), (1, 8, 8), (1, 1, 1))
 ODD = Geometry((4, 20, 20), (2, 14, 14), (3, 7, 7), (1, 1, 1))
@@ -23,8 +23,12 @@ def reader(geometry, labels=LABELS, mask=None, **options):
 
 def under_the_output(sample, geometry):
     """The voxels of the input that the output voxels stand for."""
-    return sample.image[(slice(None), *(slice(c, c + n, t) for c, n, t in
-                                        zip(geometry.centre, geometry.span, geometry.stride)))]
+    return sample.image[
+        (
+            slice(None),
+            *(slice(c, c + n, t) for c, n, t in zip(geometry.centre, geometry.span, geometry.stride)),
+        )
+    ]
 
 
 @pytest.mark.parametrize("geometry", [EVEN, ODD, STRIDED])
@@ -73,8 +77,13 @@ def test_every_position_is_reached_and_none_beyond():
     scaled = (IMAGE - IMAGE.mean()) / IMAGE.std()
     for index in range(1500):
         middle = sampler.sample(index).image[0, 0, 1:-1, 1:-1]
-        found = [(z, y, x) for z in range(6) for y in range(3) for x in range(5)
-                 if abs(scaled[z, y, x] - middle[0, 0]) < 1e-4]
+        found = [
+            (z, y, x)
+            for z in range(6)
+            for y in range(3)
+            for x in range(5)
+            if abs(scaled[z, y, x] - middle[0, 0]) < 1e-4
+        ]
         starts.update(found)
     assert len(starts) == 6 * 3 * 5
 
@@ -109,14 +118,20 @@ def test_balance_gives_classes_equal_weight(target, maps):
     assert totals[0] / totals[1] == pytest.approx(1, rel=0.1)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(labels=None), "no labels"),
-    (dict(labels=np.ones_like(LABELS)), "every label is 1"),
-    (dict(target="edges"), "target 'edges'"),
-    (dict(target="affinities"), "3 maps"),
-    (dict(labels=LABELS * 3, target="classes", maps=2), "expected whole numbers from 0 to 1"),
-    (dict(geometry=Geometry((9, 9, 9), (7, 7, 7), (3, 3, 3), (1, 1, 1))), "smaller than the output patch"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(labels=None), "no labels"),
+        (dict(labels=np.ones_like(LABELS)), "every label is 1"),
+        (dict(target="edges"), "target 'edges'"),
+        (dict(target="affinities"), "3 maps"),
+        (dict(labels=LABELS * 3, target="classes", maps=2), "expected whole numbers from 0 to 1"),
+        (
+            dict(geometry=Geometry((9, 9, 9), (7, 7, 7), (3, 3, 3), (1, 1, 1))),
+            "smaller than the output patch",
+        ),
+    ],
+)
 def test_unsuitable_volumes_are_refused(change, message):
     with pytest.raises(DataError, match=message):
         reader(**{"geometry": EVEN} | change)
@@ -134,11 +149,16 @@ def test_geometry_of_dense_and_strided_networks():
 def test_variants_are_all_eight_of_a_section_and_their_inverse_exists():
     picture = np.arange(6).reshape(1, 1, 2, 3)
     augmentation = Augmentation(flip=(False, True, True), intensity=0)
-    seen = {augmentation.draw(np.random.default_rng(i)).move(picture).tobytes()
-            + bytes(augmentation.draw(np.random.default_rng(i)).move(picture).shape) for i in range(100)}
+    seen = {
+        augmentation.draw(np.random.default_rng(i)).move(picture).tobytes()
+        + bytes(augmentation.draw(np.random.default_rng(i)).move(picture).shape)
+        for i in range(100)
+    }
     assert len(seen) == 8
 
 
 def test_intensity_jitter_is_linear():
     image = RNG.standard_normal((1, 2, 3, 4)).astype(np.float32)
-    np.testing.assert_allclose(Variant((False,) * 3, False, 1.5, -0.25).image(image), 1.5 * image - 0.25, rtol=1e-6)
+    np.testing.assert_allclose(
+        Variant((False,) * 3, False, 1.5, -0.25).image(image), 1.5 * image - 0.25, rtol=1e-6
+    )

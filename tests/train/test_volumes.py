@@ -2,8 +2,14 @@ import numpy as np
 import pytest
 
 from znn.errors import DataError
-from znn.train.volumes import (make_volume, mirrored_indices, open_array, read_mirrored, read_volume,
-                               targets_from_labels)
+from znn.train.volumes import (
+    make_volume,
+    mirrored_indices,
+    open_array,
+    read_mirrored,
+    read_volume,
+    targets_from_labels,
+)
 
 tifffile = pytest.importorskip("tifffile")
 RNG = np.random.default_rng(0)
@@ -18,7 +24,9 @@ def test_patch_is_scaled_to_zero_mean_and_unit_deviation():
     np.testing.assert_allclose(patch[0], (STACK - STACK.mean()) / STACK.std(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("corner, extent", [((-3, -15, 2), (9, 40, 7)), ((4, 11, 13), (1, 3, 2)), ((1, 2, 3), (2, 4, 5))])
+@pytest.mark.parametrize(
+    "corner, extent", [((-3, -15, 2), (9, 40, 7)), ((4, 11, 13), (1, 3, 2)), ((1, 2, 3), (2, 4, 5))]
+)
 def test_mirrored_reading_equals_numpy_padding(corner, extent):
     padded = np.pad(STACK, 40, mode="reflect")
     expected = padded[tuple(slice(c + 40, c + 40 + e) for c, e in zip(corner, extent))]
@@ -33,7 +41,9 @@ def test_sections_see_only_their_own_part_and_keep_the_scale():
     whole = make_volume(STACK, STACK > 99, STACK >= 0)
     part = whole.sections(2, 4)
     assert part.extent == (2, 12, 14)
-    np.testing.assert_array_equal(part.image_patch((0, 0, 0), (2, 12, 14)), whole.image_patch((2, 0, 0), (2, 12, 14)))
+    np.testing.assert_array_equal(
+        part.image_patch((0, 0, 0), (2, 12, 14)), whole.image_patch((2, 0, 0), (2, 12, 14))
+    )
     # Mirrored at the cut: nothing of the other sections leaks in.
     np.testing.assert_array_equal(part.label_patch((-1, 0, 0), (1, 12, 14)), (STACK > 99)[3:4])
 
@@ -58,7 +68,9 @@ def test_files_of_every_kind_give_the_same_patch(tmp_path):
     np.save(tmp_path / "a.npy", STACK)
     expected = make_volume(STACK).image_patch((1, -2, 3), (3, 9, 9))
     for name in ("a.tif", "a.npy"):
-        np.testing.assert_array_equal(read_volume(str(tmp_path / name)).image_patch((1, -2, 3), (3, 9, 9)), expected)
+        np.testing.assert_array_equal(
+            read_volume(str(tmp_path / name)).image_patch((1, -2, 3), (3, 9, 9)), expected
+        )
     assert isinstance(open_array(tmp_path / "a.npy"), np.memmap)
 
 
@@ -68,8 +80,9 @@ def test_hdf5(tmp_path):
         file["volumes/raw"] = STACK
         file["volumes/labels"] = STACK
     volume = read_volume(f"{tmp_path}/a.h5:volumes/raw")
-    np.testing.assert_array_equal(volume.image_patch((1, -2, 3), (3, 9, 9)),
-                                  make_volume(STACK).image_patch((1, -2, 3), (3, 9, 9)))
+    np.testing.assert_array_equal(
+        volume.image_patch((1, -2, 3), (3, 9, 9)), make_volume(STACK).image_patch((1, -2, 3), (3, 9, 9))
+    )
     with pytest.raises(DataError, match="volumes/labels, volumes/raw"):
         open_array(f"{tmp_path}/a.h5")
 
@@ -77,8 +90,10 @@ def test_hdf5(tmp_path):
 def test_zarr(tmp_path):
     zarr = pytest.importorskip("zarr")
     zarr.save(str(tmp_path / "a.zarr"), STACK)
-    np.testing.assert_array_equal(read_volume(str(tmp_path / "a.zarr")).image_patch((1, -2, 3), (3, 9, 9)),
-                                  make_volume(STACK).image_patch((1, -2, 3), (3, 9, 9)))
+    np.testing.assert_array_equal(
+        read_volume(str(tmp_path / "a.zarr")).image_patch((1, -2, 3), (3, 9, 9)),
+        make_volume(STACK).image_patch((1, -2, 3), (3, 9, 9)),
+    )
 
 
 def test_a_2d_image_is_a_volume_of_one_section_and_maps_are_kept():
@@ -86,15 +101,18 @@ def test_a_2d_image_is_a_volume_of_one_section_and_maps_are_kept():
     assert make_volume(np.stack([STACK, STACK])).maps == 2
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ((np.full((2, 3, 4), 7),), "every voxel is 7"),
-    ((STACK.astype(complex),), "type complex128"),
-    ((np.zeros((2, 2, 2, 2, 2)),), r"expected \(z, y, x\)"),
-    ((np.zeros((2, 0, 2)),), "empty"),
-    ((np.array([[1.0, np.nan]]),), "NaN or infinity"),
-    ((STACK, STACK[:, 1:]), r"labels: extent \(5, 11, 14\), but the image's is \(5, 12, 14\)"),
-    ((STACK, STACK, np.zeros_like(STACK)), "mask is empty"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((np.full((2, 3, 4), 7),), "every voxel is 7"),
+        ((STACK.astype(complex),), "type complex128"),
+        ((np.zeros((2, 2, 2, 2, 2)),), r"expected \(z, y, x\)"),
+        ((np.zeros((2, 0, 2)),), "empty"),
+        ((np.array([[1.0, np.nan]]),), "NaN or infinity"),
+        ((STACK, STACK[:, 1:]), r"labels: extent \(5, 11, 14\), but the image's is \(5, 12, 14\)"),
+        ((STACK, STACK, np.zeros_like(STACK)), "mask is empty"),
+    ],
+)
 def test_bad_arrays_are_refused(arguments, message):
     with pytest.raises(DataError, match=message):
         make_volume(*arguments)
@@ -107,8 +125,13 @@ def test_bad_files_are_refused(tmp_path):
     (tmp_path / "foreign.npy").write_bytes(b"not numpy at all")
     (tmp_path / "a.jpg").write_bytes(b"")
     np.save(tmp_path / "objects.npy", np.array([{}], object))
-    for name, message in (("none.tif", "no such file"), ("cut.tif", "damaged"), ("foreign.npy", "damaged"),
-                          ("a.jpg", "cannot read files ending in '.jpg'"), ("objects.npy", "damaged")):
+    for name, message in (
+        ("none.tif", "no such file"),
+        ("cut.tif", "damaged"),
+        ("foreign.npy", "damaged"),
+        ("a.jpg", "cannot read files ending in '.jpg'"),
+        ("objects.npy", "damaged"),
+    ):
         with pytest.raises(DataError, match=message) as error:
             open_array(tmp_path / name)
         assert name in str(error.value) and "\n" not in str(error.value)

@@ -9,6 +9,28 @@ from znn.train.sampler import Geometry, PatchReader, PatchSampler, Prefetcher, S
 from znn.train.synthetic import cell_volume
 from znn.train.volumes import Volume, make_volume, open_array, read_volume
 
-__all__ = ["Augmentation", "Evaluation", "Evaluator", "Geometry", "Limits", "PatchReader", "PatchSampler",
-           "Prefetcher", "Progress", "Run", "Sample", "Schedule", "Settings", "State", "Volume", "boundary_network",
-           "cell_volume", "load_volumes", "make_volume", "open_array", "read_curve", "read_volume", "run_job"]
+__all__ = [
+    "Augmentation",
+    "Evaluation",
+    "Evaluator",
+    "Geometry",
+    "Limits",
+    "PatchReader",
+    "PatchSampler",
+    "Prefetcher",
+    "Progress",
+    "Run",
+    "Sample",
+    "Schedule",
+    "Settings",
+    "State",
+    "Volume",
+    "boundary_network",
+    "cell_volume",
+    "load_volumes",
+    "make_volume",
+    "open_array",
+    "read_curve",
+    "read_volume",
+    "run_job",
+]

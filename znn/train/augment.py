@@ -23,8 +23,12 @@ class Augmentation:
         """One random variant. Draws the same number of values whatever is switched on."""
         coins, jitter = rng.random(4) < 0.5, rng.standard_normal(2)
         flip = tuple(bool(allowed and coin) for allowed, coin in zip(self.flip, coins))
-        return Variant(flip, bool(self.transpose and coins[3]), float(1 + self.intensity * jitter[0]),
-                       float(self.intensity * jitter[1]))
+        return Variant(
+            flip,
+            bool(self.transpose and coins[3]),
+            float(1 + self.intensity * jitter[0]),
+            float(self.intensity * jitter[1]),
+        )
 
 
 NONE = Augmentation((False, False, False), False, 0.0)
@@ -32,7 +36,9 @@ NONE = Augmentation((False, False, False), False, 0.0)
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to change a patch: first the exchange of y and x, then the flips; factor and offset of intensity."""
+    """One way to change a patch: first the exchange of y and x, then the flips; factor and offset of
+    intensity.
+    """
 
     flip: tuple[bool, bool, bool]
     transpose: bool

@@ -1,4 +1,6 @@
-"""How good a network is on labelled volumes: loss, pixel error, and what calling everything one class would give."""
+"""How good a network is on labelled volumes: loss, pixel error, and what calling everything one class
+would give.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from znn.train.sampler import PatchReader
 
 
 def probabilities(output: np.ndarray, loss: str) -> np.ndarray:
-    """What the output maps (maps, z, y, x) say, as numbers from 0 to 1, by the loss the network is trained with."""
+    """What the output maps (maps, z, y, x) say, as numbers from 0 to 1, by the loss the network is
+    trained with.
+    """
     if loss == "binomial":
         return 0.5 * (1.0 + np.tanh(0.5 * output))  # the logistic function, free of overflow
     if loss == "softmax":
@@ -25,8 +29,8 @@ def probabilities(output: np.ndarray, loss: str) -> np.ndarray:
 def wrong_voxels(probability: np.ndarray, target: np.ndarray, exclusive: bool) -> np.ndarray:
     """bool (maps, z, y, x): where the decision differs from the target.
 
-    Every map is a decision of its own at 0.5; `exclusive` classes are one decision, for the largest map, and give
-    one map.
+    Every map is a decision of its own at 0.5; `exclusive` classes are one decision, for the largest map, and
+    give one map.
     """
     if exclusive:
         return (probability.argmax(axis=0) != target.argmax(axis=0))[None]
@@ -36,7 +40,8 @@ def wrong_voxels(probability: np.ndarray, target: np.ndarray, exclusive: bool) -
 @dataclass(frozen=True)
 class Evaluation:
     """loss per voxel; pixel_error, the share of wrong decisions, with its standard error over tiles;
-    trivial_error, the pixel error of the best constant answer on the same voxels; voxels and tiles looked at."""
+    trivial_error, the pixel error of the best constant answer on the same voxels; voxels and tiles looked
+    at."""
 
     loss: float
     pixel_error: float
@@ -57,8 +62,11 @@ class Evaluator:
 
     def __init__(self, reader: PatchReader, loss: str, tiles: int | None = None):
         self.reader, self.loss = reader, loss
-        self._tiles = [(index, tile) for index, volume in enumerate(reader.volumes)
-                       for tile in cover(volume.extent, reader.geometry.span)]
+        self._tiles = [
+            (index, tile)
+            for index, volume in enumerate(reader.volumes)
+            for tile in cover(volume.extent, reader.geometry.span)
+        ]
         if tiles is not None and tiles < len(self._tiles):
             chosen = np.unique(np.linspace(0, len(self._tiles) - 1, tiles).round().astype(int))
             self._tiles = [self._tiles[i] for i in chosen]
@@ -68,9 +76,10 @@ class Evaluator:
         wrong, counts, losses, classes = [], [], 0.0, 0.0
         for (index, (corner, fresh)), output in zip(self._tiles, self._outputs(net, self._tiles)):
             target, mask = self.reader.target_patch(index, corner)
-            keep = self._fresh(target.shape, fresh) if mask is None else self._fresh(target.shape, fresh) & mask
-            decided = wrong_voxels(probabilities(output, self.loss), target,
-                                   self.reader.target == "classes")
+            keep = (
+                self._fresh(target.shape, fresh) if mask is None else self._fresh(target.shape, fresh) & mask
+            )
+            decided = wrong_voxels(probabilities(output, self.loss), target, self.reader.target == "classes")
             keep_decisions = keep[: decided.shape[0]]
             wrong.append(int((decided & keep_decisions).sum()))
             counts.append(int(keep_decisions.sum()))
@@ -80,31 +89,38 @@ class Evaluator:
 
     def _outputs(self, net, tiles) -> Iterator[np.ndarray]:
         for start in range(0, len(tiles), net.patches):
-            batch = tiles[start:start + net.patches]
+            batch = tiles[start : start + net.patches]
             images = [self.reader.image_patch(index, corner) for index, (corner, _) in batch]
             yield from _forward(net, images)
 
     def _fresh(self, shape: Sequence[int], fresh: Sequence[slice]) -> np.ndarray:
         keep = np.zeros(shape, bool)
         if max(self.reader.geometry.stride) > 1:
-            keep[:] = True  # a strided network answers for a grid of voxels only; grids of tiles do not overlap
+            keep[:] = (
+                True  # a strided network answers for a grid of voxels only; grids of tiles do not overlap
+            )
         else:
             keep[(slice(None), *fresh)] = True
         return keep
 
     def section(self, net, index: int = 0, z: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One section of a volume (z None: the middle one): image (y, x), target and probability (maps, y, x), NaN
-        where a strided network gives no answer."""
+        """One section of a volume (z None: the middle one): image (y, x), target and probability (maps, y,
+        x), NaN where a strided network gives no answer."""
         volume, geometry = self.reader.volumes[index], self.reader.geometry
         z = volume.extent[0] // 2 if z is None else z
-        tiles = [(index, tile) for tile in cover(volume.extent, geometry.span)
-                 if 0 <= z - tile[0][0] < geometry.span[0] and (z - tile[0][0]) % geometry.stride[0] == 0]
+        tiles = [
+            (index, tile)
+            for tile in cover(volume.extent, geometry.span)
+            if 0 <= z - tile[0][0] < geometry.span[0] and (z - tile[0][0]) % geometry.stride[0] == 0
+        ]
         probability = np.full((self.reader.maps, *volume.extent[1:]), np.nan, np.float32)
         target = probability.copy()
         for (_, (corner, _)), output in zip(tiles, self._outputs(net, tiles)):
             within = (z - corner[0]) // geometry.stride[0]
-            place = (slice(None), *(slice(c, c + n, s) for c, n, s in
-                                    zip(corner[1:], geometry.span[1:], geometry.stride[1:])))
+            place = (
+                slice(None),
+                *(slice(c, c + n, s) for c, n, s in zip(corner[1:], geometry.span[1:], geometry.stride[1:])),
+            )
             probability[place] = probabilities(output, self.loss)[:, within]
             target[place] = self.reader.target_patch(index, corner)[0][:, within]
         return volume.image_patch((z, 0, 0), (1, *volume.extent[1:]))[0, 0], target, probability
@@ -120,8 +136,10 @@ def cover(extent: Sequence[int], span: Sequence[int]) -> list[tuple[tuple[int, .
         starts = [min(start, n - s) for start in range(0, n, s)]
         done = [0, *(start + s for start in starts[:-1])]
         axes.append([(start, slice(end - start, s)) for start, end in zip(starts, done)])
-    return [(tuple(start for start, _ in tile), tuple(fresh for _, fresh in tile))
-            for tile in itertools.product(*axes)]
+    return [
+        (tuple(start for start, _ in tile), tuple(fresh for _, fresh in tile))
+        for tile in itertools.product(*axes)
+    ]
 
 
 def _forward(net, images: list[np.ndarray]) -> list[np.ndarray]:
@@ -142,7 +160,9 @@ def _loss_sum(output: np.ndarray, target: np.ndarray, keep: np.ndarray, loss: st
     return float((terms * keep).sum(dtype=np.float64))
 
 
-def _evaluation(wrong: list[int], counts: list[int], losses: float, classes: np.ndarray, target: str) -> Evaluation:
+def _evaluation(
+    wrong: list[int], counts: list[int], losses: float, classes: np.ndarray, target: str
+) -> Evaluation:
     total = sum(counts)
     if not total:
         return Evaluation(float("nan"), float("nan"), float("nan"), float("nan"), 0, len(counts))

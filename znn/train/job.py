@@ -1,4 +1,6 @@
-"""A training job from files (or the synthetic volume) to checkpoints, learning curve, pictures and a summary."""
+"""A training job from files (or the synthetic volume) to checkpoints, learning curve, pictures and a
+summary.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ class Settings:
 
 
 def load_volumes(settings: Settings) -> tuple[list[Volume], list[Volume]]:
-    """The training volumes and the held-out ones. Raises DataError for unequal numbers of files or bad files."""
+    """The training volumes and the held-out ones. Raises DataError for unequal numbers of files or bad
+    files.
+    """
     if not settings.images:
         if settings.labels or settings.masks:
             raise DataError("labels or masks are given without images; give as many --images")
@@ -83,7 +87,9 @@ def load_volumes(settings: Settings) -> tuple[list[Volume], list[Volume]]:
     else:
         for name, files in (("labels", settings.labels), ("masks", settings.masks)):
             if len(files) != len(settings.images) and (files or name == "labels"):
-                raise DataError(f"{len(settings.images)} images but {len(files)} {name}; give one for each volume")
+                raise DataError(
+                    f"{len(settings.images)} images but {len(files)} {name}; give one for each volume"
+                )
         masks: Sequence[str | None] = settings.masks or [None] * len(settings.images)
         whole = [read_volume(*files) for files in zip(settings.images, settings.labels, masks)]
     training, held_out = [], []
@@ -91,7 +97,9 @@ def load_volumes(settings: Settings) -> tuple[list[Volume], list[Volume]]:
         depth = volume.extent[0]
         count = round(_HELD_OUT * depth) if settings.hold_out is None else settings.hold_out
         if not 0 <= count < depth:
-            raise DataError(f"{volume.name}: cannot hold out {count} of {depth} sections; expected 0 to {depth - 1}")
+            raise DataError(
+                f"{volume.name}: cannot hold out {count} of {depth} sections; expected 0 to {depth - 1}"
+            )
         training.append(volume.sections(0, depth - count))
         if count:
             held_out.append(volume.sections(depth - count, depth))
@@ -106,15 +114,21 @@ def default_output(spec: NetworkSpec, extent: Sequence[int]) -> tuple[int, int, 
     return tuple(max(1, min(most, n) // stride) for most, n, stride in zip(span, extent, geometry.stride))
 
 
-def run_job(settings: Settings, folder: str | os.PathLike, spec: NetworkSpec | None = None, fresh: bool = False,
-            report: Callable[[dict[str, Any]], None] | None = None, progress: Progress | None = None
-            ) -> dict[str, Any]:
+def run_job(
+    settings: Settings,
+    folder: str | os.PathLike,
+    spec: NetworkSpec | None = None,
+    fresh: bool = False,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Train, or go on training, in `folder`, and return the summary (also written to summary.json).
 
     The folder's checkpoint is resumed if there is one; `fresh` discards it. `spec` defaults to
-    `nets.boundary_network`. Writes curve.jsonl, checkpoints, learning-curve.png, sections.png and summary.json.
-    Raises DataError for bad data or settings that contradict the run in the folder, SpecError for a network that
-    does not fit, CheckpointError for a damaged checkpoint, KeyboardInterrupt after a clean stop.
+    `nets.boundary_network`. Writes curve.jsonl, checkpoints, learning-curve.png, sections.png and
+    summary.json. Raises DataError for bad data or settings that contradict the run in the folder, SpecError
+    for a network that does not fit, CheckpointError for a damaged checkpoint, KeyboardInterrupt after a clean
+    stop.
     """
     folder = Path(folder)
     if fresh and folder.exists():
@@ -148,8 +162,9 @@ def _network(settings: Settings, spec: NetworkSpec, checkpoint, smallest: Sequen
     output = settings.output or default_output(spec, smallest)
     Geometry.of(Graph.build(spec, output=output))
     optimiser = znn.SGD(rate=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    return znn.Network(spec, output=output, patches=settings.patches, seed=settings.seed,
-                       optimiser=optimiser, **engine)
+    return znn.Network(
+        spec, output=output, patches=settings.patches, seed=settings.seed, optimiser=optimiser, **engine
+    )
 
 
 def _resume(folder: Path, settings: Settings, spec: NetworkSpec | None):
@@ -161,10 +176,14 @@ def _resume(folder: Path, settings: Settings, spec: NetworkSpec | None):
     wanted = settings.to_dict()
     for name in (field.name for field in dataclasses.fields(Settings) if field.name not in _FREE):
         if state.settings.get(name) != wanted[name]:
-            raise DataError(f"{folder} holds a run with {name} = {state.settings.get(name)}, not {wanted[name]}; "
-                            "choose another folder, or discard that run (--fresh)")
+            raise DataError(
+                f"{folder} holds a run with {name} = {state.settings.get(name)}, not {wanted[name]}; "
+                "choose another folder, or discard that run (--fresh)"
+            )
     if spec is not None and spec != checkpoint.spec:
-        raise DataError(f"{folder} holds a run of another network; choose another folder, or discard that run (--fresh)")
+        raise DataError(
+            f"{folder} holds a run of another network; choose another folder, or discard that run (--fresh)"
+        )
     state.settings = wanted
     return checkpoint, state
 
@@ -173,8 +192,15 @@ def _discard(folder: Path) -> None:
     """Remove what a run writes, and nothing else, from its folder."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; choose another place for the run")
-    for pattern in ("last.npz", "best.npz", "round-*.npz", "curve.jsonl", "summary.json", "learning-curve.png",
-                    "sections.png"):
+    for pattern in (
+        "last.npz",
+        "best.npz",
+        "round-*.npz",
+        "curve.jsonl",
+        "summary.json",
+        "learning-curve.png",
+        "sections.png",
+    ):
         for file in folder.glob(pattern):
             file.unlink()
 
@@ -182,27 +208,43 @@ def _discard(folder: Path) -> None:
 def _conclude(net, reader: PatchReader, held_out: bool, state: State, folder: Path) -> dict[str, Any]:
     loss = net.graph.spec.loss
     result = Evaluator(reader, loss, None if held_out else 64).run(net)
-    summary = {"network": net.graph.spec.name, "parameters": sum(p.size for p in net.parameters().values()),
-               "rounds": net.round, "seconds": state.seconds, "measured_on": "held-out sections" if held_out else
-               "training sections"} | result.to_dict()
+    summary = {
+        "network": net.graph.spec.name,
+        "parameters": sum(p.size for p in net.parameters().values()),
+        "rounds": net.round,
+        "seconds": state.seconds,
+        "measured_on": "held-out sections" if held_out else "training sections",
+    } | result.to_dict()
     evaluator = Evaluator(reader, loss)
     if reader.target == "boundary" and max(reader.geometry.stride) == 1:
         summary |= _rand_error(evaluator, net)
     with atomic_write(folder / "summary.json", "w") as file:
         json.dump(summary, file, indent=1)
     draw_learning_curve(read_curve(folder / "curve.jsonl"), folder / "learning-curve.png")
-    title = f"{summary['measured_on']}: pixel error {result.pixel_error:.2%} (all one class: {result.trivial_error:.2%})"
+    title = (
+        f"{summary['measured_on']}: pixel error {result.pixel_error:.2%} "
+        f"(all one class: {result.trivial_error:.2%})"
+    )
     draw_side_by_side(*evaluator.section(net), folder / "sections.png", title)
     return summary
 
 
 def _rand_error(evaluator: Evaluator, net) -> dict[str, float]:
-    """Adapted Rand error of the cells within sections, mean over at most so many sections of the first volume, at
-    the threshold that makes it least, as the ISBI 2012 challenge takes it."""
+    """Adapted Rand error of the cells within sections, mean over at most so many sections of the first
+    volume, at the threshold that makes it least, as the ISBI 2012 challenge takes it."""
     depth = evaluator.reader.volumes[0].extent[0]
     chosen = np.unique(np.linspace(0, depth - 1, min(depth, _RAND_SECTIONS)).astype(int))
     sections = [evaluator.section(net, 0, int(z))[1:] for z in chosen]
-    errors = {threshold: float(np.mean([rand_error_of_boundaries(target[0], probability[0], threshold)
-                                        for target, probability in sections])) for threshold in _RAND_THRESHOLDS}
+    errors = {
+        threshold: float(
+            np.mean(
+                [
+                    rand_error_of_boundaries(target[0], probability[0], threshold)
+                    for target, probability in sections
+                ]
+            )
+        )
+        for threshold in _RAND_THRESHOLDS
+    }
     best = min(errors, key=errors.get)
     return {"rand_error": errors[best], "rand_threshold": best, "rand_sections": len(chosen)}

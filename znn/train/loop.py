@@ -2,14 +2,16 @@
 
 A run lives in one folder:
 
-    last.npz, best.npz     checkpoints (`znn.checkpoint`): the newest, and the one with the least validation error
+    last.npz, best.npz     checkpoints (`znn.checkpoint`): the newest, and the one with the least validation
+                           error
     round-NNNNNNNN.npz     checkpoints kept for good, every `keep_every` rounds
-    curve.jsonl            a JSON object a line: kind "train" (mean loss since the last such line) or "validation"
-                           (an `Evaluation`), each with round, seconds (of training so far) and learning_rate
+    curve.jsonl            a JSON object a line: kind "train" (mean loss since the last such line) or
+                           "validation" (an `Evaluation`), each with round, seconds (of training so far) and
+                           learning_rate
 
-A run killed at any moment goes on from last.npz: the samples are a function of seed and round, lines of the curve
-beyond the checkpoint are dropped, and with a schedule by rounds and `sum="ordered"` the result is bit-identical to
-that of a run never killed. A schedule by time (`minutes`) follows the clock and cannot be.
+A run killed at any moment goes on from last.npz: the samples are a function of seed and round, lines of the
+curve beyond the checkpoint are dropped, and with a schedule by rounds and `sum="ordered"` the result is
+bit-identical to that of a run never killed. A schedule by time (`minutes`) follows the clock and cannot be.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ _LINES = 400  # lines of kind "train" in the learning curve of a whole run, abou
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate over a run: a short linear rise, then constant, linear to zero, or half a cosine to zero."""
+    """Learning rate over a run: a short linear rise, then constant, linear to zero, or half a cosine to
+    zero.
+    """
 
     rate: float
     kind: str = "cosine"
@@ -55,7 +59,9 @@ class Schedule:
         """The rate at `progress` from 0 to 1 through the run."""
         rise = min(1.0, (progress + 1e-3) / _WARM_UP)
         rest = min(1.0, max(0.0, (progress - _WARM_UP) / (1 - _WARM_UP)))
-        fall = {"constant": 1.0, "linear": 1 - rest, "cosine": 0.5 * (1 + math.cos(math.pi * rest))}[self.kind]
+        fall = {"constant": 1.0, "linear": 1 - rest, "cosine": 0.5 * (1 + math.cos(math.pi * rest))}[
+            self.kind
+        ]
         return self.rate * rise * max(fall, 1e-3)
 
 
@@ -78,8 +84,10 @@ class Limits:
 
     def progress(self, rounds: int, seconds: float) -> float:
         """How far through the run, from 0 to 1."""
-        parts = [0.0 if self.rounds is None else rounds / self.rounds,
-                 0.0 if self.minutes is None else seconds / (60 * self.minutes)]
+        parts = [
+            0.0 if self.rounds is None else rounds / self.rounds,
+            0.0 if self.minutes is None else seconds / (60 * self.minutes),
+        ]
         return min(1.0, max(parts))
 
 
@@ -101,19 +109,30 @@ class State:
         try:
             return cls(**extra["training"])
         except (TypeError, KeyError) as error:
-            raise DataError("the checkpoint was not written by a training run, so there is no run to resume") from error
+            raise DataError(
+                "the checkpoint was not written by a training run, so there is no run to resume"
+            ) from error
 
 
 class Run:
     """A training run of `net` on `sampler`'s stream, validated by `evaluator` (None: not at all).
 
-    `state` comes from `State.from_extra` when a run is resumed. `report(line)` is called with every line of the
-    learning curve; `progress` shows a line with the time left (see `Progress`).
+    `state` comes from `State.from_extra` when a run is resumed. `report(line)` is called with every line of
+    the learning curve; `progress` shows a line with the time left (see `Progress`).
     """
 
-    def __init__(self, net, sampler: PatchSampler, evaluator: Evaluator | None, folder: str | os.PathLike,
-                 schedule: Schedule, limits: Limits, state: State | None = None,
-                 report: Callable[[dict[str, Any]], None] | None = None, progress: Progress | None = None):
+    def __init__(
+        self,
+        net,
+        sampler: PatchSampler,
+        evaluator: Evaluator | None,
+        folder: str | os.PathLike,
+        schedule: Schedule,
+        limits: Limits,
+        state: State | None = None,
+        report: Callable[[dict[str, Any]], None] | None = None,
+        progress: Progress | None = None,
+    ):
         self.net, self.sampler, self.evaluator = net, sampler, evaluator
         self.folder, self.schedule, self.limits = Path(folder), schedule, limits
         self.state = state or State()
@@ -123,8 +142,8 @@ class Run:
         self._first_round = net.round
 
     def train(self) -> State:
-        """Train to the limit, or to the first Ctrl-C or termination signal (then KeyboardInterrupt is raised, after
-        the checkpoint is written). Raises EngineError when the loss stops being finite."""
+        """Train to the limit, or to the first Ctrl-C or termination signal (then KeyboardInterrupt is raised,
+        after the checkpoint is written). Raises EngineError when the loss stops being finite."""
         self.folder.mkdir(parents=True, exist_ok=True)
         trim_curve(self.folder / "curve.jsonl", self.net.round)
         if self.net.round:
@@ -147,8 +166,10 @@ class Run:
         loss = float(self.net.train_step(sample.image, sample.target, sample.weights))
         self.state.seconds += time.perf_counter() - started
         if not math.isfinite(loss):
-            raise EngineError(f"round {self.net.round}: the loss is {loss}; lower the learning rate "
-                              f"({self.schedule.rate:g}). The last good checkpoint is in {self.folder}")
+            raise EngineError(
+                f"round {self.net.round}: the loss is {loss}; lower the learning rate "
+                f"({self.schedule.rate:g}). The last good checkpoint is in {self.folder}"
+            )
         self._loss_sum += loss
         self._loss_rounds += 1
         if self._at() >= self._line_due:
@@ -161,7 +182,9 @@ class Run:
 
     def _message(self) -> str:
         last = self.state.last
-        shown = f", pixel error {last['pixel_error']:.2%} (trivial {last['trivial_error']:.2%})" if last else ""
+        shown = (
+            f", pixel error {last['pixel_error']:.2%} (trivial {last['trivial_error']:.2%})" if last else ""
+        )
         return f"round {self.net.round}{shown}"
 
     def _write_train_line(self) -> None:
@@ -196,8 +219,12 @@ class Run:
         self._progress.done()
 
     def _line(self, kind: str, values: dict[str, Any]) -> None:
-        line = {"kind": kind, "round": self.net.round, "seconds": round(self.state.seconds, 3),
-                "learning_rate": self.net.learning_rate} | values
+        line = {
+            "kind": kind,
+            "round": self.net.round,
+            "seconds": round(self.state.seconds, 3),
+            "learning_rate": self.net.learning_rate,
+        } | values
         with open(self.folder / "curve.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self._report(line)
@@ -207,7 +234,9 @@ class Run:
 
 
 class Progress:
-    """One line, rewritten in place, with the time left; silent when the stream is not a terminal (or None)."""
+    """One line, rewritten in place, with the time left; silent when the stream is not a terminal (or
+    None).
+    """
 
     def __init__(self, stream: IO[str] | None = sys.stderr):
         self._stream = stream if stream is not None and stream.isatty() else None

@@ -1,7 +1,7 @@
 """Segmentation error: connected components within sections and the adapted Rand error between segmentations.
 
-Arganda-Carreras et al. 2015 (doi 10.3389/fnana.2015.00142) define the score of the ISBI 2012 challenge, one minus
-which is the error here.
+Arganda-Carreras et al. 2015 (doi 10.3389/fnana.2015.00142) define the score of the ISBI 2012 challenge, one
+minus which is the error here.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def adapted_rand_error(truth: np.ndarray, found: np.ndarray) -> float:
         return float("nan")
     pairs, counts = np.unique(np.stack([truth[counted], found[counted]]), axis=1, return_counts=True)
     in_both = _pairs(counts)
-    in_truth, in_found = (_pairs(np.bincount(np.unique(row, return_inverse=True)[1], counts)) for row in pairs)
+    in_truth, in_found = (
+        _pairs(np.bincount(np.unique(row, return_inverse=True)[1], counts)) for row in pairs
+    )
     return float(1 - 2 * in_both / (in_truth + in_found)) if in_truth + in_found else 0.0
 
 
@@ -67,6 +69,8 @@ def _pairs(sizes: np.ndarray) -> float:
 
 
 def rand_error_of_boundaries(target: np.ndarray, probability: np.ndarray, threshold: float) -> float:
-    """Adapted Rand error of one section: cells of the target picture against those of a boundary probability cut at
-    `threshold`; both (y, x)."""
-    return adapted_rand_error(connected_components(target < 0.5), connected_components(probability < threshold))
+    """Adapted Rand error of one section: cells of the target picture against those of a boundary probability
+    cut at `threshold`; both (y, x)."""
+    return adapted_rand_error(
+        connected_components(target < 0.5), connected_components(probability < threshold)
+    )

@@ -41,8 +41,10 @@ class Geometry:
     def of(cls, graph) -> Geometry:
         """From a `znn.graph.Graph` of one input and one output. Raises DataError for others."""
         if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-            raise DataError(f"network {graph.spec.name!r} has {len(graph.inputs)} inputs and {len(graph.outputs)} "
-                            "outputs; training on volumes takes networks of one each")
+            raise DataError(
+                f"network {graph.spec.name!r} has {len(graph.inputs)} inputs and {len(graph.outputs)} "
+                "outputs; training on volumes takes networks of one each"
+            )
         nodes = {node.name: node for node in graph.nodes}
         in_extent, out_extent = nodes[graph.inputs[0]].extent, nodes[graph.outputs[0]].extent
         fov = tuple(graph.field_of_view(graph.outputs[0]))
@@ -65,8 +67,8 @@ class Geometry:
 
 
 class Sample(NamedTuple):
-    """One round's worth: image, target and voxel weights (None: all one), each (maps, z, y, x) float32, with the
-    patches in front where a round has several."""
+    """One round's worth: image, target and voxel weights (None: all one), each (maps, z, y, x) float32, with
+    the patches in front where a round has several."""
 
     image: np.ndarray
     target: np.ndarray
@@ -81,7 +83,9 @@ class PatchReader:
     smaller than the output patch, and for labels that do not suit the target.
     """
 
-    def __init__(self, volumes: Sequence[Volume], geometry: Geometry, target: str = "boundary", maps: int = 1):
+    def __init__(
+        self, volumes: Sequence[Volume], geometry: Geometry, target: str = "boundary", maps: int = 1
+    ):
         if not volumes:
             raise DataError("no volume given; expected at least one")
         if target not in TARGETS:
@@ -95,18 +99,26 @@ class PatchReader:
         if volume.labels is None:
             raise DataError(f"{volume.name}: no labels given, so there is nothing to learn or compare with")
         if any(n < s for n, s in zip(volume.extent, self.geometry.span)):
-            raise DataError(f"{volume.name}: extent {volume.extent} is smaller than the output patch, which spans "
-                            f"{self.geometry.span}; give a smaller output patch")
+            raise DataError(
+                f"{volume.name}: extent {volume.extent} is smaller than the output patch, which spans "
+                f"{self.geometry.span}; give a smaller output patch"
+            )
         if volume.maps != self.volumes[0].maps:
-            raise DataError(f"{volume.name}: {volume.maps} maps, but {self.volumes[0].name} has "
-                            f"{self.volumes[0].maps}; volumes must agree")
+            raise DataError(
+                f"{volume.name}: {volume.maps} maps, but {self.volumes[0].name} has "
+                f"{self.volumes[0].maps}; volumes must agree"
+            )
         expected = {"boundary": 1, "affinities": 3}.get(self.target, self.maps)
         if self.maps != expected:
-            raise DataError(f"target {self.target!r} has {expected} maps, but the network's output has {self.maps}")
+            raise DataError(
+                f"target {self.target!r} has {expected} maps, but the network's output has {self.maps}"
+            )
         values = label_values(volume)
         if self.target == "classes" and (values.min() < 0 or values.max() >= self.maps or np.any(values % 1)):
-            raise DataError(f"{volume.name}: labels from {values.min()} to {values.max()}; expected whole numbers "
-                            f"from 0 to {self.maps - 1}, one for each map of the network's output")
+            raise DataError(
+                f"{volume.name}: labels from {values.min()} to {values.max()}; expected whole numbers "
+                f"from 0 to {self.maps - 1}, one for each map of the network's output"
+            )
         if self.target != "affinities" and len(values) < 2:
             raise DataError(f"{volume.name}: every label is {values[0]}; expected at least two values")
 
@@ -156,18 +168,27 @@ class PatchReader:
 class PatchSampler:
     """The training stream: `sample(i)` is round i's data, the same whenever and wherever it is asked for.
 
-    Positions are uniform over every place where the output patch fits into the volume (volumes weighted by the
-    number of such places); the image is mirrored where the field of view reaches beyond. With `balance` the
-    classes get weights so that each has the same total weight. Raises DataError as `PatchReader` does.
+    Positions are uniform over every place where the output patch fits into the volume (volumes weighted by
+    the number of such places); the image is mirrored where the field of view reaches beyond. With `balance`
+    the classes get weights so that each has the same total weight. Raises DataError as `PatchReader` does.
     """
 
-    def __init__(self, reader: PatchReader, seed: int = 0, augmentation: Augmentation = NONE, patches: int = 1,
-                 balance: bool = False):
+    def __init__(
+        self,
+        reader: PatchReader,
+        seed: int = 0,
+        augmentation: Augmentation = NONE,
+        patches: int = 1,
+        balance: bool = False,
+    ):
         self.reader, self.seed, self.patches = reader, seed, patches
         square = reader.geometry.square
-        self.augmentation = augmentation if square else Augmentation(augmentation.flip, False, augmentation.intensity)
-        self._room = [tuple(n - s + 1 for n, s in zip(volume.extent, reader.geometry.span))
-                      for volume in reader.volumes]
+        self.augmentation = (
+            augmentation if square else Augmentation(augmentation.flip, False, augmentation.intensity)
+        )
+        self._room = [
+            tuple(n - s + 1 for n, s in zip(volume.extent, reader.geometry.span)) for volume in reader.volumes
+        ]
         places = np.array([np.prod(room, dtype=np.float64) for room in self._room])
         self._shares = places / places.sum()
         self._class_weights = _class_weights(reader) if balance else None
@@ -191,17 +212,24 @@ class PatchSampler:
             target, mask = self.reader.target_patch(index, corner, variant)
             if mask is None or mask.any():
                 weights = self._weights(target, mask)
-                return Sample(self.reader.image_patch(index, corner, variant), target,
-                              None if weights is None else np.ascontiguousarray(weights))
-        raise DataError(f"{self.reader.volumes[index].name}: {_TRIES} patches drawn without one voxel inside the "
-                        "mask; use a larger output patch or cut the volume to the masked part")
+                return Sample(
+                    self.reader.image_patch(index, corner, variant),
+                    target,
+                    None if weights is None else np.ascontiguousarray(weights),
+                )
+        raise DataError(
+            f"{self.reader.volumes[index].name}: {_TRIES} patches drawn without one voxel inside the "
+            "mask; use a larger output patch or cut the volume to the masked part"
+        )
 
     def _weights(self, target: np.ndarray, mask: np.ndarray | None) -> np.ndarray | None:
         if self._class_weights is None:
             return None if mask is None else mask.astype(np.float32)
         absent, present = self._class_weights
         if self.reader.target == "classes":
-            weights = np.broadcast_to((target * present).sum(0, keepdims=True), target.shape).astype(np.float32)
+            weights = np.broadcast_to((target * present).sum(0, keepdims=True), target.shape).astype(
+                np.float32
+            )
         else:
             weights = np.where(target > 0, present, absent).astype(np.float32)
         return weights if mask is None else weights * mask
@@ -210,8 +238,8 @@ class PatchSampler:
 class Prefetcher:
     """Keeps the next samples ready, made by low-priority threads while the engine trains.
 
-    Iterating gives sample(start), sample(start + 1), ... in order, without end. An exception in a thread reaches
-    the caller with the sample it concerns. Close it, or use it as a context manager.
+    Iterating gives sample(start), sample(start + 1), ... in order, without end. An exception in a thread
+    reaches the caller with the sample it concerns. Close it, or use it as a context manager.
     """
 
     def __init__(self, sampler: PatchSampler, start: int = 0, depth: int = 4, threads: int = 1):
@@ -259,7 +287,9 @@ def _grid(extent: Sequence[int], span: Sequence[int], most: int) -> list[tuple[i
 def _class_weights(reader: PatchReader) -> tuple[np.ndarray, np.ndarray]:
     share = reader.frequencies().reshape(-1, 1, 1, 1)
     if np.any(share <= 0) or (reader.target != "classes" and np.any(share >= 1)):
-        raise DataError("class rebalancing: a class does not occur in the training volumes, so it has no weight")
+        raise DataError(
+            "class rebalancing: a class does not occur in the training volumes, so it has no weight"
+        )
     if reader.target == "classes":
         return np.zeros_like(share), 1 / (len(share) * share)
     return 0.5 / (1 - share), 0.5 / share

@@ -1,9 +1,9 @@
 """A synthetic volume of cells, so that everything runs without data.
 
-Cells are the Voronoi regions of random points in a warped space, hence with bent membranes; the image imitates
-electron microscopy of tissue: dark membranes of uneven contrast, cytoplasm of uneven brightness and texture,
-dark round organelles inside cells as distractors, blur and noise. Sections are thick, so neighbours correlate
-only in part.
+Cells are the Voronoi regions of random points in a warped space, hence with bent membranes; the image
+imitates electron microscopy of tissue: dark membranes of uneven contrast, cytoplasm of uneven brightness and
+texture, dark round organelles inside cells as distractors, blur and noise. Sections are thick, so neighbours
+correlate only in part.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ import numpy as np
 from znn.errors import DataError
 
 
-def cell_volume(extent: tuple[int, int, int] = (24, 256, 256), seed: int = 0,
-                cell: float = 40.0) -> tuple[np.ndarray, np.ndarray]:
+def cell_volume(
+    extent: tuple[int, int, int] = (24, 256, 256), seed: int = 0, cell: float = 40.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 and labels uint16, both (z, y, x); the same arguments give the same volume.
 
     Labels number the cells from 1; 0 is membrane. `cell` is the mean diameter of a cell in voxels within a
-    section; a section is as thick as five voxels are wide. Raises DataError for a seed or extent out of range.
+    section; a section is as thick as five voxels are wide. Raises DataError for a seed or extent out of
+    range.
     """
     if min(extent) < 1 or cell < 4 or seed < 0:
-        raise DataError(f"synthetic volume: extent {extent}, cell {cell}, seed {seed}; expected positive extents, "
-                        "a cell diameter of at least 4 and a seed from 0")
+        raise DataError(
+            f"synthetic volume: extent {extent}, cell {cell}, seed {seed}; expected positive extents, "
+            "a cell diameter of at least 4 and a seed from 0"
+        )
     rng = np.random.default_rng(seed)
     thickness = 5.0
     size = np.array([extent[0] * thickness, extent[1], extent[2]], np.float32)
@@ -45,7 +49,9 @@ def _spread_points(rng, size: np.ndarray, cell: float) -> np.ndarray:
 
 
 def _section(points: np.ndarray, z: float, cell: float, warp_y: np.ndarray, warp_x: np.ndarray):
-    """Cell of every voxel (from 1) and its distance to the membrane, the plane halfway to the next cell's point."""
+    """Cell of every voxel (from 1) and its distance to the membrane, the plane halfway to the next cell's
+    point.
+    """
     shape = warp_y.shape
     y = np.arange(shape[0], dtype=np.float32)[:, None] + warp_y
     x = np.arange(shape[1], dtype=np.float32) + warp_x
@@ -80,7 +86,7 @@ def _render(rng, labels: np.ndarray, gap: np.ndarray, cell: float) -> np.ndarray
 def _add_organelles(rng, image: np.ndarray, gap: np.ndarray, cell: float) -> None:
     """Round dark bodies with darker rims, inside cells and spanning a few sections."""
     depth, height, width = image.shape
-    for _ in range(max(1, round(image.size / (cell ** 2 * 4)))):
+    for _ in range(max(1, round(image.size / (cell**2 * 4)))):
         z, y, x = rng.integers(0, depth), rng.integers(0, height), rng.integers(0, width)
         radius = rng.uniform(0.08, 0.16) * cell
         if gap[z, y, x] < radius * 0.8:
@@ -88,7 +94,9 @@ def _add_organelles(rng, image: np.ndarray, gap: np.ndarray, cell: float) -> Non
         reach = int(radius) + 3
         for section in range(max(0, z - 1), min(depth, z + 2)):
             rows, columns = slice(max(0, y - reach), y + reach + 1), slice(max(0, x - reach), x + reach + 1)
-            grid_y, grid_x = np.ogrid[rows.start:min(rows.stop, height), columns.start:min(columns.stop, width)]
+            grid_y, grid_x = np.ogrid[
+                rows.start : min(rows.stop, height), columns.start : min(columns.stop, width)
+            ]
             distance = np.hypot(grid_y - y, grid_x - x)
             body = 0.12 * (distance < radius) + 0.2 * np.exp(-np.square((distance - radius) / 1.2))
             image[section, rows, columns] -= body.astype(np.float32)
@@ -102,9 +110,13 @@ def _smooth_noise(rng, extent: tuple[int, int, int], scale: float) -> np.ndarray
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur within sections, by FFT (periodic), sigma in voxels; a section is a fifth as blurred in z."""
-    factors = [np.exp(-2 * np.square(np.pi * np.fft.fftfreq(n) * s))
-               for n, s in zip(image.shape, (sigma / 5, sigma, sigma))]
+    """Gaussian blur within sections, by FFT (periodic), sigma in voxels; a section is a fifth as blurred
+    in z.
+    """
+    factors = [
+        np.exp(-2 * np.square(np.pi * np.fft.fftfreq(n) * s))
+        for n, s in zip(image.shape, (sigma / 5, sigma, sigma))
+    ]
     factors[2] = factors[2][: image.shape[2] // 2 + 1]
     spectrum = np.fft.rfftn(image) * (factors[0][:, None, None] * factors[1][:, None] * factors[2])
     return np.fft.irfftn(spectrum, image.shape, axes=(0, 1, 2)).astype(np.float32)

@@ -1,9 +1,9 @@
 """Image volumes with labels, read by patch.
 
-A volume is an image stack (z, y, x), or (maps, z, y, x) for several channels, and optionally a label stack and
-a mask (z, y, x) of the same extent. Files are opened lazily where the format allows it (.npy is mapped into
-memory; HDF5 and Zarr read the chunks a patch touches; a TIFF stack is read whole), so a volume may be larger
-than memory. 2D images are volumes of one section.
+A volume is an image stack (z, y, x), or (maps, z, y, x) for several channels, and optionally a label stack
+and a mask (z, y, x) of the same extent. Files are opened lazily where the format allows it (.npy is mapped
+into memory; HDF5 and Zarr read the chunks a patch touches; a TIFF stack is read whole), so a volume may be
+larger than memory. 2D images are volumes of one section.
 """
 
 from __future__ import annotations
@@ -57,14 +57,22 @@ class Volume:
         return read_mirrored(self.labels, corner, extent)
 
     def mask_patch(self, corner: Sequence[int], extent: Sequence[int]) -> np.ndarray | None:
-        """bool (z, y, x): where the labels are to be trusted; False beyond the borders. None without a mask."""
+        """bool (z, y, x): where the labels are to be trusted; False beyond the borders. None without a
+        mask.
+        """
         return None if self.mask is None else read_mirrored(self.mask, corner, extent) != 0
 
     def sections(self, start: int, stop: int) -> Volume:
         """The sections start <= z < stop as a volume of their own, scaled as the whole."""
-        cut = (lambda array, axis: None if array is None else _Sections(array, axis, start, stop))
-        return Volume(f"{self.name}[{start}:{stop}]", cut(self.image, 1), cut(self.labels, 0), cut(self.mask, 0),
-                      self.mean, self.deviation)
+        cut = lambda array, axis: None if array is None else _Sections(array, axis, start, stop)
+        return Volume(
+            f"{self.name}[{start}:{stop}]",
+            cut(self.image, 1),
+            cut(self.labels, 0),
+            cut(self.mask, 0),
+            self.mean,
+            self.deviation,
+        )
 
 
 class _Sections:
@@ -72,7 +80,7 @@ class _Sections:
 
     def __init__(self, array, axis: int, start: int, stop: int):
         self.array, self.axis, self.start = array, axis, start
-        self.shape = (*array.shape[:axis], stop - start, *array.shape[axis + 1:])
+        self.shape = (*array.shape[:axis], stop - start, *array.shape[axis + 1 :])
         self.dtype = array.dtype
         self.ndim = len(self.shape)
 
@@ -111,8 +119,12 @@ def make_volume(image, labels=None, mask=None, name: str = "volume") -> Volume:
 
 def read_volume(images: str, labels: str | None = None, mask: str | None = None) -> Volume:
     """A `Volume` from files; see `open_array` for the formats and how a dataset inside a file is named."""
-    return make_volume(open_array(images), None if labels is None else open_array(labels),
-                       None if mask is None else open_array(mask), name=str(images))
+    return make_volume(
+        open_array(images),
+        None if labels is None else open_array(labels),
+        None if mask is None else open_array(mask),
+        name=str(images),
+    )
 
 
 def open_array(path: str):
@@ -126,10 +138,19 @@ def open_array(path: str):
     if not Path(file).exists():
         raise DataError(f"{path}: no such file")
     suffix = Path(file).suffix.lower()
-    readers = {".tif": _open_tiff, ".tiff": _open_tiff, ".npy": _open_npy, ".h5": _open_hdf5, ".hdf5": _open_hdf5,
-               ".hdf": _open_hdf5, ".zarr": _open_zarr}
+    readers = {
+        ".tif": _open_tiff,
+        ".tiff": _open_tiff,
+        ".npy": _open_npy,
+        ".h5": _open_hdf5,
+        ".hdf5": _open_hdf5,
+        ".hdf": _open_hdf5,
+        ".zarr": _open_zarr,
+    }
     if suffix not in readers:
-        raise DataError(f"{path}: cannot read files ending in {suffix!r}; expected one of {', '.join(readers)}")
+        raise DataError(
+            f"{path}: cannot read files ending in {suffix!r}; expected one of {', '.join(readers)}"
+        )
     try:
         return readers[suffix](file, dataset)
     except DataError:
@@ -138,7 +159,9 @@ def open_array(path: str):
         raise DataError(f"{path}: does not fit into memory; store it as .npy, HDF5 or Zarr") from error
     except Exception as error:  # the libraries raise many types for damaged files
         reason = (str(error).splitlines() or [""])[0]
-        raise DataError(f"{path}: damaged or not a {suffix} stack ({type(error).__name__}: {reason})") from error
+        raise DataError(
+            f"{path}: damaged or not a {suffix} stack ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def read_mirrored(array, corner: Sequence[int], extent: Sequence[int]) -> np.ndarray:
@@ -176,8 +199,8 @@ def targets_from_labels(labels: np.ndarray, kind: str, classes: int = 1) -> np.n
                 is 0 or a neighbour within its section belongs to another segment
     classes     one-hot maps of the values 0 ... classes - 1
     affinities  three maps z, y, x: 1 where a voxel and its predecessor along the axis share a segment not 0
-    Which of the two boundary forms applies is the caller's to say, as a patch cannot tell: pass labels as bool
-    for a boundary picture (True inside cells).
+    Which of the two boundary forms applies is the caller's to say, as a patch cannot tell: pass labels as
+    bool for a boundary picture (True inside cells).
     """
     inner = labels[1:-1, 1:-1, 1:-1]
     if kind == "classes":
@@ -188,8 +211,12 @@ def targets_from_labels(labels: np.ndarray, kind: str, classes: int = 1) -> np.n
     if labels.dtype == bool:
         return (~inner)[None].astype(np.float32)
     boundary = inner == 0
-    for neighbour in (labels[1:-1, :-2, 1:-1], labels[1:-1, 2:, 1:-1],
-                      labels[1:-1, 1:-1, :-2], labels[1:-1, 1:-1, 2:]):
+    for neighbour in (
+        labels[1:-1, :-2, 1:-1],
+        labels[1:-1, 2:, 1:-1],
+        labels[1:-1, 1:-1, :-2],
+        labels[1:-1, 1:-1, 2:],
+    ):
         boundary |= (neighbour != inner) & (neighbour != 0)
     return boundary[None].astype(np.float32)
 
@@ -266,8 +293,10 @@ def _with_rank(array, ranks: tuple[int, ...], what: str, maps: bool = False):
     if maps and len(array.shape) == 3:
         array = _WithMaps(array)
     if len(array.shape) not in ranks:
-        raise DataError(f"{what}: shape {tuple(array.shape)}; expected (z, y, x)"
-                        + (" or (maps, z, y, x)" if maps else ""))
+        raise DataError(
+            f"{what}: shape {tuple(array.shape)}; expected (z, y, x)"
+            + (" or (maps, z, y, x)" if maps else "")
+        )
     if 0 in array.shape:
         raise DataError(f"{what}: shape {tuple(array.shape)} is empty")
     return array
@@ -276,14 +305,18 @@ def _with_rank(array, ranks: tuple[int, ...], what: str, maps: bool = False):
 def _companion(array, extent: tuple[int, ...], what: str):
     array = _with_rank(array, (3,), what)
     if tuple(array.shape) != extent:
-        raise DataError(f"{what}: extent {tuple(array.shape)}, but the image's is {extent}; they must be equal")
+        raise DataError(
+            f"{what}: extent {tuple(array.shape)}, but the image's is {extent}; they must be equal"
+        )
     return array
 
 
 def _some_sections(array, everything: bool = False):
     axis = array.ndim - 3
     n = array.shape[axis]
-    chosen = range(n) if everything else np.unique(np.linspace(0, n - 1, min(n, _STATISTICS_SECTIONS)).astype(int))
+    chosen = (
+        range(n) if everything else np.unique(np.linspace(0, n - 1, min(n, _STATISTICS_SECTIONS)).astype(int))
+    )
     for z in chosen:
         yield np.asarray(array[(slice(None),) * axis + (slice(int(z), int(z) + 1), slice(None), slice(None))])
 
@@ -300,5 +333,7 @@ def _statistics(image, name: str) -> tuple[float, float]:
     mean = total / count
     deviation = float(np.sqrt(max(squares / count - mean * mean, 0.0)))
     if deviation <= 1e-12 * max(1.0, abs(mean)):
-        raise DataError(f"{name}: image: every voxel is {mean:g}; a constant image cannot be scaled or learned from")
+        raise DataError(
+            f"{name}: image: every voxel is {mean:g}; a constant image cannot be scaled or learned from"
+        )
     return float(mean), deviation
