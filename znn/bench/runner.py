@@ -36,11 +36,10 @@ class CaseStopped(Exception):
 
 
 class Child:
-    """A case's process, asked one command at a time until its deadline."""
+    """A case's process, asked one command at a time. Its time limit runs only while it is asked something."""
 
     def __init__(self, case: Case) -> None:
-        self._deadline = time.monotonic() + case.protocol.timeout_s
-        self._limit = case.protocol.timeout_s
+        self._limit = self._left = case.protocol.timeout_s
         self._log = tempfile.TemporaryFile()
         threads = str(case.options.get("threads", 1))
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
@@ -64,8 +63,10 @@ class Child:
         return reply
 
     def _read_line(self) -> bytes:
+        begin, left = time.monotonic(), self._left
         while b"\n" not in self._buffer:
-            if not self._selector.select(max(0.0, self._deadline - time.monotonic())):
+            self._left = left - (time.monotonic() - begin)
+            if self._left <= 0 or not self._selector.select(self._left):
                 raise CaseStopped("timeout", f"took more than {self._limit:g} s in all")
             data = os.read(self._process.stdout.fileno(), 1 << 16)
             if not data:
@@ -147,14 +148,14 @@ class Runner:
             batches = [group] if together else [[item] for item in group]
             for batch in batches:
                 self._measure(batch)
-                records += [self._record(item, batch) for item in batch]
                 for item in batch:
                     item.shut()
+                for record in [self._record(item, batch) for item in batch]:
+                    self._writer.write(record)
+                    records.append(record)
         finally:
             for item in group:
                 item.shut()
-        for record in records:
-            self._writer.write(record)
         return records
 
     def _guarded(self, item: Measured, stage: str, step: Callable[[Measured], None]) -> None:
