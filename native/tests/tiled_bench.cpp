@@ -58,6 +58,26 @@ struct Result {
     double phase[kPhases], total = 0;
 };
 
+// All phases once, slab by slab.
+void time_round(const LayerPlan& p, const Buffers& b, float* scratch, Result& r) {
+    double spent[kPhases] = {};
+    auto run = [&](Phase phase, int slab) {
+        const double begin = now();
+        for (int i = first_piece(p, phase, slab); i < first_piece(p, phase, slab + 1); ++i)
+            run_piece(p, phase, i, b, scratch);
+        spent[int(phase)] += now() - begin;
+    };
+    run(Phase::kernels_forward, 0), run(Phase::kernels_backward, 0);
+    for (int slab = 0; slab < p.slabs; ++slab)
+        for (Phase phase : {Phase::input_transform, Phase::forward_product, Phase::forward_inverse}) run(phase, slab);
+    for (int slab = 0; slab < p.slabs; ++slab)
+        for (Phase phase : {Phase::gradient_transform, Phase::backward_product, Phase::backward_inverse,
+                            Phase::update_product})
+            run(phase, slab);
+    run(Phase::backward_join, 0), run(Phase::update_inverse, 0);
+    for (int i = 0; i < kPhases; ++i) r.phase[i] = std::min(r.phase[i], spent[i]);
+}
+
 Result measure(const LayerPlan& p, double seconds) {
     const std::size_t in = p.problem.input.volume() * p.bundle, out = p.output.volume() * p.bundle;
     std::vector<std::unique_ptr<Block>> blocks;
@@ -81,11 +101,7 @@ Result measure(const LayerPlan& p, double seconds) {
     std::fill_n(r.phase, kPhases, 1e9);
     const double start = now();
     for (int round = 0; round < 3 || now() - start < seconds; ++round)
-        for (int phase = 0; phase < kPhases; ++phase) {
-            const double begin = now();
-            for (int i = 0; i < piece_count(p, Phase(phase)); ++i) run_piece(p, Phase(phase), i, b, scratch);
-            r.phase[phase] = std::min(r.phase[phase], now() - begin);
-        }
+        time_round(p, b, scratch, r);
     for (double t : r.phase) r.total += t;
     return r;
 }

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -42,14 +42,14 @@ struct Case {
     bool direct;
     Extent tile;
     Transfer transfer, activation;
-    bool bias, accumulate_output, accumulate_gradient, derivative, update, small_caches;
+    bool bias, accumulate_output, accumulate_gradient, derivative, update, small_caches, memoize;
 
     std::string text() const {
         const Problem& q = problem;
         return std::to_string(q.in_maps) + "->" + std::to_string(q.out_maps) + " input " + to_string(q.input) + " kernel " +
                to_string(q.kernel) + " sparsity " + to_string(q.sparsity) + " bundle " + std::to_string(bundle) +
                (direct ? " direct" : " tile " + to_string(tile)) + " transfer " + std::to_string(int(transfer)) +
-               (small_caches ? " slabs" : "");
+               (small_caches ? " slabs" : "") + (memoize ? "" : " not memoized");
     }
 };
 
@@ -88,7 +88,7 @@ public:
     bool run() {
         prepare();
         compute_reference();
-        for (int i = 0; i < kPhases; ++i) run_phase(Phase(i));
+        run_rounds();
         return compare();
     }
 
@@ -115,7 +115,7 @@ private:
         Machine machine;
         if (c_.small_caches) machine.l2_bytes = 4 << 10, machine.l3_bytes = 16 << 10;
         machine.piece_s = std::uniform_real_distribution<double>(0, 3e-5)(random_);
-        plan_ = c_.direct ? plan_direct(c_.problem, V_, machine) : plan_tiled(c_.problem, V_, c_.tile, machine);
+        plan_ = c_.direct ? plan_direct(c_.problem, V_, machine) : plan_tiled(c_.problem, V_, c_.tile, machine, c_.memoize);
         n_ = c_.problem.input, m_ = plan_.output;
         images_.clear();
         images_.push_back(random_image(plan_.in_bundles, n_));   // input, and activation of the derivative
@@ -159,14 +159,37 @@ private:
         scratch_.emplace_back(scratch_bytes(plan_) / sizeof(float));
     }
 
-    void run_phase(Phase phase) {
-        std::vector<int> order(piece_count(plan_, phase));
-        std::iota(order.begin(), order.end(), 0);
+    void run_phase(Phase phase, int slab) {
+        const int first = first_piece(plan_, phase, slab), last = first_piece(plan_, phase, slab + 1);
+        std::vector<int> order(last - first);
+        std::iota(order.begin(), order.end(), first);
         std::shuffle(order.begin(), order.end(), random_);
         for (int index : order) {
             std::fill_n(scratch_[0].data, scratch_[0].floats, std::numeric_limits<float>::quiet_NaN());
             run_piece(plan_, phase, index, b_, scratch_[0].data);
         }
+    }
+
+    // Slab by slab, as an engine would.
+    void run_slabs(std::initializer_list<Phase> phases) {
+        for (int slab = 0; slab < plan_.slabs; ++slab)
+            for (Phase phase : phases) run_phase(phase, slab);
+    }
+
+    void run_rounds() {
+        run_phase(Phase::kernels_forward, 0);
+        run_phase(Phase::kernels_backward, 0);
+        run_slabs({Phase::input_transform, Phase::forward_product, Phase::forward_inverse});
+        const bool memoized = plan_.kept_slabs == plan_.slabs;
+        if (memoized) {
+            run_slabs({Phase::gradient_transform, Phase::backward_product, Phase::backward_inverse});
+            run_slabs({Phase::update_product});
+        } else {
+            run_slabs({Phase::input_transform, Phase::gradient_transform, Phase::backward_product,
+                       Phase::backward_inverse, Phase::update_product});
+        }
+        run_phase(Phase::backward_join, 0);
+        run_phase(Phase::update_inverse, 0);
     }
 
     void compute_reference() {
@@ -289,6 +312,7 @@ Case random_case(std::mt19937& random) {
         c.transfer = Transfer(pick(0, 3)), c.activation = Transfer(pick(0, 3));
         c.bias = pick(0, 1), c.accumulate_output = pick(0, 2) == 0, c.accumulate_gradient = pick(0, 2) == 0;
         c.derivative = pick(0, 1), c.update = pick(0, 1), c.small_caches = pick(0, 2) == 0;
+        c.memoize = pick(0, 1);
         return c;
     }
 }

@@ -180,7 +180,7 @@ void arrange_axes(LayerPlan& p) {
     }
 }
 
-void arrange_tiles(LayerPlan& p, const Machine& machine) {
+void arrange_tiles(LayerPlan& p, const Machine& machine, bool memoize) {
     Axis* a = p.axis;
     p.tiles = 1;
     for (int i = 0; i < 3; ++i) p.tiles *= a[i].residues * a[i].tiles;
@@ -197,14 +197,18 @@ void arrange_tiles(LayerPlan& p, const Machine& machine) {
     for (int i = 0; i < 3; ++i)
         if (i != p.split) p.tiles_per_strip *= a[i].tiles;
     p.strips = p.tiles / p.tiles_per_strip;
-    // Slabs of strips whose spectra stay in L3 from one phase to the next, with enough tiles to pay for the kernels.
+    // Slabs of strips whose spectra stay in L3 from one phase to the next, unless expanding the kernels once more per slab
+    // would cost more than a seventh of what is done per tile (operations per frequency).
+    const double pairs = double(p.problem.in_maps) * p.out_bundles;
+    const double per_tile = 4 + 45.0 * (p.in_bundles + p.out_bundles) / pairs;
+    const double fewest = 7 * kernel_line_ops(a[0]) / a[0].T / per_tile;
     const double per_strip = spectra_bytes(p, p.in_bundles + p.out_bundles) / p.strips;
-    const int fewest = ceil_div(24, p.tiles_per_strip);
-    const int strips = std::max(fewest, int(0.5 * double(machine.l3_bytes) / per_strip));
-    p.tiles_per_slab = std::min(p.strips, strips) * p.tiles_per_strip;
+    const int strips = std::max({1, int(std::ceil(fewest / p.tiles_per_strip)), int(0.5 * double(machine.l3_bytes) / per_strip)});
+    p.slabs = ceil_div(p.strips, strips);
+    p.tiles_per_slab = ceil_div(p.strips, p.slabs) * p.tiles_per_strip;
     p.slabs = ceil_div(p.tiles, p.tiles_per_slab);
-    p.tiles_per_slab = ceil_div(ceil_div(p.strips, p.slabs), 1) * p.tiles_per_strip;
-    p.slabs = ceil_div(p.tiles, p.tiles_per_slab);
+    p.passing_slabs = std::min(p.slabs, 2);
+    p.kept_slabs = memoize ? p.slabs : p.passing_slabs;
     const long pad = 16;
     p.in_pencil = long(p.in_bundles) * p.tiles_per_slab * p.line * 2 * p.bundle + pad;
     p.out_pencil = long(p.out_bundles) * p.tiles_per_slab * p.line * 2 * p.bundle + pad;
@@ -226,7 +230,7 @@ void size_tiled_pieces(LayerPlan& p, const Machine& machine) {
     p.transform_tiles = clamp_count(aim / transform_seconds(p, false, false, machine), p.tiles_per_slab);
     const double product = product_seconds(p, in, p.out_bundles, machine) / (double(p.pencils) * p.slabs);
     p.product_pencils = clamp_count(aim / product, p.pencils);
-    p.update_pencils = clamp_count(aim / (product * p.slabs / p.out_bundles), p.pencils);
+    p.update_pencils = clamp_count(aim / (product / p.out_bundles), p.pencils);
     const double kernel = kernel_seconds(p, 1, 1, machine);
     p.kernel_maps_in = clamp_count(aim / kernel, in);
     p.kernel_maps_out = clamp_count(aim / kernel / p.bundle, p.out_bundles) * p.bundle;
@@ -246,14 +250,14 @@ void size_tiled_pieces(LayerPlan& p, const Machine& machine) {
     set(Phase::backward_product, p.slabs * ceil_div(p.pencils, p.product_pencils));
     set(Phase::backward_inverse, strip_pieces(p));
     set(Phase::backward_join, strip_pieces(p));
-    set(Phase::update_product, p.out_bundles * ceil_div(p.pencils, p.update_pencils));
+    set(Phase::update_product, p.slabs * p.out_bundles * ceil_div(p.pencils, p.update_pencils));
     set(Phase::update_inverse, p.out_bundles * ceil_div(in, p.kernel_maps_in));
 
     const TileScratchSizes tile(p);
     const long taps = long(p.problem.kernel.volume()), T = p.axis[0].T;
     const long transforms = tile.total() + p.bundle * taps;
     const long forward = p.chunk_out * T * (2L * in + 2) + 2 * T, backward = p.chunk_in * T * (2L * out + 2) + 2 * T;
-    const long update = long(p.in_bundles) * p.bundle * (2 * T + 2) + 2 * T;
+    const long update = long(p.in_bundles) * p.bundle * (2 * T + 2) + kernel_pencil(p, in) + 2 * T;
     p.scratch = std::size_t(std::max({transforms, forward, backward, update})) * p.bundle * sizeof(float);
 }
 
@@ -281,7 +285,7 @@ bool has_transform(int extent) {
     return (extent >= 1 && extent <= 32) || extent == 40 || extent == 48 || extent == 56 || extent == 64;
 }
 
-LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Machine& machine) {
+LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Machine& machine, bool memoize) {
     LayerPlan p = base_plan(problem, bundle);
     const Extent k = problem.kernel;
     if (!has_transform(tile.z) || !has_transform(tile.y) || !has_transform(tile.x))
@@ -291,7 +295,7 @@ LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Mach
     p.method = Method::tiled;
     p.tile = tile;
     arrange_axes(p);
-    arrange_tiles(p, machine);
+    arrange_tiles(p, machine, memoize);
     size_tiled_pieces(p, machine);
     return p;
 }
@@ -350,10 +354,10 @@ std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
     switch (buffer) {
         case Buffer::kernels_forward: floats = p.out_bundles * pencils * in_kernels; break;
         case Buffer::kernels_backward: floats = p.in_bundles * pencils * out_kernels; break;
-        case Buffer::input_spectra:
-        case Buffer::input_gradient_spectra: floats = p.in_slab * p.slabs; break;
-        case Buffer::output_spectra:
-        case Buffer::gradient_spectra: floats = p.out_slab * p.slabs; break;
+        case Buffer::input_spectra: floats = p.in_slab * p.kept_slabs; break;
+        case Buffer::gradient_spectra: floats = p.out_slab * p.kept_slabs; break;
+        case Buffer::input_gradient_spectra: floats = p.in_slab * p.passing_slabs; break;
+        case Buffer::output_spectra: floats = p.out_slab * p.passing_slabs; break;
         case Buffer::halo: floats = p.axis[p.split].tiles > 1 ? p.in_bundles * p.strips * HaloShape(p).volume * V : 0; break;
         case Buffer::update_spectra: floats = p.out_bundles * pencils * in_kernels; break;
     }
@@ -370,6 +374,13 @@ int first_piece(const LayerPlan& p, Phase phase, int slab) {
         case Phase::forward_inverse: return slab * tile_pieces(p, p.tiles_per_slab, p.out_bundles, p.transform_tiles);
         case Phase::forward_product:
         case Phase::backward_product: return slab * ceil_div(p.pencils, p.product_pencils);
+        case Phase::update_product: return slab * p.out_bundles * ceil_div(p.pencils, p.update_pencils);
+        case Phase::backward_inverse: {
+            int piece = 0;
+            const int first_strip = slab * (p.tiles_per_slab / p.tiles_per_strip);
+            while (piece < all && strip_piece(p, piece).tile_strip < first_strip) piece += p.in_bundles;
+            return piece;
+        }
         default: return all;
     }
 }
@@ -437,7 +448,7 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
     set(Phase::backward_inverse, p.in_bundles * p.tiles * transform_seconds(p, true, true, machine) + memory_in);
     set(Phase::backward_join, 4.0 * p.in_bundles * p.bundle * double(p.problem.input.volume()) / machine.memory_bytes *
                                   (p.axis[p.split].k - 1) / p.axis[p.split].M);
-    set(Phase::update_product, product_seconds(p, in, p.out_bundles, machine) + 2 * (memory_in + memory_out));
+    set(Phase::update_product, product_seconds(p, in, p.out_bundles, machine) + memory_in + memory_out);
     set(Phase::update_inverse, kernel_seconds(p, in, p.out_bundles, machine) * 1.2);
     return c;
 }

@@ -154,10 +154,10 @@ static void product_of(const LayerPlan& p, int slab, int p0, int p1, const Buffe
     const int T = axis.T, tiles = p.slab_tiles(slab), bundles = CONJ ? p.out_bundles : p.in_bundles;
     const int maps = CONJ ? p.problem.in_maps : p.problem.out_maps, chunk = CONJ ? p.chunk_out : p.chunk_in;
     const long in_pencil = CONJ ? p.in_pencil : p.out_pencil, out_pencil = CONJ ? p.out_pencil : p.in_pencil;
-    const float* spectra = CONJ ? b.at(Buffer::input_spectra) + slab * p.in_slab
-                                : b.at(Buffer::gradient_spectra) + slab * p.out_slab;
-    float* result = CONJ ? b.at(Buffer::output_spectra) + slab * p.out_slab
-                         : b.at(Buffer::input_gradient_spectra) + slab * p.in_slab;
+    const float* spectra = CONJ ? b.at(Buffer::input_spectra) + p.kept_in(slab)
+                                : b.at(Buffer::gradient_spectra) + p.kept_out(slab);
+    float* result = CONJ ? b.at(Buffer::output_spectra) + p.passing_out(slab)
+                         : b.at(Buffer::input_gradient_spectra) + p.passing_in(slab);
     const V* kernels = vec(b.at(CONJ ? Buffer::kernels_forward : Buffer::kernels_backward));
     const long line = 2 * p.line, step = 2 * maps + 2, kernel = kernel_pencil(p, maps);
     V* expanded = vec(scratch);
@@ -200,12 +200,8 @@ void product(const LayerPlan& p, bool forward, int slab, int p0, int p1, const B
 
 // Sums over tiles of x conj(g): R maps of an input bundle by one output bundle. `out` steps by map.
 template <int R>
-static ZNN_INLINE void update_block(const float* x, const V* g, long line, int tiles, bool add, V* out, long out_map) {
-    V re[R], im[R];
-    for (int r = 0; r < R; ++r) {
-        re[r] = add ? out[r * out_map] : V{};
-        im[r] = add ? out[r * out_map + 1] : V{};
-    }
+static ZNN_INLINE void update_block(const float* x, const V* g, long line, int tiles, V* out, long out_map) {
+    V re[R] = {}, im[R] = {};
 #pragma GCC unroll 2
     for (int t = 0; t < tiles; ++t, x += line * kV, g += line) {
         const V gr = g[0], gi = g[1];
@@ -214,30 +210,27 @@ static ZNN_INLINE void update_block(const float* x, const V* g, long line, int t
     for (int r = 0; r < R; ++r) out[r * out_map] = re[r], out[r * out_map + 1] = im[r];
 }
 
-void update_product(const LayerPlan& p, int p0, int p1, int o0, int o1, const Buffers& b, float* scratch) {
+void update_product(const LayerPlan& p, int slab, int o, int p0, int p1, const Buffers& b, float* scratch) {
     const Axis& axis = p.axis[0];
-    const int T = axis.T, maps = p.problem.in_maps;
+    const int T = axis.T, maps = p.problem.in_maps, tiles = p.slab_tiles(slab);
     const long line = 2 * p.line, step = 2 * T + 2, kernel = kernel_pencil(p, maps);
     V* sums = vec(scratch);
-    V* buffer = sums + p.in_bundles * kV * step;
+    V* taps = sums + p.in_bundles * kV * step;
+    V* buffer = taps + kernel;
     for (int pencil = p0; pencil < p1; ++pencil) {
-        for (int o = o0; o < o1; ++o) {
-            for (int slab = 0; slab < p.slabs; ++slab) {
-                const int tiles = p.slab_tiles(slab);
-                const float* x = b.at(Buffer::input_spectra) + slab * p.in_slab + pencil * p.in_pencil;
-                const V* g = vec(b.at(Buffer::gradient_spectra) + slab * p.out_slab + pencil * p.out_pencil) +
-                             o * tiles * line;
-                Prefetcher ahead(x + p.in_pencil, p.in_pencil, T, pencil + 1 < p1 && p.in_pencil <= kPrefetchFloats);
-                for (int f = 0; f < T; ++f) {
-                    ahead.step();
-                    for (int i = 0; i < maps; i += kUpdateRows)
-                        update_block<kUpdateRows>(x + (i / kV * tiles * line + 2 * f) * kV + i % kV, g + 2 * f, line,
-                                                  tiles, slab > 0, sums + i * step + 2 * f, step);
-                }
-            }
-            V* out = vec(b.at(Buffer::update_spectra)) + (long(o) * p.pencils + pencil) * kernel;
-            kernel_line_inverse(axis, sums, 2, step, out, 2, 2 * axis.k, maps, buffer);
+        const float* x = b.at(Buffer::input_spectra) + p.kept_in(slab) + pencil * p.in_pencil;
+        const V* g = vec(b.at(Buffer::gradient_spectra) + p.kept_out(slab) + pencil * p.out_pencil) + o * tiles * line;
+        Prefetcher ahead(x + p.in_pencil, p.in_pencil, T, pencil + 1 < p1 && p.in_pencil <= kPrefetchFloats);
+        for (int f = 0; f < T; ++f) {
+            ahead.step();
+            for (int i = 0; i < maps; i += kUpdateRows)
+                update_block<kUpdateRows>(x + (i / kV * tiles * line + 2 * f) * kV + i % kV, g + 2 * f, line, tiles,
+                                          sums + i * step + 2 * f, step);
         }
+        V* out = vec(b.at(Buffer::update_spectra)) + (long(o) * p.pencils + pencil) * kernel;
+        kernel_line_inverse(axis, sums, 2, step, slab ? taps : out, 2, 2 * axis.k, maps, buffer);
+        if (slab)
+            for (long i = 0; i < 2L * maps * axis.k; ++i) out[i] += taps[i];
     }
 }
 

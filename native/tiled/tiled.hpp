@@ -32,8 +32,13 @@ struct Problem {
     Extent input, kernel, sparsity{1, 1, 1};
 };
 
-// What must be complete before a phase's pieces may start (all pieces of the phases named, same layer, same round; when
-// `slabs` > 1 it is enough that the pieces of the same slab are complete, except where noted).
+// What must be complete before a phase's pieces may start: all pieces of the phases named, of the same slab.
+//
+// Slabs. Layers whose spectra outgrow L3 are cut into slabs of tiles; a phase's pieces are numbered slab by slab
+// (first_piece) and are best run so: transform, product, inverse of slab 0, then of slab 1. Spectra that only pass from
+// product to inverse have room for plan.passing_slabs slabs, those of inputs and gradients for plan.kept_slabs: slab i
+// overwrites slab i - passing_slabs (or kept_slabs). With kept_slabs < slabs the input's spectra are not memoized; run
+// the input_transform pieces of a slab again before its update_product.
 enum class Phase : int {
     kernels_forward,     // weights -> Buffer::kernels_forward
     kernels_backward,    // weights -> Buffer::kernels_backward (maps exchanged)
@@ -44,7 +49,7 @@ enum class Phase : int {
     backward_product,    // gradient_transform, kernels_backward -> input_gradient_spectra
     backward_inverse,    // backward_product -> input_gradient, halo
     backward_join,       // all of backward_inverse -> input_gradient (adds the overlaps, applies the derivative)
-    update_product,      // all slabs of input_transform and gradient_transform -> update_spectra
+    update_product,      // input_transform, gradient_transform, update_product of the slab before -> update_spectra
     update_inverse,      // all of update_product -> kernel_gradient and / or weights (whose phases above must be over)
 };
 inline constexpr int kPhases = 11;
@@ -113,6 +118,7 @@ struct LayerPlan {
     Axis axis[3];
     int order[3] = {0, 1, 2};                    // axis a of the plan is axis order[a] of (z, y, x)
     int tiles = 0, tiles_per_slab = 0, slabs = 1;
+    int kept_slabs = 1, passing_slabs = 1;       // slabs there is room for, see Phase
     int tiles_per_strip = 0, strips = 0, split = 0;  // a strip: one sub-lattice, one tile index along axis `split`
     int pencils = 0;                             // (f2, f1) pairs kept; the rest follow by symmetry
     long line = 0;                               // complex vectors from tile to tile in spectra (odd, >= T0)
@@ -134,6 +140,11 @@ struct LayerPlan {
         return f2 == 0 ? 0 : axis[1].T / 2 + 1 + (f2 - 1) * axis[1].T;
     }
     bool self_conjugate(int f2) const { return f2 == 0 || 2 * f2 == axis[2].T; }
+    // Where a slab's spectra begin, floats.
+    std::size_t kept_in(int slab) const { return std::size_t(slab % kept_slabs) * in_slab; }
+    std::size_t kept_out(int slab) const { return std::size_t(slab % kept_slabs) * out_slab; }
+    std::size_t passing_in(int slab) const { return std::size_t(slab % passing_slabs) * in_slab; }
+    std::size_t passing_out(int slab) const { return std::size_t(slab % passing_slabs) * out_slab; }
     int slab_tiles(int slab) const {
         const int left = tiles - slab * tiles_per_slab;
         return left < tiles_per_slab ? left : tiles_per_slab;
@@ -161,14 +172,16 @@ std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Ma
 
 // std::invalid_argument where the problem is empty, the kernel does not fit, the bundle is not supported or a tile extent
 // has no transform or is smaller than the kernel.
-LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Machine& machine = {});
+// `memoize`: keep all spectra of inputs and output gradients for the update, else those of two slabs.
+LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Machine& machine = {}, bool memoize = true);
 LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine = {});
 
 std::size_t buffer_bytes(const LayerPlan& plan, Buffer buffer);
 inline std::size_t scratch_bytes(const LayerPlan& plan) { return plan.scratch; }  // per worker, 64-byte aligned
 std::size_t kernel_floats(const LayerPlan& plan);
 inline int piece_count(const LayerPlan& plan, Phase phase) { return plan.pieces[int(phase)]; }
-// The first piece of a slab (slab == plan.slabs: the end). Phases that are not cut into slabs have all pieces in slab 0.
+// The first piece of a slab (slab == plan.slabs: the end). Kernel phases, joins and update_inverse are not cut: all of
+// their pieces count as slab 0.
 int first_piece(const LayerPlan& plan, Phase phase, int slab);
 
 // Carries out one piece. Arguments are trusted.

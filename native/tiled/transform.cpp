@@ -141,8 +141,8 @@ void transform_tiles(const LayerPlan& p, bool gradient, int index, const Buffers
     const TilePiece piece = tile_piece(p, index, bundles, p.transform_tiles);
     const float* image = gradient ? b.output_gradient + piece.bundle * b.output_gradient_stride
                                   : b.input + piece.bundle * b.input_stride;
-    float* spectra = gradient ? b.at(Buffer::gradient_spectra) + piece.slab * p.out_slab
-                              : b.at(Buffer::input_spectra) + piece.slab * p.in_slab;
+    float* spectra = gradient ? b.at(Buffer::gradient_spectra) + p.kept_out(piece.slab)
+                              : b.at(Buffer::input_spectra) + p.kept_in(piece.slab);
     const long pencil = (gradient ? p.out_pencil : p.in_pencil) / kV;
     const int slab_tiles = p.slab_tiles(piece.slab);
     for (int t = piece.first; t < piece.last; ++t) {
@@ -168,7 +168,7 @@ void transform_tiles(const LayerPlan& p, bool gradient, int index, const Buffers
 void forward_inverse(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const TilePiece piece = tile_piece(p, index, p.out_bundles, p.transform_tiles);
     const TileScratch t(p, scratch);
-    const float* spectra = b.at(Buffer::output_spectra) + piece.slab * p.out_slab;
+    const float* spectra = b.at(Buffer::output_spectra) + p.passing_out(piece.slab);
     const int slab_tiles = p.slab_tiles(piece.slab);
     float* image = b.output + piece.bundle * b.output_stride;
     const float* bias = b.bias ? b.bias + piece.bundle * kV : nullptr;
@@ -266,7 +266,7 @@ void backward_inverse(const LayerPlan& p, int index, const Buffers& b, float* sc
     for (int i = 0; i < p.tiles_per_strip; ++i) {
         const int tile = piece.tile_strip * p.tiles_per_strip + i;
         const int slab = tile / p.tiles_per_slab;
-        const V* spectra = vec(b.at(Buffer::input_gradient_spectra)) + slab * p.in_slab / kV;
+        const V* spectra = vec(b.at(Buffer::input_gradient_spectra) + p.passing_in(slab));
         const long place = long(piece.bundle) * p.slab_tiles(slab) + (tile - slab * p.tiles_per_slab);
         inverse_lines(p, t, spectra + place * 2 * p.line, p.in_pencil / kV);
         add_backward_tile(p, t, tile_place(p, tile), b.accumulate_input_gradient, image, halo);
@@ -442,8 +442,10 @@ void run_tiled(const LayerPlan& p, Phase phase, int index, const Buffers& b, flo
                            std::min(p.pencils, first + p.product_pencils), b, scratch);
         }
         case Phase::update_product: {
-            const int groups = p.out_bundles, first = index / groups * p.update_pencils, o = index % groups;
-            return update_product(p, first, std::min(p.pencils, first + p.update_pencils), o, o + 1, b, scratch);
+            const int groups = p.out_bundles, per_slab = groups * ceil_div(p.pencils, p.update_pencils);
+            const int slab = index / per_slab, o = index % groups;
+            const int first = index % per_slab / groups * p.update_pencils;
+            return update_product(p, slab, o, first, std::min(p.pencils, first + p.update_pencils), b, scratch);
         }
     }
 }
