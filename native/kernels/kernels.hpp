@@ -61,8 +61,9 @@ struct Table {
 
     // ---- max-filter and max-pool (bundle: floats per voxel). index[p] = flat voxel index (z*ny+y)*nx+x in the input of the
     // first maximum in z, y, x order, per float. A NaN in the window propagates as in PyTorch.
-    // Sliding maximum: separable, ceil(log2 w) comparisons per voxel and axis (van Herk's constant three only win for windows
-    // beyond 16 and do not vectorise along x). out extent n - s(w-1). scratch: see *_scratch.
+    // Sliding maximum: separable; per voxel and axis ceil(log2 w) comparisons for narrow windows, three for wide ones whatever
+    // w (van Herk, Gil and Werman; the switch-over is measured, see pooling.cpp). out extent n - s(w-1), scratch: see
+    // max_filter_scratch_bytes.
     void (*max_filter)(const float* in, Extent n, Extent w, Extent s, int bundle, float* out, std::int32_t* index, void* scratch);
     void (*max_pool)(const float* in, Extent n, Extent w, Extent stride, int bundle, float* out, std::int32_t* index);
     // gin[index[p]] += g[p] for p over `voxels` output voxels (gin zeroed by the caller).

@@ -185,6 +185,25 @@ void bench_max(const Table& t) {
         }
 }
 
+// Cost of the sliding maximum along one axis after the other, from narrow windows to wide ones.
+void bench_max_windows(const Table& t) {
+    if (!wanted("max_filter")) return;
+    const Extent m{32, 64, 64};
+    for (const char* axis : {"z", "y", "x", "cube"})
+        for (const int w : {2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64}) {
+            const bool all = *axis == 'c';
+            const Extent window{all || *axis == 'z' ? w : 1, all || *axis == 'y' ? w : 1, all || *axis == 'x' ? w : 1};
+            const Extent n = m + window - Extent{1, 1, 1}, one{1, 1, 1};
+            auto in = values(n.volume()), out = values(m.volume());
+            std::vector<std::int32_t> index(out.size());
+            std::vector<char> scratch(max_filter_scratch_bytes(n, window, one, 1));
+            report_bytes(std::string("max_filter along ") + axis + " w " + std::to_string(w), 12 * double(in.size()),
+                         double(in.size()), fastest([&] {
+                             t.max_filter(in.data(), n, window, one, 1, out.data(), index.data(), scratch.data());
+                         }));
+        }
+}
+
 void bench_boxes(const Table& t) {
     const Extent n{64, 64, 64}, inner{60, 60, 60}, at{2, 2, 2}, two{2, 2, 2}, half{32, 32, 32};
     auto a = values(n.volume()), b = values(n.volume());
@@ -215,6 +234,7 @@ int main(int argc, char** argv) {
         bench_spectral(*t);
         bench_pointwise(*t);
         bench_max(*t);
+        bench_max_windows(*t);
         bench_boxes(*t);
     }
 }

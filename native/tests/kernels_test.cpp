@@ -425,6 +425,11 @@ void test_max(const Table& t) {
     const int bundle = std::vector<int>{1, 1, 3, 8, 16, 19}[pick(0, 5)];
     const bool filter = coin(), flat = pick(0, 4) == 0;
     Extent w = random_extent(pick(0, 4) ? 4 : 10), s = random_extent(4), m = random_extent(bundle == 1 ? 12 : 5);
+    if (pick(0, 3) == 0) {  // one wide window, few enough positions
+        int* const axes[] = {&w.z, &w.y, &w.x};
+        *axes[pick(0, 2)] = pick(8, 70);
+        s = random_extent(2);
+    }
     if (flat) w.z = 1;
     if (bundle == 1 && coin()) m.x = pick(1, 50);
     Extent n, step = s;
