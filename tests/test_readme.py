@@ -1,6 +1,7 @@
 """The README holds what it promises: its example runs as printed, its commands work, its links lead somewhere."""
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -83,15 +84,37 @@ def test_help_names_every_rule_for_people():
         assert f"make {rule}" in shown
 
 
-def test_setup_says_what_is_missing(tmp_path):
-    """Without a Python that is new enough, one sentence and a failure; nothing is installed."""
+@pytest.fixture
+def bare_path(tmp_path):
+    """A search path with the tools every system has, and nothing that compiles, installs or runs Python."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
     for name in ("dirname", "find", "head", "id", "cat"):
-        (tmp_path / name).symlink_to(subprocess.check_output(["which", name], text=True).strip())
-    told = subprocess.run(["/bin/sh", "tools/setup.sh"], cwd=ROOT, capture_output=True, text=True, timeout=60,
-                          env={"PATH": str(tmp_path), "ZNN_VENV": "build/no-such-venv"})
+        (folder / name).symlink_to(shutil.which(name))
+    return folder
+
+
+def setup(path, venv):
+    return subprocess.run(["/bin/sh", "tools/setup.sh"], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                          env={"PATH": str(path), "ZNN_VENV": str(venv)})
+
+
+def test_setup_says_that_there_is_no_python(bare_path, tmp_path):
+    told = setup(bare_path, tmp_path / "venv")
     assert told.returncode == 1
     assert "Python 3.11 or newer is needed" in told.stderr and len(told.stderr.splitlines()) == 1
-    assert not (ROOT / "build" / "no-such-venv").exists()
+    assert not (tmp_path / "venv").exists()
+
+
+def test_setup_says_that_there_is_no_compiler(bare_path, tmp_path):
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    told = setup(bare_path, tmp_path / "venv")
+    assert told.returncode == 1
+    assert "no compiler for C++20 was found" in told.stderr and len(told.stderr.splitlines()) == 1
+    assert not (tmp_path / "venv" / ".engine").exists()
 
 
 def test_this_python_is_one_the_package_accepts():

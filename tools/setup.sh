@@ -96,7 +96,7 @@ install_engine() {
     say "building the engine with $CXX and installing what it needs (some minutes the first time)"
     # shellcheck disable=SC2086  # several words are meant
     "$python" -m pip install --quiet $tools
-    PATH=$PWD/$venv/bin:$PATH "$python" -m pip install --quiet --no-build-isolation --editable ".[$extras]"
+    PATH=$venv/bin:$PATH "$python" -m pip install --quiet --no-build-isolation --editable ".[$extras]"
     touch "$venv/.engine"
 }
 
@@ -115,7 +115,7 @@ install_torch() {
     printf '%s\n' "$torch" > "$venv/.torch"
 }
 
-case $venv in /*) fail "ZNN_VENV=$venv: give a path inside the clone" ;; esac
+case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
 make_environment
 install_engine
 install_torch
