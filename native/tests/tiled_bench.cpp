@@ -113,7 +113,7 @@ void report(const LayerPlan& p, const Result& r, const Machine& machine) {
     const double multiply = 8.0 * p.problem.in_maps * p.out_bundles * p.bundle * double(p.pencils) * p.axis[0].T * p.tiles;
     for (int i = 0; i < kPhases; ++i) {
         const double rate = p.method == Method::tiled ? (i == 3 || i == 6 || i == 9 ? multiply : 0)
-                                                      : (i == 4 || i == 7 || i == 10 ? flop : 0);
+                                                      : (i == 4 || i == 7 || i == 9 ? flop : 0);
         std::printf("  %-19s %9.3f ms, predicted %9.3f, %5d pieces", kNames[i], r.phase[i] * 1e3, cost.phase[i] * 1e3,
                     piece_count(p, Phase(i)));
         if (rate > 0) std::printf(", %6.1f GFLOP/s", rate / r.phase[i] * 1e-9);

@@ -17,7 +17,7 @@ constexpr int kUpdateRows[] = {0, 8, 8, 8};
 #elif defined(__AVX2__)
 constexpr int kRows[] = {0, 12, 6, 4};
 constexpr int kFewRows[] = {0, 8, 6, 4, 3};
-constexpr int kUpdateRows[] = {0, 8, 4, 4};
+constexpr int kUpdateRows[] = {0, 8, 6, 4};
 #else
 constexpr int kRows[] = {0, 4, 2, 1};
 constexpr int kFewRows[] = {0, 4, 2, 1, 1};
@@ -276,10 +276,12 @@ struct Patch {
     long a_r, a_row;
     const V* g;
     long g_bundle, g_row;
+    V* sums;
+    long sums_r, sums_bundle;
 };
 
 template <int R, int NB>
-void update_block(const Patch& k, V* sums) {
+void update_block(const Patch& k) {
     V sum[R][NB] = {};  // a patch is summed by itself first: fewer roundings of the large total
     for (int y = 0; y < k.rows; ++y) {
         const float* a = k.a + y * k.a_row;
@@ -293,90 +295,111 @@ void update_block(const Patch& k, V* sums) {
         }
     }
     for (int r = 0; r < R; ++r)
-        for (int b = 0; b < NB; ++b) sums[r * NB + b] += sum[r][b];
+        for (int b = 0; b < NB; ++b) k.sums[r * k.sums_r + b * k.sums_bundle] += sum[r][b];
 }
 
 template <int NB, int R = 1>
-void update_rows(int rows, const Patch& k, V* sums) {
+void update_rows(int rows, const Patch& k) {
     if constexpr (R < kUpdateRows[NB]) {
-        if (rows > R) return update_rows<NB, R + 1>(rows, k, sums);
+        if (rows > R) return update_rows<NB, R + 1>(rows, k);
     }
-    update_block<R, NB>(k, sums);
+    update_block<R, NB>(k);
 }
 
 template <int NB>
-void update_all_rows(int count, Patch k, V* sums) {
+void update_all_rows(int count, Patch k) {
     const int blocks = ceil_div(count, kUpdateRows[NB]);
     for (int i = 0; i < blocks; ++i) {
         const int r = (i + 1) * count / blocks - i * count / blocks;
-        update_rows<NB>(r, k, sums);
+        update_rows<NB>(r, k);
         k.a += r * k.a_r;
-        sums += r * NB;
+        k.sums += r * k.sums_r;
     }
 }
 
-void update_patch(int nb, int count, const Patch& k, V* sums) {
+void update_patch(int nb, int count, const Patch& k) {
     switch (nb) {
-        case 1: return update_all_rows<1>(count, k, sums);
-        case 2: return update_all_rows<2>(count, k, sums);
-        default: return update_all_rows<3>(count, k, sums);
+        case 1: return update_all_rows<1>(count, k);
+        case 2: return update_all_rows<2>(count, k);
+        default: return update_all_rows<3>(count, k);
     }
 }
 
-// A piece: one (z, y) tap row, one input bundle and one group of output bundles (few outputs: one group of input bundles).
-void update(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
+// Partial sums of one chunk of the output, all taps: one input bundle by one group of output bundles, laid out as kernels.
+// With few outputs the lanes are input maps: one group of input bundles, [tap][out map][in bundle].
+void update_partial(const LayerPlan& p, int index, const Buffers& b) {
     const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity;
-    Extent m = p.output;
-    const bool few = p.few_outputs;
+    const bool few = p.few_outputs, pointwise = is_pointwise(p);
     const int bundles = few ? p.in_bundles : p.out_bundles, most = few ? p.group_in : p.group_out;
-    const int groups = group_count(bundles, most), in_bundle = few ? 0 : index / groups % p.in_bundles;
+    const int groups = group_count(bundles, most);
     const GroupRange group = group_range(bundles, most, index % groups);
-    const int tap_row = index / groups / (few ? 1 : p.in_bundles), jz = tap_row / k.y, jy = tap_row % k.y;
-    const int nb = group.last - group.first;
-    const int in_lanes = std::min(kV, p.problem.in_maps - in_bundle * kV);
-    const int count = few ? p.problem.out_maps : in_lanes;           // rows of sums per x tap
-    const bool over_taps = !few && in_lanes == 1;                    // rows are x taps instead
-    Extent in_extent = n;
-    if (is_pointwise(p)) m = in_extent = {1, 1, int(m.volume())};
-    V* sums = vec(scratch);
-    std::fill(sums, sums + long(k.x) * count * nb, V{});
+    const int in_bundle = few ? 0 : index / groups % p.in_bundles, chunk = index / groups / (few ? 1 : p.in_bundles);
+    const int nb = group.last - group.first, out_maps = p.problem.out_maps;
+    const int maps = std::min(kV, p.problem.in_maps - in_bundle * kV);
+    const bool over_taps = !few && maps == 1;  // rows of the register block are x taps instead of maps
+    const int count = few ? out_maps : over_taps ? k.x : maps;
+    const long taps = long(k.volume());
 
-    const int columns = std::min(m.x, 192), rows = std::max(1, 192 / columns);
-    for (int z = 0; z < m.z; ++z)
-        for (int y = 0; y < m.y; y += rows)
-            for (int x = 0; x < m.x; x += columns)
-                for (int jx = 0; jx < (over_taps ? 1 : k.x); ++jx) {
-                    const long in = ((long(z) + s.z * jz) * in_extent.y + y + s.y * jy) * in_extent.x + x + s.x * jx;
-                    const long out = (long(z) * m.y + y) * m.x + x;
-                    Patch patch{std::min(rows, m.y - y), std::min(columns, m.x - x), nullptr, 1, 0, nullptr, 0, 0};
-                    const float* image = b.input + (few ? group.first : in_bundle) * b.input_stride + in * kV;
-                    const float* gradient = b.output_gradient + (few ? 0 : group.first) * b.output_gradient_stride + out * kV;
-                    patch.a = few ? gradient : image;
-                    patch.a_row = long(few ? m.x : in_extent.x) * kV;
-                    patch.g = vec(few ? image : gradient);
-                    patch.g_row = few ? in_extent.x : m.x;
-                    patch.g_bundle = long(few ? b.input_stride : b.output_gradient_stride) / kV;
-                    if (over_taps) patch.a_r = long(s.x) * kV;
-                    update_patch(nb, over_taps ? k.x : count, patch, sums + long(jx) * count * nb);
-                }
+    V* sums = vec(b.at(Buffer::update_spectra)) + chunk * update_chunk_vectors(p);
+    Patch patch{};
+    if (few) {
+        sums += group.first;
+        patch.sums_r = p.in_bundles, patch.sums_bundle = 1;
+        for (long j = 0; j < taps * out_maps; ++j) std::fill_n(sums + j * p.in_bundles, nb, V{});
+    } else {
+        sums += (long(group.first) * p.problem.in_maps + in_bundle * kV) * taps;
+        patch.sums_r = over_taps ? 1 : taps, patch.sums_bundle = p.problem.in_maps * taps;
+        for (int o = 0; o < nb; ++o) std::fill_n(sums + o * patch.sums_bundle, maps * taps, V{});
+    }
+    const long tap_step = few ? long(out_maps) * p.in_bundles : 1;
+    const Extent m = pointwise ? Extent{1, 1, int(p.output.volume())} : p.output;
+    const Extent from = pointwise ? m : n;
+    const float* image = b.input + (few ? group.first : in_bundle) * b.input_stride;
+    const float* gradient = b.output_gradient + (few ? 0 : group.first) * b.output_gradient_stride;
+    patch.a_r = over_taps ? long(s.x) * kV : 1;
+    patch.a_row = long(few ? m.x : from.x) * kV;
+    patch.g_row = few ? from.x : m.x;
+    patch.g_bundle = long(few ? b.input_stride : b.output_gradient_stride) / kV;
 
-    const long first_tap = long(tap_row) * k.x;
-    V* column = sums + long(k.x) * count * nb;
-    for (int c = 0; c < nb; ++c) {
-        if (!few) {
-            for (int i = 0; i < in_lanes; ++i)
-                finish_update(p, b, group.first + c, in_bundle * kV + i, first_tap, k.x, sums + i * nb + c, count * nb);
-            continue;
+    const PatchGrid grid(p);
+    const int first = int(long(chunk) * grid.count() / p.update_chunks);
+    const int last = int(long(chunk + 1) * grid.count() / p.update_chunks);
+    for (int i = first; i < last; ++i) {
+        const int z = i / (grid.down * grid.across), y = i / grid.across % grid.down * grid.rows, x = i % grid.across * grid.columns;
+        patch.rows = std::min(grid.rows, m.y - y), patch.columns = std::min(grid.columns, m.x - x);
+        const float* g = gradient + ((long(z) * m.y + y) * m.x + x) * kV;
+        for (long j = 0; j < taps; j += over_taps ? k.x : 1) {
+            const int jz = int(j / (k.y * k.x)), jy = int(j / k.x % k.y), jx = int(j % k.x);
+            const float* in = image + ((long(z + s.z * jz) * from.y + y + s.y * jy) * from.x + x + s.x * jx) * kV;
+            patch.a = few ? g : in;
+            patch.g = vec(few ? in : g);
+            patch.sums = sums + j * tap_step;
+            update_patch(nb, count, patch);
         }
-        const int maps = std::min(kV, p.problem.in_maps - (group.first + c) * kV);
-        for (int i = 0; i < maps; ++i) {
-            for (int jx = 0; jx < k.x; ++jx) {
-                V value{};
-                for (int o = 0; o < count; ++o) value[o] = sums[(long(jx) * count + o) * nb + c][i];
-                column[jx] = value;
+    }
+}
+
+// The sum of the chunks' partial sums, then the update.
+void update(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
+    const long taps = long(p.problem.kernel.volume()), chunk = update_chunk_vectors(p);
+    const V* partial = vec(b.at(Buffer::update_spectra));
+    const bool few = p.few_outputs;
+    const MapPiece piece = few ? MapPiece{0, index * kV, std::min(p.problem.in_maps, (index + 1) * kV)}
+                               : map_piece(p.out_bundles, p.problem.in_maps, p.kernel_maps_in, index);
+    V* total = vec(scratch);
+    for (int i = piece.first; i < piece.last; ++i) {
+        std::fill_n(total, taps, V{});
+        for (int c = 0; c < p.update_chunks; ++c) {
+            const V* part = partial + c * chunk;
+            for (long j = 0; j < taps; ++j) {
+                if (few)
+                    for (int o = 0; o < p.problem.out_maps; ++o)
+                        total[j][o] += part[(j * p.problem.out_maps + o) * p.in_bundles + index][i % kV];
+                else
+                    total[j] += part[(long(piece.bundle) * p.problem.in_maps + i) * taps + j];
             }
-            finish_update(p, b, 0, (group.first + c) * kV + i, first_tap, k.x, column, 1);
         }
+        finish_update(p, b, piece.bundle, i, total);
     }
 }
 
@@ -389,6 +412,7 @@ void run_direct(const LayerPlan& p, Phase phase, int index, const Buffers& b, fl
         case Phase::forward_inverse: return forward(p, index, b, scratch);
         case Phase::gradient_transform: return pad_gradient(p, index, b);
         case Phase::backward_inverse: return backward(p, index, b, scratch);
+        case Phase::update_product: return update_partial(p, index, b);
         case Phase::update_inverse: return update(p, index, b, scratch);
         default: return;  // these phases have no pieces
     }

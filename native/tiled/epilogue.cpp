@@ -78,15 +78,14 @@ void apply_derivative(V* g, const V* y, long step, long count, Transfer f) {
     }
 }
 
-void finish_update(const LayerPlan& plan, const Buffers& b, int o, int i, long first, long count, const V* g,
-                   long g_step) {
+void finish_update(const LayerPlan& plan, const Buffers& b, int o, int i, const V* g) {
     const long taps = long(plan.problem.kernel.volume());
-    const long at = (long(o) * plan.problem.in_maps + i) * taps + first;
+    const long at = (long(o) * plan.problem.in_maps + i) * taps;
     VI lane;
     for (int l = 0; l < kV; ++l) lane[l] = o * kV + l < plan.problem.out_maps ? -1 : 0;
     const SgdStep s = b.step;
-    for (long j = 0; j < count; ++j) {
-        const V gradient = lane ? g[j * g_step] : V{};
+    for (long j = 0; j < taps; ++j) {
+        const V gradient = lane ? g[j] : V{};
         if (b.kernel_gradient) vec(b.kernel_gradient)[at + j] = gradient;
         if (!b.update) continue;
         V& w = vec(b.kernels)[at + j];

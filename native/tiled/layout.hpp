@@ -156,4 +156,23 @@ inline int padded_row(const LayerPlan& p) {
     return p.output.x + 2 * p.problem.sparsity.x * (p.problem.kernel.x - 1);
 }
 
+// The kernel gradient sums over patches of the output small enough for L1, numbered z, y, x.
+struct PatchGrid {
+    int rows, columns, down, across, planes;
+
+    explicit PatchGrid(const LayerPlan& p) {
+        const Extent m = is_pointwise(p) ? Extent{1, 1, int(p.output.volume())} : p.output;
+        constexpr int kVoxels = 192;
+        columns = std::min(m.x, kVoxels);
+        rows = std::min(m.y, std::max(1, kVoxels / columns));
+        down = ceil_div(m.y, rows), across = ceil_div(m.x, columns), planes = m.z;
+    }
+    int count() const { return planes * down * across; }
+};
+// Vectors of one chunk's partial sums.
+inline long update_chunk_vectors(const LayerPlan& p) {
+    const long taps = long(p.problem.kernel.volume());
+    return p.few_outputs ? taps * p.problem.out_maps * p.in_bundles : taps * p.problem.in_maps * p.out_bundles;
+}
+
 }  // namespace znn::tiled

@@ -327,11 +327,15 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     set(Phase::forward_inverse, (p.few_outputs ? 1 : out_groups) * ceil_div(out_rows, p.rows_forward));
     set(Phase::gradient_transform, k.x > 1 ? p.out_bundles * p.output.z : 0);
     set(Phase::backward_inverse, in_groups * ceil_div(in_rows, p.rows_backward));
-    set(Phase::update_inverse, k.z * k.y * (p.few_outputs ? in_groups : p.in_bundles * out_groups));
+    // Enough chunks for many workers where there are few pairs of bundles, none shorter than a piece.
+    const int pairs = p.few_outputs ? in_groups : p.in_bundles * out_groups;
+    const double all = direct_seconds(p, out_row, double(p.output.volume()), in, p.out_bundles, machine);
+    p.update_chunks = clamp_count(std::min(all / machine.piece_s, 64.0) / pairs, PatchGrid(p).count());
+    set(Phase::update_product, pairs * p.update_chunks);
+    set(Phase::update_inverse, p.few_outputs ? p.in_bundles : p.out_bundles * ceil_div(in, p.kernel_maps_in));
 
     const long rows = 3L * (pointwise ? kRowVoxels : problem.input.x), turned = p.bundle * taps;
-    const long update = 3L * k.x * p.bundle + k.x;
-    p.scratch = std::size_t(std::max({rows, turned, update})) * p.bundle * sizeof(float);
+    p.scratch = std::size_t(std::max(rows, turned)) * p.bundle * sizeof(float);
     return p;
 }
 
@@ -348,6 +352,7 @@ std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
         if (buffer == Buffer::kernels_backward) floats = p.in_bundles * out * taps * V;
         if (buffer == Buffer::gradient_spectra && p.problem.kernel.x > 1)
             floats = std::size_t(p.out_bundles) * p.output.z * p.output.y * padded_row(p) * V;
+        if (buffer == Buffer::update_spectra) floats = std::size_t(p.update_chunks) * update_chunk_vectors(p) * V;
         return floats * sizeof(float);
     }
     const std::size_t pencils = p.pencils, in_kernels = kernel_pencil(p, int(in)) * V, out_kernels = kernel_pencil(p, int(out)) * V;
@@ -430,7 +435,8 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
         // Every tap of an input voxel is walked, in x also those that meet only zeros.
         const double rows = voxels / p.output.x * (is_pointwise(p) ? p.output.x : p.problem.input.x);
         set(Phase::backward_inverse, direct_seconds(p, p.problem.input.x, rows, out, p.in_bundles, machine));
-        set(Phase::update_inverse, direct_seconds(p, row, voxels, p.few_outputs ? p.in_bundles * p.bundle : in,
+        set(Phase::update_inverse, (p.update_chunks + 2) * weights / machine.memory_bytes);
+        set(Phase::update_product, direct_seconds(p, row, voxels, p.few_outputs ? p.in_bundles * p.bundle : in,
                                                   p.out_bundles, machine) * useful * 1.1);
         return c;
     }

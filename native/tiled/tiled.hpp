@@ -131,6 +131,7 @@ struct LayerPlan {
     // ---- direct
     int rows_forward = 1, rows_backward = 1;     // (z, y) rows per piece
     int group_out = 1, group_in = 1;             // bundles per register block
+    int update_chunks = 1;                       // parts of the output whose kernel gradients are summed apart
     bool few_outputs = false;                    // lanes are input maps, sums taken across them
 
     int pieces[kPhases] = {};                    // of all slabs together, slab by slab

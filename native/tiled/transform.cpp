@@ -407,7 +407,7 @@ void update_inverse(const LayerPlan& p, int index, const Buffers& b, float* scra
                                      a[1].kernel_step, a[1].k, t.line);
         }
         for (long j = 0; j < taps; ++j) gradient[j] *= scale;
-        finish_update(p, b, piece.bundle, i, 0, taps, gradient, 1);
+        finish_update(p, b, piece.bundle, i, gradient);
     }
 }
 

@@ -41,9 +41,8 @@ void transpose_kernels(const LayerPlan& plan, const Buffers& b, int o, int in_bu
 void finish_forward(const V* src, V* dst, long step, long count, const float* bias, Transfer f, bool accumulate);
 // g[i] *= f'(y[i]), voxels `step` vectors apart in both.
 void apply_derivative(V* g, const V* y, long step, long count, Transfer f);
-// Weights of (out bundle o, in map i), taps [first, first + count): gradients g[0], g[g_step] ... -> kernel_gradient and /
-// or SGD. Padded lanes become 0.
-void finish_update(const LayerPlan& plan, const Buffers& b, int o, int i, long first, long count, const V* g, long g_step);
+// Weights of (out bundle o, in map i), all taps: gradient g[taps] -> kernel_gradient and / or SGD. Padded lanes become 0.
+void finish_update(const LayerPlan& plan, const Buffers& b, int o, int i, const V* g);
 // out[j] lane i = in[i * in_step] lane j.
 void transpose_block(const V* in, long in_step, V* out, long out_step);
 
