@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Rebuild figures, claims and report from the records of a results folder. Needs NumPy and matplotlib, no engine.
+"""Rebuild figures, claims and report from the records of a results folder. Needs NumPy and matplotlib, no
+engine.
 
-    python paper_figs/build.py                     results/ -> paper_figs/built/, results/claims.*, paper_figs/built/report.html
+    python paper_figs/build.py                     results/ -> paper_figs/built/, results/claims.*,
+    paper_figs/built/report.html
 A figure is drawn again only when its data, its script or the style has changed.
 """
 
@@ -71,7 +73,9 @@ def _build_one(name: str, data: Data, out: Path, digests: dict[str, str]) -> str
 
 def _drawable(rows: list[dict[str, Any]]) -> bool:
     """Whether there is anything but skipped cases (and published numbers) to draw."""
-    return any(row.get("status", "ok") == "ok" and row.get("kind") not in ("published", "cost model") for row in rows)
+    return any(
+        row.get("status", "ok") == "ok" and row.get("kind") not in ("published", "cost model") for row in rows
+    )
 
 
 def _sources(script: ModuleType) -> list[str]:

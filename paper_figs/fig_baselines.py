@@ -9,21 +9,47 @@ TICKS = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)]
 def table(data):
     rows = []
     for record in data.select("baselines", status=None):
-        row = {"net": record.problem["net"], "width": record.problem.get("width"), "output_side": output_side(record),
-               "adapter": record.adapter_name, "engine": data.engine(record), "machine": data.machine(record.machine_id),
-               "status": record.status, "reason": record.reason}
+        row = {
+            "net": record.problem["net"],
+            "width": record.problem.get("width"),
+            "output_side": output_side(record),
+            "adapter": record.adapter_name,
+            "engine": data.engine(record),
+            "machine": data.machine(record.machine_id),
+            "status": record.status,
+            "reason": record.reason,
+        }
         if record.status == "ok":
             e = stats.median(record.samples_s)
-            row |= {"seconds": e.value, "low": e.low, "high": e.high, "coverage": e.coverage, "samples": len(record.samples_s),
-                    "peak_rss_bytes": record.peak_rss_bytes}
+            row |= {
+                "seconds": e.value,
+                "low": e.low,
+                "high": e.high,
+                "coverage": e.coverage,
+                "samples": len(record.samples_s),
+                "peak_rss_bytes": record.peak_rss_bytes,
+            }
         rows.append(row)
-    return sorted(rows, key=lambda r: (r["net"], r["width"], r["output_side"], r["machine"], r["adapter"] != "znn", r["adapter"]))
+    return sorted(
+        rows,
+        key=lambda r: (
+            r["net"],
+            r["width"],
+            r["output_side"],
+            r["machine"],
+            r["adapter"] != "znn",
+            r["adapter"],
+        ),
+    )
 
 
 def caption(rows):
     reasons = sorted({f"{r['engine']}: {r['reason']}" for r in rows if r["status"] != "ok"})
-    text = ("Seconds per training round, all engines on the same problem, each checked against the float64 reference before it was "
-            "timed. CPU engines use all physical cores. Bars are medians, whiskers their 95 % intervals. ")
+    text = (
+        "Seconds per training round, all engines on the same problem, each checked against the float64 "
+        "reference before it was "
+        "timed. CPU engines use all physical cores. Bars are medians, whiskers their 95 % intervals. "
+    )
     return text + ("Missing bars: " + "; ".join(reasons) + "." if reasons else "")
 
 
@@ -39,20 +65,49 @@ def draw(rows, plt):
     for i, (adapter, engine, machine) in enumerate(engines):
         label = engine if len(machines) == 1 else f"{engine}\n{machine}"
         hatch = ["", "//", "..", "xx"][machines.index(machine) % 4]
-        handles.append(plt.Rectangle((0, 0), 1, 1, fc=style.ENGINE_COLOURS.get(adapter, "0.5"), hatch=hatch, label=label))
+        handles.append(
+            plt.Rectangle((0, 0), 1, 1, fc=style.ENGINE_COLOURS.get(adapter, "0.5"), hatch=hatch, label=label)
+        )
         for j, problem in enumerate(problems):
-            row = next((r for r in rows if (r["net"], r["width"], r["output_side"]) == problem
-                        and (r["adapter"], r["engine"], r["machine"]) == (adapter, engine, machine)), None)
+            row = next(
+                (
+                    r
+                    for r in rows
+                    if (r["net"], r["width"], r["output_side"]) == problem
+                    and (r["adapter"], r["engine"], r["machine"]) == (adapter, engine, machine)
+                ),
+                None,
+            )
             x = j + (i + 0.5) * size - 0.4
             if row and row["status"] == "ok":
                 error = [[row["seconds"] - row["low"]], [row["high"] - row["seconds"]]]
-                axis.bar(x, row["seconds"], size * 0.95, color=style.ENGINE_COLOURS.get(adapter, "0.5"), hatch=hatch, yerr=error,
-                         error_kw={"lw": 0.8})
+                axis.bar(
+                    x,
+                    row["seconds"],
+                    size * 0.95,
+                    color=style.ENGINE_COLOURS.get(adapter, "0.5"),
+                    hatch=hatch,
+                    yerr=error,
+                    error_kw={"lw": 0.8},
+                )
             elif row:
-                axis.text(x, floor * 1.15, _short(row), rotation=90, ha="center", va="bottom", fontsize=5, color="0.35")
+                axis.text(
+                    x,
+                    floor * 1.15,
+                    _short(row),
+                    rotation=90,
+                    ha="center",
+                    va="bottom",
+                    fontsize=5,
+                    color="0.35",
+                )
     style.plain_log(axis, "y", TICKS, base=10)
-    axis.set(xticks=range(len(problems)), xticklabels=[f"{n}\nwidth {w}\noutput {o}" for n, w, o in problems],
-             ylabel="seconds per round", ylim=(floor, None))
+    axis.set(
+        xticks=range(len(problems)),
+        xticklabels=[f"{n}\nwidth {w}\noutput {o}" for n, w, o in problems],
+        ylabel="seconds per round",
+        ylim=(floor, None),
+    )
     axis.grid(axis="x", visible=False)
     figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(engines)))
     return figure

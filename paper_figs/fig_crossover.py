@@ -8,7 +8,9 @@ def table(data):
     rows, pairs = [], {}
     for experiment in ("kernel_size_3d", "kernel_size_2d"):
         records = data.select(experiment, adapter="znn", form="strided")
-        for (machine, net, width, output), mine in by(records, "machine_id", "net", "width", "output").items():
+        for (machine, net, width, output), mine in by(
+            records, "machine_id", "net", "width", "output"
+        ).items():
             methods = {r.options["plan"]: r for r in mine}
             if {"direct", "fft"} <= set(methods):
                 e = paired_ratio(methods["direct"], methods["fft"])
@@ -27,31 +29,72 @@ def table(data):
 
 def _row(record, kind, machine, width, ratio, low, high):
     net = record.problem["net"]
-    return {"dims": net[:2], "net": net, "kernel": int(net.split("_")[1]), "output_side": output_side(record), "kind": kind,
-            "machine": machine, "width": width, "direct_over_fft": ratio, "low": low, "high": high}
+    return {
+        "dims": net[:2],
+        "net": net,
+        "kernel": int(net.split("_")[1]),
+        "output_side": output_side(record),
+        "kind": kind,
+        "machine": machine,
+        "width": width,
+        "direct_over_fft": ratio,
+        "low": low,
+        "high": high,
+    }
 
 
 def caption(rows):
-    return ("Seconds of a training round with every layer direct over every layer FFT; above 1 FFT is ahead. Solid: measured, with "
-            "95 % bootstrap intervals over paired rounds. Dashed: ratio of operations by the cost model, which knows nothing of "
-            "how fast either method runs.")
+    return (
+        "Seconds of a training round with every layer direct over every layer FFT; above 1 FFT is ahead. "
+        "Solid: measured, with "
+        "95 % bootstrap intervals over paired rounds. Dashed: ratio of operations by the cost model, which "
+        "knows nothing of "
+        "how fast either method runs."
+    )
 
 
 def draw(rows, plt):
     dims = sorted({r["dims"] for r in rows}, reverse=True)
-    figure, axes = plt.subplots(1, len(dims), figsize=(style.WIDE if len(dims) > 1 else 4.2, 3.0), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(dims), figsize=(style.WIDE if len(dims) > 1 else 4.2, 3.0), squeeze=False
+    )
     for axis, dim in zip(axes[0], dims):
         mine = [r for r in rows if r["dims"] == dim]
-        sides, machines = sorted({r["output_side"] for r in mine}), sorted({r["machine"] for r in mine if r["machine"]})
+        sides, machines = (
+            sorted({r["output_side"] for r in mine}),
+            sorted({r["machine"] for r in mine if r["machine"]}),
+        )
         for colour, side in zip(style.sequence(len(sides)), sides):
             for marker, machine in zip(style.MARKERS, machines):
-                line = sorted((r for r in mine if r["output_side"] == side and r["machine"] == machine), key=lambda r: r["kernel"])
-                style.intervals(axis, [r["kernel"] for r in line], [(r["direct_over_fft"], r["low"], r["high"]) for r in line],
-                                color=colour, marker=marker, label=f"output side {side}" if machine == machines[0] else None)
-            model = sorted((r for r in mine if r["output_side"] == side and r["kind"] == "cost model"), key=lambda r: r["kernel"])
-            axis.plot([r["kernel"] for r in model], [r["direct_over_fft"] for r in model], color=colour, ls="--", lw=0.8)
+                line = sorted(
+                    (r for r in mine if r["output_side"] == side and r["machine"] == machine),
+                    key=lambda r: r["kernel"],
+                )
+                style.intervals(
+                    axis,
+                    [r["kernel"] for r in line],
+                    [(r["direct_over_fft"], r["low"], r["high"]) for r in line],
+                    color=colour,
+                    marker=marker,
+                    label=f"output side {side}" if machine == machines[0] else None,
+                )
+            model = sorted(
+                (r for r in mine if r["output_side"] == side and r["kind"] == "cost model"),
+                key=lambda r: r["kernel"],
+            )
+            axis.plot(
+                [r["kernel"] for r in model],
+                [r["direct_over_fft"] for r in model],
+                color=colour,
+                ls="--",
+                lw=0.8,
+            )
         axis.axhline(1, color="0.4", lw=0.8)
-        axis.set(title=f"{dim.upper()} comparison nets", xlabel="kernel side (voxels)", xticks=sorted({r["kernel"] for r in mine}))
+        axis.set(
+            title=f"{dim.upper()} comparison nets",
+            xlabel="kernel side (voxels)",
+            xticks=sorted({r["kernel"] for r in mine}),
+        )
         style.plain_log(axis, "y", (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50), base=10)
         axis.legend(loc="best")
     axes[0, 0].set_ylabel("direct over FFT, seconds per round")

@@ -12,39 +12,96 @@ def table(data):
     rows = []
     for record in data.select("inference"):
         e = stats.median(record.samples_s)
-        rows.append({"net": record.problem["net"], "width": record.problem.get("width"), "kind": "measured",
-                     "engine": data.engine(record), "machine": data.machine(record.machine_id), "output_side": output_side(record),
-                     "seconds": e.value, "low": e.low, "high": e.high, "samples": len(record.samples_s)})
+        rows.append(
+            {
+                "net": record.problem["net"],
+                "width": record.problem.get("width"),
+                "kind": "measured",
+                "engine": data.engine(record),
+                "machine": data.machine(record.machine_id),
+                "output_side": output_side(record),
+                "seconds": e.value,
+                "low": e.low,
+                "high": e.high,
+                "samples": len(record.samples_s),
+            }
+        )
     path = data.root / PUBLISHED
     with open(path if path.exists() else data.fallback / PUBLISHED, newline="") as file:
         for row in csv.DictReader(file):
             if row["report_kind"] == "baseline":  # max-pooling, as in our strided nets
                 side = int(row["output_patch"].split("x")[-1])
-                rows.append({"net": row["net"], "width": 80, "kind": "published", "engine": "Titan X, cuDNN", "machine": "",
-                             "output_side": side, "seconds": float(row["seconds_per_patch"]), "low": "", "high": "", "samples": ""})
-    return sorted(rows, key=lambda r: (r["net"], r["kind"], r["engine"], str(r["machine"]), str(r["width"]), r["output_side"]))
+                rows.append(
+                    {
+                        "net": row["net"],
+                        "width": 80,
+                        "kind": "published",
+                        "engine": "Titan X, cuDNN",
+                        "machine": "",
+                        "output_side": side,
+                        "seconds": float(row["seconds_per_patch"]),
+                        "low": "",
+                        "high": "",
+                        "samples": "",
+                    }
+                )
+    return sorted(
+        rows,
+        key=lambda r: (
+            r["net"],
+            r["kind"],
+            r["engine"],
+            str(r["machine"]),
+            str(r["width"]),
+            r["output_side"],
+        ),
+    )
 
 
 def caption(rows):
-    return ("Forward pass only, strided (max-pooling) nets. Filled: measured here, medians with 95 % intervals; the legend names "
-            "the width where it is not 80. Hollow: published with ZNNi (seung-lab/ZNNi, 2016), Titan X with cuDNN, width 80, not "
-            "measured by us; the reports name no date, driver or library version.")
+    return (
+        "Forward pass only, strided (max-pooling) nets. Filled: measured here, medians with 95 % intervals; "
+        "the legend names "
+        "the width where it is not 80. Hollow: published with ZNNi (seung-lab/ZNNi, 2016), Titan X with "
+        "cuDNN, width 80, not "
+        "measured by us; the reports name no date, driver or library version."
+    )
 
 
 def draw(rows, plt):
     nets = sorted({r["net"] for r in rows})
     figure, axes = plt.subplots(1, len(nets), figsize=(style.WIDE, 2.9), sharey=True, squeeze=False)
-    lines = sorted({(r["engine"], r["machine"], r["width"]) for r in rows if r["kind"] == "measured"}, key=str)
+    lines = sorted(
+        {(r["engine"], r["machine"], r["width"]) for r in rows if r["kind"] == "measured"}, key=str
+    )
     several = len({machine for _, machine, _ in lines}) > 1
     for axis, net in zip(axes[0], nets):
         published = [r for r in rows if r["net"] == net and r["kind"] == "published"]
-        axis.plot([r["output_side"] for r in published], [r["seconds"] for r in published], ls="none", marker="o", mfc="none",
-                  mec="0.35", ms=3, label="Titan X, cuDNN (published, width 80)")
+        axis.plot(
+            [r["output_side"] for r in published],
+            [r["seconds"] for r in published],
+            ls="none",
+            marker="o",
+            mfc="none",
+            mec="0.35",
+            ms=3,
+            label="Titan X, cuDNN (published, width 80)",
+        )
         for colour, marker, line in zip(style.COLOURS, style.MARKERS[1:], lines):
             mine = [r for r in rows if r["net"] == net and (r["engine"], r["machine"], r["width"]) == line]
-            label = line[0] + ("" if line[2] == 80 else f", width {line[2]}") + (f"\n{line[1]}" if several else "")
-            style.intervals(axis, [r["output_side"] for r in mine], [(r["seconds"], r["low"], r["high"]) for r in mine],
-                            color=colour, marker=marker, label=label)
+            label = (
+                line[0]
+                + ("" if line[2] == 80 else f", width {line[2]}")
+                + (f"\n{line[1]}" if several else "")
+            )
+            style.intervals(
+                axis,
+                [r["output_side"] for r in mine],
+                [(r["seconds"], r["low"], r["high"]) for r in mine],
+                color=colour,
+                marker=marker,
+                label=label,
+            )
         axis.set(title=net, xlabel="output patch side (voxels)", yscale="log")
         style.plain_log(axis, "x", (1, 2, 4, 8, 16, 32))
     axes[0, 0].set_ylabel("seconds per forward pass")

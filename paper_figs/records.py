@@ -1,4 +1,5 @@
-"""Records for the figures. The reading modules of znn.bench are loaded by their folder, so that nothing of the engine is:
+"""Records for the figures. The reading modules of znn.bench are loaded by their folder, so that nothing of
+the engine is:
 figures regenerate on a machine without a compiler."""
 
 from __future__ import annotations
@@ -33,8 +34,14 @@ class Data:
         self.records = self.loaded.distinct()
         self.used: dict[tuple, Record] = {}
 
-    def select(self, experiment: str, adapter: str | None = None, status: str | None = "ok",
-               where: Callable[[Record], bool] | None = None, **fields: Any) -> list[Record]:
+    def select(
+        self,
+        experiment: str,
+        adapter: str | None = None,
+        status: str | None = "ok",
+        where: Callable[[Record], bool] | None = None,
+        **fields: Any,
+    ) -> list[Record]:
         """Records of an experiment that fit, as `store.select` understands the fields."""
         if adapter:
             fields["adapter"] = adapter
@@ -67,8 +74,15 @@ class Data:
             runs = [self.loaded.runs[r.run_id] for r in mine if r.run_id in self.loaded.runs]
             commits = sorted({_commit(run.machine) for run in runs})
             counts = sorted(len(r.samples_s) for r in mine if r.samples_s)
-            samples = f"{counts[0]} to {counts[-1]} samples a case, {sum(counts)} in all" if counts else "nothing timed"
-            lines.append(f"{self.machine(machine)} ({machine}): {len(mine)} cases, {samples}; commit {', '.join(commits)}.")
+            samples = (
+                f"{counts[0]} to {counts[-1]} samples a case, {sum(counts)} in all"
+                if counts
+                else "nothing timed"
+            )
+            lines.append(
+                f"{self.machine(machine)} ({machine}): {len(mine)} cases, {samples}; commit "
+                f"{', '.join(commits)}."
+            )
         self.used = {}
         return "\n".join(lines)
 

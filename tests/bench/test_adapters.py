@@ -1,4 +1,5 @@
-"""One conformance test over every adapter: it says why it is unavailable, or passes its check and gives what it promises."""
+"""One conformance test over every adapter: it says why it is unavailable, or passes its check and gives what
+it promises."""
 
 import json
 
@@ -11,13 +12,22 @@ from znn.bench.problem import Problem
 
 TIMED = [name for name in adapters.BUILT_IN if isinstance(adapters.load(name), Timed)]
 COMPUTED = [name for name in adapters.BUILT_IN if isinstance(adapters.load(name), Computed)]
-PROBLEMS = [{"net": "scaling_3d", "width": 3, "output": 2}, {"net": "3d_3", "width": 3, "form": "strided"},
-            {"net": "3d_3", "width": 2, "form": "dense", "kernel": 2}, {"net": "2d_10", "width": 2, "kernel": 4},
-            {"net": "multiscale", "width": 3, "output": 2}, {"net": "scaling_3d", "width": 3, "output": 2, "phase": "forward"},
-            {"net": "scaling_3d", "width": 3, "output": 2, "patches": 2}]
+PROBLEMS = [
+    {"net": "scaling_3d", "width": 3, "output": 2},
+    {"net": "3d_3", "width": 3, "form": "strided"},
+    {"net": "3d_3", "width": 2, "form": "dense", "kernel": 2},
+    {"net": "2d_10", "width": 2, "kernel": 4},
+    {"net": "multiscale", "width": 3, "output": 2},
+    {"net": "scaling_3d", "width": 3, "output": 2, "phase": "forward"},
+    {"net": "scaling_3d", "width": 3, "output": 2, "patches": 2},
+]
 SMALL = Problem.from_dict({"net": "scaling_3d", "width": 3, "output": 4})
-COMPUTE_OPTIONS = {"theory": {"widths": [3, 5], "methods": ["fft", "direct"]}, "simulate": {"workers": [2, 8], "laps": 3, "plan": "fft"},
-                   "trace": {"threads": 2, "plan": "fft"}, "shares": {"threads": 2, "plan": "fft"}}
+COMPUTE_OPTIONS = {
+    "theory": {"widths": [3, 5], "methods": ["fft", "direct"]},
+    "simulate": {"workers": [2, 8], "laps": 3, "plan": "fft"},
+    "trace": {"threads": 2, "plan": "fft"},
+    "shares": {"threads": 2, "plan": "fft"},
+}
 
 
 def ready(name):
@@ -51,7 +61,9 @@ def test_timed_adapters_agree_with_the_reference(name, problem):
 def test_cases_of_a_run_share_the_reference(tmp_path, monkeypatch):
     adapter = ready("znn")
     first = adapter.check(SMALL, options(adapter), tmp_path)
-    monkeypatch.setattr("znn.bench.adapters.base.reference_outputs", None)  # a second computation would be an error
+    monkeypatch.setattr(
+        "znn.bench.adapters.base.reference_outputs", None
+    )  # a second computation would be an error
     assert adapter.check(SMALL, options(adapter), tmp_path)["passed"] and first["passed"]
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -74,7 +86,9 @@ def test_sessions_lap_mark_and_close(name):
     session.lap()
     metrics = session.metrics()
     json.dumps(metrics)
-    assert session.plan and {k: (v.shape, v.dtype) for k, v in first.items()} == {"output": ((1, 4, 4, 4), np.float32)}
+    assert session.plan and {k: (v.shape, v.dtype) for k, v in first.items()} == {
+        "output": ((1, 4, 4, 4), np.float32)
+    }
     assert metrics.get("laps", 1) == 1
     session.close()
 
@@ -85,7 +99,9 @@ def test_computed_adapters_give_json(name):
     metrics = adapter.compute(SMALL, COMPUTE_OPTIONS[name])
     json.dumps(metrics)
     if name == "theory":
-        assert len(metrics["rows"]) == 4 and all(row["work_flop"] > row["span_flop"] > 0 for row in metrics["rows"])
+        assert len(metrics["rows"]) == 4 and all(
+            row["work_flop"] > row["span_flop"] > 0 for row in metrics["rows"]
+        )
     if name == "trace":
         events = metrics["events"]
         assert len({len(events[k]) for k in events if k != "names"}) == 1 and set(events["worker"]) <= {0, 1}
@@ -137,17 +153,31 @@ def test_relative_error():
     assert relative_error(np.array([np.nan]), np.ones(1)) == float("inf")
 
 
-@pytest.mark.parametrize("data, words", [
-    ({"net": "3d_3", "colour": 1}, "colour"), ({"width": 3}, "either"), ({"net": "3d_3", "network": "x"}, "either"),
-    ({"net": "3d_3", "phase": "sideways"}, "sideways"), ({"net": "3d_3", "output": [0, 1, 1]}, "positive"),
-])
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        ({"net": "3d_3", "colour": 1}, "colour"),
+        ({"width": 3}, "either"),
+        ({"net": "3d_3", "network": "x"}, "either"),
+        ({"net": "3d_3", "phase": "sideways"}, "sideways"),
+        ({"net": "3d_3", "output": [0, 1, 1]}, "positive"),
+    ],
+)
 def test_bad_problems_are_named(data, words):
     with pytest.raises(ValueError, match=words):
         Problem.from_dict(data)
 
 
-@pytest.mark.parametrize("value, planar, result", [(3, False, (3, 3, 3)), (3, True, (1, 3, 3)), ("1x48x48", True, (1, 48, 48)),
-                                                   ([4, 5], True, (1, 4, 5)), ([2], False, (2, 2, 2))])
+@pytest.mark.parametrize(
+    "value, planar, result",
+    [
+        (3, False, (3, 3, 3)),
+        (3, True, (1, 3, 3)),
+        ("1x48x48", True, (1, 48, 48)),
+        ([4, 5], True, (1, 4, 5)),
+        ([2], False, (2, 2, 2)),
+    ],
+)
 def test_output_patches(value, planar, result):
     from znn.bench.problem import extent
 
@@ -160,4 +190,8 @@ def test_width_of_ones_own_network_leaves_the_ends_alone():
 
     spec = with_width(zoo.build("multiscale", width=4), 7)
     maps = {node.name: node.maps for node in spec.nodes}
-    assert maps["input"] == 1 and maps["output"] == 1 and {v for k, v in maps.items() if k not in ("input", "output")} == {7}
+    assert (
+        maps["input"] == 1
+        and maps["output"] == 1
+        and {v for k, v in maps.items() if k not in ("input", "output")} == {7}
+    )

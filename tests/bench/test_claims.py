@@ -9,7 +9,16 @@ import synthetic  # noqa: E402
 
 from znn.bench import claims, store  # noqa: E402
 
-EXPERIMENTS = {"theory", "policies", "sums", "scaling_3d", "scaling_2d", "many_cores", "kernel_size_3d", "memoization"}
+EXPERIMENTS = {
+    "theory",
+    "policies",
+    "sums",
+    "scaling_3d",
+    "scaling_2d",
+    "many_cores",
+    "kernel_size_3d",
+    "memoization",
+}
 
 
 def verdicts(root, thresholds=None, **how):
@@ -28,8 +37,15 @@ def loose():
 def test_good_records(tmp_path):
     found = verdicts(tmp_path)
     assert {c: v.verdict for c, v in found.items()} == {
-        "C1": claims.REPRODUCED, "C2": claims.REPRODUCED, "C3": claims.REPRODUCED, "C4": claims.REPRODUCED, "C5": claims.SIMULATED,
-        "C6": claims.UNTESTABLE, "C7": claims.UNTESTABLE, "C8": claims.REPRODUCED}
+        "C1": claims.REPRODUCED,
+        "C2": claims.REPRODUCED,
+        "C3": claims.REPRODUCED,
+        "C4": claims.REPRODUCED,
+        "C5": claims.SIMULATED,
+        "C6": claims.UNTESTABLE,
+        "C7": claims.UNTESTABLE,
+        "C8": claims.REPRODUCED,
+    }
     assert "GPU" in found["C7"].reason and "width 80" in found["C6"].reason
     assert all(t.low is not None for t in found["C4"].tests)
 
@@ -40,6 +56,7 @@ def test_every_claim_has_a_threshold_in_the_sweeps():
 
 def worse(claim):
     """Changes records so that one claim no longer holds."""
+
     def change(record):
         options, metrics = record.options, record.metrics
         if claim == "C1" and record.experiment == "theory":
@@ -54,6 +71,7 @@ def worse(claim):
         if claim == "C8" and record.experiment == "memoization" and options["memoize"]:
             metrics["transforms"] = {"kernels": 9 * 3 * record.problem["width"] ** 2}
         return record
+
     return change
 
 
@@ -84,7 +102,9 @@ def test_a_bad_simulation_proves_nothing(tmp_path):
 def test_a_simulation_that_falls_short_says_so(tmp_path):
     def change(record):
         if record.experiment == "many_cores":
-            record.metrics["predicted"] = [p | {"speedup": min(50, p["speedup"])} for p in record.metrics["predicted"]]
+            record.metrics["predicted"] = [
+                p | {"speedup": min(50, p["speedup"])} for p in record.metrics["predicted"]
+            ]
         return record
 
     found = verdicts(tmp_path, change=change)["C5"]
@@ -99,7 +119,10 @@ def test_measured_beats_simulated(tmp_path):
 
 def test_the_papers_grid_can_speak_of_width(tmp_path):
     found = verdicts(tmp_path, tier="paper")["C6"]
-    assert found.verdict in (claims.SIMULATED, claims.FAILED) and {t.simulated for t in found.tests} == {True, False}
+    assert found.verdict in (claims.SIMULATED, claims.FAILED) and {t.simulated for t in found.tests} == {
+        True,
+        False,
+    }
 
 
 def test_gpu_records(tmp_path):

@@ -18,7 +18,9 @@ def local(tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "build_figures", lambda results: 0)
 
     def start(workers=1):
-        return distributed.LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None)
+        return distributed.LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
+        )
 
     return start
 
@@ -28,9 +30,15 @@ def test_records_come_back_with_their_machine_and_resume(local, tmp_path):
         arguments = ["--cluster", machines.scheduler_address, "--out", str(tmp_path / "results")]
         assert suite.main(arguments) == 0
         loaded = store.load(tmp_path / "results")
-        assert len(loaded.records) == 4 and {r.status for r in loaded.records} == {"ok"} and loaded.problems == []
-        run, = loaded.runs.values()
-        assert {r.machine_id for r in loaded.records} == {run.machine_id} and {r.run_id for r in loaded.records} == {run.run_id}
+        assert (
+            len(loaded.records) == 4
+            and {r.status for r in loaded.records} == {"ok"}
+            and loaded.problems == []
+        )
+        (run,) = loaded.runs.values()
+        assert {r.machine_id for r in loaded.records} == {run.machine_id} and {
+            r.run_id for r in loaded.records
+        } == {run.run_id}
         assert all(r.interleaved_with for r in loaded.records) and "--case" in loaded.records[0].command
         assert suite.main(arguments) == 0 and len(store.load(tmp_path / "results").records) == 4
 

@@ -48,8 +48,11 @@ def test_caches_and_hyperthreads(tmp_path, monkeypatch):
 
 def test_source_state_sees_changes(tmp_path):
     def git(*arguments):
-        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=t", "-c", "user.email=t@t", *arguments], check=True,
-                       capture_output=True)
+        subprocess.run(
+            ["git", "-C", tmp_path, "-c", "user.name=t", "-c", "user.email=t@t", *arguments],
+            check=True,
+            capture_output=True,
+        )
 
     assert pv.source_state(tmp_path)["commit"] is None
     git("init")
@@ -63,9 +66,20 @@ def test_source_state_sees_changes(tmp_path):
 
 
 def test_warnings_name_what_disturbs():
-    quiet = {"load_1min": 0.1, "usable_cores": 4, "steal_share": 0.0, "governor": "performance", "source": {"dirty": False}}
-    loud = {"load_1min": 3.0, "usable_cores": 4, "steal_share": 0.2, "governor": "powersave",
-            "source": {"dirty": True, "diff_hash": "abc"}}
+    quiet = {
+        "load_1min": 0.1,
+        "usable_cores": 4,
+        "steal_share": 0.0,
+        "governor": "performance",
+        "source": {"dirty": False},
+    }
+    loud = {
+        "load_1min": 3.0,
+        "usable_cores": 4,
+        "steal_share": 0.2,
+        "governor": "powersave",
+        "source": {"dirty": True, "diff_hash": "abc"},
+    }
     own = [w for w in pv.warnings(quiet) if "pinned" not in w]
     found = " ".join(pv.warnings(loud))
     assert own == [] and all(word in found for word in ("load", "steal", "powersave", "abc"))

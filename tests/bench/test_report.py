@@ -12,8 +12,10 @@ import synthetic  # noqa: E402
 
 from znn.bench import claims, report, store  # noqa: E402
 
-PIXEL = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360606060000000050001"
-                      "a5f645400000000049454e44ae426082")
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360606060000000050001"
+    "a5f645400000000049454e44ae426082"
+)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -71,11 +73,31 @@ def test_a_browser_runs_it_without_errors_or_requests(page):
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip("no Chromium here")
-    script = page[0].read_text().replace("</body>", "<script>document.querySelector('th').click();"
-                                         "document.title = 'sorted ' + document.querySelectorAll('th[data-up]').length</script></body>")
+    script = (
+        page[0]
+        .read_text()
+        .replace(
+            "</body>",
+            "<script>document.querySelector('th').click();"
+            "document.title = 'sorted ' + document.querySelectorAll('th[data-up]').length</script></body>",
+        )
+    )
     clicked = page[0].with_name("clicked.html")
     clicked.write_text(script)
-    done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
-                           "--virtual-time-budget=3000", clicked.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            "--dump-dom",
+            "--virtual-time-budget=3000",
+            clicked.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert "<title>sorted 1</title>" in done.stdout
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line or "Uncaught" in line]

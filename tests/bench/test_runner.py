@@ -13,7 +13,9 @@ from znn.bench.protocol import Protocol
 from znn.bench.record import Run
 from znn.bench.sweep import Case
 
-QUICK = Protocol(warmups=2, min_rounds=4, max_rounds=6, spread=0.0, timeout_s=20, interleave=("action", "lap_s"))
+QUICK = Protocol(
+    warmups=2, min_rounds=4, max_rounds=6, spread=0.0, timeout_s=20, interleave=("action", "lap_s")
+)
 
 
 def case(adapter="fake_adapters:Fake", protocol=QUICK, **options):
@@ -39,13 +41,20 @@ def test_an_interleaved_group(run):
     assert records[0].metrics["pid"] != records[1].metrics["pid"] and records[0].peak_rss_bytes > 1 << 20
     assert records[0].plan == "fake plan" and records[0].check["passed"]
     assert store.load(run.root).latest() == sorted(
-        (r.__class__(**{**r.__dict__, "machine_id": "m"}) for r in records), key=lambda r: r.case_id)
+        (r.__class__(**{**r.__dict__, "machine_id": "m"}) for r in records), key=lambda r: r.case_id
+    )
 
 
-@pytest.mark.parametrize("action, status, words", [
-    ("raise", "failed", "third lap went wrong"), ("memory", "oom", "no room"), ("killed", "oom", "killed by the system"),
-    ("exit", "failed", "exit status 3"), ("wrong", "failed", "wrong result"),
-])
+@pytest.mark.parametrize(
+    "action, status, words",
+    [
+        ("raise", "failed", "third lap went wrong"),
+        ("memory", "oom", "no room"),
+        ("killed", "oom", "killed by the system"),
+        ("exit", "failed", "exit status 3"),
+        ("wrong", "failed", "wrong result"),
+    ],
+)
 def test_a_bad_case_is_recorded_and_the_others_go_on(run, action, status, words):
     bad, good = run(case(action=action), case())
     assert (bad.status, good.status) == (status, "ok") and words in bad.reason
@@ -59,7 +68,7 @@ def test_a_check_that_failed_is_not_taken_for_another_options_check(run):
 
 def test_a_hanging_case_times_out(run):
     start = time.monotonic()
-    record, = run(case(action="hang", protocol=Protocol(timeout_s=1.5)))
+    (record,) = run(case(action="hang", protocol=Protocol(timeout_s=1.5)))
     assert record.status == "timeout" and "1.5 s" in record.reason and time.monotonic() - start < 10
 
 
@@ -71,29 +80,34 @@ def test_the_memory_guard(run):
 
 
 def test_what_is_not_available_says_why(run):
-    record, = run(case("fake_adapters:Absent"))
+    (record,) = run(case("fake_adapters:Absent"))
     assert record.status == "skipped" and "no such device" in record.reason
 
 
 def test_computed_cases_and_chatty_libraries(run):
-    record, = run(case("fake_adapters:Sums"))
+    (record,) = run(case("fake_adapters:Sums"))
     assert record.metrics == {"twice": 6} and record.samples_s == [] and record.status == "ok"
-    record, = run(case(action="chatter"))
+    (record,) = run(case(action="chatter"))
     assert record.status == "ok"
 
 
 def test_an_unknown_adapter_is_a_failed_case(run):
-    record, = run(case("nobody"))
+    (record,) = run(case("nobody"))
     assert record.status == "failed" and "'nobody'" in record.reason
 
 
 def test_resume():
     cases = [case(), case(lap_s=0.5), case(lap_s=0.7)]
-    records = [rn.Record("t", c.case_id, {}, {"name": "a"}, {}, s, "r", "c") for c, s in zip(cases, ("ok", "failed"))]
+    records = [
+        rn.Record("t", c.case_id, {}, {"name": "a"}, {}, s, "r", "c") for c, s in zip(cases, ("ok", "failed"))
+    ]
     assert rn.pending(cases, records) == cases[2:]
     assert rn.pending(cases, records, retry_failed=True) == cases[1:]
     assert rn.pending(cases, records, force=True) == cases
-    assert rn.pending([Case("u", c.problem, c.adapter, c.options, QUICK) for c in cases], records)[0].experiment == "u"
+    assert (
+        rn.pending([Case("u", c.problem, c.adapter, c.options, QUICK) for c in cases], records)[0].experiment
+        == "u"
+    )
 
 
 def test_killing_the_runner_kills_its_children_and_keeps_what_was_recorded(tmp_path):

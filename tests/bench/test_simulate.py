@@ -42,32 +42,39 @@ def test_a_greedy_schedule_keeps_brents_bound():
     """T_P <= Tinf + (T1 - Tinf) / P for each pass between two barriers, so for their sum."""
     tasks = sim.expand(layered(6), UNIT)
     for workers in (2, 4, 7, 16):
-        longest = 3 + 2 + 1  # forward, backward, and an update forced before the first forward task of the next round
+        longest = (
+            3 + 2 + 1
+        )  # forward, backward, and an update forced before the first forward task of the next round
         assert sim.simulate(tasks, workers).round_s <= longest + (tasks.work_s - longest) / workers + 1e-9
 
 
 def test_with_workers_to_spare_a_round_takes_its_longest_chain():
     tasks = sim.expand(layered(3), UNIT)
-    # backward: two layers; forward: three; the last updates become ready with the last gradients and are forced by the
+    # backward: two layers; forward: three; the last updates become ready with the last gradients and are
+    # forced by the
     # first forward tasks, one step more.
     assert sim.simulate(tasks, 1000).round_s == pytest.approx(2 + 3 + 1)
 
 
 def test_finishing_a_node_delays_the_layer_behind_it():
     slow = sim.Durations(lambda *key: 1.0, lambda phase, name, m: 10.0 if phase == sim.FORWARD else 0.0)
-    # two backward and three forward tasks on the longest chain; input and three layers finish slowly, updates meanwhile
+    # two backward and three forward tasks on the longest chain; input and three layers finish slowly, updates
+    # meanwhile
     assert sim.simulate(sim.expand(layered(2), slow), 50).round_s == pytest.approx(2 + 3 + 4 * 10)
 
 
 def test_updates_overlap_the_next_forward_pass():
-    """With only one layer's updates slow, a free worker runs them while others go on; forcing waits only for its own."""
+    """With only one layer's updates slow, a free worker runs them while others go on; forcing waits only for
+    its own."""
+
     def edge(phase, name, a, b):
         return 5.0 if phase == sim.UPDATE and name == slow_name else 1.0
 
     graph = layered(1)
     slow_name = graph.edges[-1].name
     two = sim.simulate(sim.expand(graph, sim.Durations(edge, UNIT.node)), 2).round_s
-    # one worker runs the slow update (0 to 5), the other two backward tasks, two forced updates and the forward pass
+    # one worker runs the slow update (0 to 5), the other two backward tasks, two forced updates and the
+    # forward pass
     assert two == pytest.approx(7.0)
 
 

@@ -100,5 +100,10 @@ def test_of_several_protocols_the_longest_is_shown(tmp_path):
     write(tmp_path, run_id="r2", started="2026-02-01", records=[short])
     loaded = store.load(tmp_path)
     assert len(loaded.latest()) == 2 and [r.case_id for r in loaded.distinct()] == [long.case_id]
-    write(tmp_path, run_id="r3", started="2026-03-01", records=[dataclasses.replace(long, status="failed", case_id="2" * 12)])
+    write(
+        tmp_path,
+        run_id="r3",
+        started="2026-03-01",
+        records=[dataclasses.replace(long, status="failed", case_id="2" * 12)],
+    )
     assert [r.case_id for r in store.load(tmp_path).distinct()] == [long.case_id]

@@ -54,7 +54,7 @@ def records(tmp_path):
 def test_measure_then_resume_then_force(experiments, tmp_path, capsys):
     assert run(tmp_path) == 0
     assert len(records(tmp_path)) == 4 and {r.status for r in records(tmp_path)} == {"ok"}
-    end, = store.load(tmp_path / "results").ends.values()
+    (end,) = store.load(tmp_path / "results").ends.values()
     assert end["complete"] and 0 <= end["overhead_s"] <= end["wall_s"]
     assert run(tmp_path) == 0 and len(records(tmp_path)) == 4
     assert "all 4 cases have records" in capsys.readouterr().err
@@ -85,10 +85,17 @@ def test_list_and_dry_run_measure_nothing(experiments, tmp_path, capsys):
     assert records(tmp_path) == []
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--only", "nothing"], "no such experiment"), (["--sweep", "width"], "AXIS=VALUE"), (["--baselines", "jax"], "jax"),
-    (["--network", "missing.toml"], "no such file"), (["--case", "0" * 12], "no such case"), (["--threads", "lots"], "lots"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--only", "nothing"], "no such experiment"),
+        (["--sweep", "width"], "AXIS=VALUE"),
+        (["--baselines", "jax"], "jax"),
+        (["--network", "missing.toml"], "no such file"),
+        (["--case", "0" * 12], "no such case"),
+        (["--threads", "lots"], "lots"),
+    ],
+)
 def test_wrong_usage_is_one_sentence(experiments, tmp_path, capsys, arguments, words):
     assert run(tmp_path, *arguments) == 2
     err = capsys.readouterr().err
@@ -107,15 +114,31 @@ def test_a_network_of_ones_own(tmp_path, capsys):
     from znn import zoo
 
     path.write_text(zoo.build("scaling_3d", width=5).to_toml())
-    assert run(tmp_path, "--network", str(path), "--dry-run", "--sweep", "width=5,7", "threads=1,2", "output=4x4x4,8x8x8",
-               "--baselines", "none") == 0
+    assert (
+        run(
+            tmp_path,
+            "--network",
+            str(path),
+            "--dry-run",
+            "--sweep",
+            "width=5,7",
+            "threads=1,2",
+            "output=4x4x4,8x8x8",
+            "--baselines",
+            "none",
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "8 of 8 cases" in out and "--network" in out
 
 
 def test_axes_of_the_command_line():
     assert suite.parse_axes(["width=1,20", "output=1x48x48,8x8x8", "plan=direct"]) == {
-        "width": [1, 20], "output": [[1, 48, 48], [8, 8, 8]], "plan": ["direct"]}
+        "width": [1, 20],
+        "output": [[1, 48, 48], [8, 8, 8]],
+        "plan": ["direct"],
+    }
     with pytest.raises(SweepError):
         suite.parse_axes(["=1"])
     assert suite.parse_competitors("none") == [] and suite.parse_competitors(None) == list(suite.COMPETITORS)
@@ -129,12 +152,15 @@ from pathlib import Path
 from znn.bench import suite
 suite.ROOT = Path({str(tmp_path)!r}) / "root"
 suite.build_figures = lambda results: 0
-sys.exit(suite.main(["--out", {str(tmp_path / 'results')!r}, "--machine", "here"]))
+sys.exit(suite.main(["--out", {str(tmp_path / "results")!r}, "--machine", "here"]))
 """
     folder = tmp_path / "root" / "experiments" / "sweeps"
     folder.mkdir(parents=True)
-    (folder / "fakes.toml").write_text(SWEEP.replace("lap_s = 0.002", "lap_s = [0.001, 2]").replace(
-        "width = [3, 4]", "width = 3").replace("threads = [1, 2]", "threads = 1"))
+    (folder / "fakes.toml").write_text(
+        SWEEP.replace("lap_s = 0.002", "lap_s = [0.001, 2]")
+        .replace("width = [3, 4]", "width = 3")
+        .replace("threads = [1, 2]", "threads = 1")
+    )
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(records(tmp_path)) < 1 and time.monotonic() < deadline:
@@ -151,8 +177,20 @@ sys.exit(suite.main(["--out", {str(tmp_path / 'results')!r}, "--machine", "here"
 
 
 def test_run_all_lists_every_experiment_of_the_project(tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / "experiments/run_all.py"), "--list", "--tier", "paper", "--out", str(tmp_path)],
-                          capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "experiments/run_all.py"),
+            "--list",
+            "--tier",
+            "paper",
+            "--out",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     for path in (ROOT / "experiments" / "sweeps").glob("*.toml"):
         assert path.stem in done.stdout

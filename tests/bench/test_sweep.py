@@ -42,8 +42,10 @@ def sweep(tmp_path):
 
 def test_grid_ties_and_exclusions(sweep):
     cases = sw.expand(sweep, "quick", (4, 8))
-    points = {(c.adapter, c.problem["width"], c.problem["kernel"], tuple(c.problem["output"]), c.options["threads"])
-              for c in cases}
+    points = {
+        (c.adapter, c.problem["width"], c.problem["kernel"], tuple(c.problem["output"]), c.options["threads"])
+        for c in cases
+    }
     assert len(points) == len(cases) == 3 * 3 * 4
     assert {(p[2], p[3]) for p in points} == {(3, (4, 4, 4)), (5, (1, 1, 1)), (7, (2, 2, 2))}
     assert {p[4] for p in points} == {1, 2, 4, 8}
@@ -71,8 +73,10 @@ def test_ids_are_stable_and_groups_mix_only_the_interleaved_axis(sweep):
 
 def test_competitors_share_a_group_and_lose_our_switches(tmp_path):
     path = tmp_path / "b.toml"
-    path.write_text('[experiment]\nname="b"\ntitle="B"\nadapter=["znn","torch_cpu"]\n[protocol]\ninterleave=["adapter","plan"]\n'
-                    '[grid]\nnet="3d_5"\nthreads=2\nplan=["direct","fft"]\n')
+    path.write_text(
+        '[experiment]\nname="b"\ntitle="B"\nadapter=["znn","torch_cpu"]\n[protocol]\ninterleave=["adapter","plan"]\n'
+        '[grid]\nnet="3d_5"\nthreads=2\nplan=["direct","fft"]\n'
+    )
     cases = sw.expand(sw.load(path), "quick", (2, 2))
     assert len(cases) == 3 and len({c.group for c in cases}) == 1
     assert [c.options for c in cases if c.adapter == "torch_cpu"] == [{"threads": 2}]
@@ -80,23 +84,40 @@ def test_competitors_share_a_group_and_lose_our_switches(tmp_path):
 
 def test_words_for_threads_work_in_tied_tables_too(tmp_path):
     path = tmp_path / "w.toml"
-    path.write_text('[experiment]\nname="w"\ntitle="W"\nadapter="znn"\n[[tied]]\nwidth=[5,10]\nthreads="ends"\n[grid]\n'
-                    'net="3d_5"\n')
+    path.write_text(
+        '[experiment]\nname="w"\ntitle="W"\nadapter="znn"\n[[tied]]\nwidth=[5,10]\nthreads="ends"\n[grid]\n'
+        'net="3d_5"\n'
+    )
     cases = sw.expand(sw.load(path), "quick", (4, 8))
     assert [(c.problem["width"], c.options["threads"]) for c in cases] == [(5, 1), (5, 4), (10, 1), (10, 4)]
 
 
-@pytest.mark.parametrize("value, counts", [("all", [1, 2, 3, 4]), ("physical", [2]), ("ends", [1, 2]), ("powers", [1, 2, 4]),
-                                           ([3, "ends"], [1, 2, 3]), (5, [5])])
+@pytest.mark.parametrize(
+    "value, counts",
+    [
+        ("all", [1, 2, 3, 4]),
+        ("physical", [2]),
+        ("ends", [1, 2]),
+        ("powers", [1, 2, 4]),
+        ([3, "ends"], [1, 2, 3]),
+        (5, [5]),
+    ],
+)
 def test_words_for_thread_counts(value, counts):
     assert sw.threads_of(value, (2, 4)) == counts
 
 
-@pytest.mark.parametrize("change, words", [
-    (("[grid]", "[gird]"), "gird"), (('title = "T"', ""), "needs `title`"), (("[tiers.smoke]", "[tiers.tiny]"), "'tiny'"),
-    (("kernel = [3, 5]", "kernel = [3]"), "differ in length"), (('"powers"', '"many"'), "'many'"),
-    (("[grid]", "[grid"), "t.toml"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (("[grid]", "[gird]"), "gird"),
+        (('title = "T"', ""), "needs `title`"),
+        (("[tiers.smoke]", "[tiers.tiny]"), "'tiny'"),
+        (("kernel = [3, 5]", "kernel = [3]"), "differ in length"),
+        (('"powers"', '"many"'), "'many'"),
+        (("[grid]", "[grid"), "t.toml"),
+    ],
+)
 def test_mistakes_are_named(tmp_path, change, words):
     path = tmp_path / "t.toml"
     path.write_text(TEXT.replace(*change))

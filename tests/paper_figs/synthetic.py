@@ -15,12 +15,30 @@ SWEEPS = Path(__file__).resolve().parents[2] / "experiments" / "sweeps"
 PHASES = ["forward", "backward", "update"]
 
 
-def write(root: Path, tier: str = "quick", machine: str = "example-8c-0000", cores: int = 8, missing: tuple[str, ...] = ("torch_gpu",),
-          slow: float = 1.0, only: set[str] | None = None, change=None) -> Path:
-    """A results folder with one run that holds every case of a tier; `change(record)` may alter or drop records."""
-    run = Run(f"run-{machine}", machine, "2026-01-01T00:00:00+00:00",
-              {"cpu": "Example CPU" if cores == 8 else "Other CPU", "physical_cores": cores, "usable_cores": cores,
-               "source": {"commit": "0123456789abcdef", "dirty": False}}, {"tier": tier})
+def write(
+    root: Path,
+    tier: str = "quick",
+    machine: str = "example-8c-0000",
+    cores: int = 8,
+    missing: tuple[str, ...] = ("torch_gpu",),
+    slow: float = 1.0,
+    only: set[str] | None = None,
+    change=None,
+) -> Path:
+    """A results folder with one run that holds every case of a tier; `change(record)` may alter or drop
+    records."""
+    run = Run(
+        f"run-{machine}",
+        machine,
+        "2026-01-01T00:00:00+00:00",
+        {
+            "cpu": "Example CPU" if cores == 8 else "Other CPU",
+            "physical_cores": cores,
+            "usable_cores": cores,
+            "source": {"commit": "0123456789abcdef", "dirty": False},
+        },
+        {"tier": tier},
+    )
     writer = store.RunWriter(root, run)
     for path in sorted(SWEEPS.glob("*.toml")):
         if only is None or path.stem in only:
@@ -38,16 +56,31 @@ def make(case, cases, run_id, cores, missing, slow) -> Record:
     rng = np.random.default_rng(int(case.case_id, 16))
     group = [c.case_id for c in cases if c.group == case.group and c is not case]
     adapter = {"name": case.adapter, "version": "1", "options": case.options}
-    common = dict(experiment=case.experiment, case_id=case.case_id, problem=case.problem, adapter=adapter,
-                  protocol=case.protocol.to_dict(), run_id=run_id, command="python experiments/run_all.py")
+    common = dict(
+        experiment=case.experiment,
+        case_id=case.case_id,
+        problem=case.problem,
+        adapter=adapter,
+        protocol=case.protocol.to_dict(),
+        run_id=run_id,
+        command="python experiments/run_all.py",
+    )
     if case.adapter in missing:
-        return Record(**common, status="skipped", reason="not available: no CUDA device is visible to PyTorch")
+        return Record(
+            **common, status="skipped", reason="not available: no CUDA device is visible to PyTorch"
+        )
     if case.adapter == "torch_cpu" and case.problem.get("net") == "2d_40":
         return Record(**common, status="oom", reason="killed by the system, most likely for memory")
     samples = [] if case.adapter in COMPUTED else (slow * lap_s(case) * rng.lognormal(0, 0.02, 9)).tolist()
-    return Record(**common, status="ok", samples_s=samples, interleaved_with=group, peak_rss_bytes=int(8e8),
-                  check={"reference": "x", "max_rel_err": 1e-6, "tol": 1e-4, "passed": True},
-                  metrics=COMPUTED[case.adapter](case, cores) if case.adapter in COMPUTED else counters(case))
+    return Record(
+        **common,
+        status="ok",
+        samples_s=samples,
+        interleaved_with=group,
+        peak_rss_bytes=int(8e8),
+        check={"reference": "x", "max_rel_err": 1e-6, "tol": 1e-4, "passed": True},
+        metrics=COMPUTED[case.adapter](case, cores) if case.adapter in COMPUTED else counters(case),
+    )
 
 
 def lap_s(case) -> float:
@@ -59,7 +92,9 @@ def lap_s(case) -> float:
     if options.get("plan") == "direct":
         seconds *= kernel**1.5 / 8
     seconds *= {"fifo": 1.1, "lifo": 1.05, "stealing": 1.03}.get(options.get("policy"), 1)
-    seconds *= {"locked": 1.08, "ordered": 1.15}.get(options.get("sum"), 1) * {"malloc": 1.06}.get(options.get("allocator"), 1)
+    seconds *= {"locked": 1.08, "ordered": 1.15}.get(options.get("sum"), 1) * {"malloc": 1.06}.get(
+        options.get("allocator"), 1
+    )
     seconds *= 1 + 0.12 * (3 - len(options.get("memoize", PHASES)))
     seconds *= {"torch_cpu": 1.6, "torch_gpu": 0.1}.get(case.adapter, 1)
     threads = options.get("threads", 1)
@@ -68,8 +103,10 @@ def lap_s(case) -> float:
 
 def counters(case) -> dict:
     width, kept = case.problem.get("width") or 10, len(case.options.get("memoize", PHASES))
-    return {"laps": 9, "transforms": {"kernels": 9 * (2 + (kept < 3)) * width**2, "images": 9 * 4 * width}} | (
-        {"device": "Example GPU"} if case.adapter == "torch_gpu" else {})
+    return {
+        "laps": 9,
+        "transforms": {"kernels": 9 * (2 + (kept < 3)) * width**2, "images": 9 * 4 * width},
+    } | ({"device": "Example GPU"} if case.adapter == "torch_gpu" else {})
 
 
 def theory(case, cores) -> dict:
@@ -77,7 +114,11 @@ def theory(case, cores) -> dict:
 
 
 def shares(case, cores) -> dict:
-    lock = {"wait-free": 0.001, "locked": 0.02, "ordered": 0.01}[case.options["sum"]] * 10 / case.problem["width"]
+    lock = (
+        {"wait-free": 0.001, "locked": 0.02, "ordered": 0.01}[case.options["sum"]]
+        * 10
+        / case.problem["width"]
+    )
     return {"laps": 5, "wall_s": 1.0, "counters": {"lock_s": [lock] * cores}}
 
 
@@ -92,7 +133,10 @@ def trace(case, cores) -> dict:
                 for key, value in zip(columns, (worker, phase, 0, 0, now, length)):
                     columns[key].append(value)
                 now += length + int(rng.exponential(20))
-    return {"wall_s": 0.03, "events": {"names": {"phase": PHASES, "kind": ["task"], "group": ["conv1"]}} | columns}
+    return {
+        "wall_s": 0.03,
+        "events": {"names": {"phase": PHASES, "kind": ["task"], "group": ["conv1"]}} | columns,
+    }
 
 
 def simulate(case, cores) -> dict:
@@ -100,11 +144,28 @@ def simulate(case, cores) -> dict:
     speed = lambda n, top: n / (1 + n / (6 * width)) if top else n / (1 + n / (2 * width))  # noqa: E731
     rng = np.random.default_rng(2)
     counts = [2**i for i in range(int(math.log2(cores)) + 1)]
-    return {"validation": [{"workers": n, "samples_s": (1 / speed(n, True) * rng.lognormal(0, 0.02, 9)).tolist(),
-                            "simulated_s": 1 / speed(n, True), "error": 0.02 * n / cores} for n in counts],
-            "predicted": [{"workers": n, "bandwidth": name, "round_s": 1 / speed(n, top), "busy_share": 0.9,
-                           "speedup": speed(n, top)} for n in case.options["workers"]
-                          for name, top in (("grows with cores", True), ("as on this machine", False))]}
+    return {
+        "validation": [
+            {
+                "workers": n,
+                "samples_s": (1 / speed(n, True) * rng.lognormal(0, 0.02, 9)).tolist(),
+                "simulated_s": 1 / speed(n, True),
+                "error": 0.02 * n / cores,
+            }
+            for n in counts
+        ],
+        "predicted": [
+            {
+                "workers": n,
+                "bandwidth": name,
+                "round_s": 1 / speed(n, top),
+                "busy_share": 0.9,
+                "speedup": speed(n, top),
+            }
+            for n in case.options["workers"]
+            for name, top in (("grows with cores", True), ("as on this machine", False))
+        ],
+    }
 
 
 def cachegrind(case, cores) -> dict:
@@ -112,4 +173,10 @@ def cachegrind(case, cores) -> dict:
     return {"per_round": {"LL_read_misses": misses, "LL_write_misses": misses / 3}}
 
 
-COMPUTED = {"theory": theory, "shares": shares, "trace": trace, "simulate": simulate, "cachegrind": cachegrind}
+COMPUTED = {
+    "theory": theory,
+    "shares": shares,
+    "trace": trace,
+    "simulate": simulate,
+    "cachegrind": cachegrind,
+}

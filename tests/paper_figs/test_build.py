@@ -10,15 +10,42 @@ import pytest
 import synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES = {"allocator", "baselines", "crossover", "gantt", "inference", "kernel_size_2d", "kernel_size_3d", "many_cores", "memoization",
-           "plans", "policies", "scaling_threads", "scaling_width", "sums", "theory"}
+FIGURES = {
+    "allocator",
+    "baselines",
+    "crossover",
+    "gantt",
+    "inference",
+    "kernel_size_2d",
+    "kernel_size_3d",
+    "many_cores",
+    "memoization",
+    "plans",
+    "policies",
+    "scaling_threads",
+    "scaling_width",
+    "sums",
+    "theory",
+}
 
 
 def build(results, out, *more, check=True):
     """Run build.py in a process in which importing znn or torch is an error; returns its standard output."""
-    blocked = ("import sys, runpy; sys.modules['znn'] = None; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
-               "runpy.run_path(sys.argv[0], run_name='__main__')")
-    command = [sys.executable, "-c", blocked, str(ROOT / "paper_figs/build.py"), "--results", str(results), "--out", str(out), *more]
+    blocked = (
+        "import sys, runpy; sys.modules['znn'] = None; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        blocked,
+        str(ROOT / "paper_figs/build.py"),
+        "--results",
+        str(results),
+        "--out",
+        str(out),
+        *more,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/")
     assert not check or done.returncode == 0, done.stderr
     return done.stdout
@@ -90,7 +117,11 @@ def test_an_unknown_figure_is_refused(tmp_path):
 def test_figures_do_not_mention_the_engine():
     for path in (ROOT / "paper_figs").glob("*.py"):
         lines = [line.split() for line in path.read_text().splitlines()]
-        assert not [line for line in lines if line[:2] in (["import", "znn"], ["from", "znn"]) or "znn." in " ".join(line[:2])]
+        assert not [
+            line
+            for line in lines
+            if line[:2] in (["import", "znn"], ["from", "znn"]) or "znn." in " ".join(line[:2])
+        ]
 
 
 def test_reading_modules_use_nothing_outside_their_package():

@@ -1,4 +1,5 @@
-"""The process in which one case lives: reads commands as JSON lines from stdin, answers each with one JSON line.
+"""The process in which one case lives: reads commands as JSON lines from stdin, answers each with one JSON
+line.
 
     predict -> what it needs, or why it cannot run      open -> check, set up, plan      lap -> seconds
     mark -> counters start                              finish -> counters, peak memory
@@ -40,9 +41,12 @@ class Worker:
         reason = self.adapter.unavailable()
         if reason:
             return {"unavailable": reason}
-        return {"predicted_bytes": self.adapter.predicted_bytes(self.problem, self.options),
-                "flop": self.adapter.flop(self.problem, self.options), "version": self.adapter.version(),
-                "computed": isinstance(self.adapter, Computed)}
+        return {
+            "predicted_bytes": self.adapter.predicted_bytes(self.problem, self.options),
+            "flop": self.adapter.flop(self.problem, self.options),
+            "version": self.adapter.version(),
+            "computed": isinstance(self.adapter, Computed),
+        }
 
     def open(self, check: bool, shared: str) -> dict[str, Any]:
         if isinstance(self.adapter, Computed):

@@ -1,4 +1,5 @@
-"""Verdicts on the paper's claims, from records and the thresholds written in the sweep files. Nothing else enters."""
+"""Verdicts on the paper's claims, from records and the thresholds written in the sweep files. Nothing else
+enters."""
 
 from __future__ import annotations
 
@@ -15,7 +16,12 @@ from .counters import lock_share, transforms
 from .record import Record
 from .stats import Estimate
 
-REPRODUCED, FAILED, SIMULATED, UNTESTABLE = ("reproduced", "not reproduced", "only simulated", "not testable here")
+REPRODUCED, FAILED, SIMULATED, UNTESTABLE = (
+    "reproduced",
+    "not reproduced",
+    "only simulated",
+    "not testable here",
+)
 KEPT = ["kernels", "images", "gradients"]
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,8 +91,14 @@ def _verdict(claim: str, text: str, evidence: Evidence) -> Verdict:
     simulated = [test for test in counted if test.simulated]
     if simulated:
         against = [test for test in simulated if not test.passed]
-        reason = "the simulation speaks against it: " if against else "the simulation, validated against measured rounds, agrees: "
-        return Verdict(claim, text, SIMULATED, reason + "; ".join(map(_sentence, (against or simulated)[:3])), tests)
+        reason = (
+            "the simulation speaks against it: "
+            if against
+            else "the simulation, validated against measured rounds, agrees: "
+        )
+        return Verdict(
+            claim, text, SIMULATED, reason + "; ".join(map(_sentence, (against or simulated)[:3])), tests
+        )
     return Verdict(claim, text, REPRODUCED, f"all {len(counted)} numbers are within their thresholds", tests)
 
 
@@ -102,28 +114,70 @@ def _brent(evidence: Evidence, limits: dict) -> Found:
     tests = []
     for record in sorted(evidence.of("theory"), key=lambda r: r.problem["depth"]):
         rows, depth = record.metrics["rows"], record.problem["depth"]
-        error = max(abs(row[f"{key}_flop"] / row[f"closed_{key}_flop"] - 1) for row in rows for key in ("work", "span"))
-        tests.append(_at_most(f"task graph against closed formulas, depth {depth}", record, error, limits["formula_tolerance"]))
-        for row, p in itertools.product((r for r in rows if r["width"] == limits["width"]), limits["processors"]):
+        error = max(
+            abs(row[f"{key}_flop"] / row[f"closed_{key}_flop"] - 1)
+            for row in rows
+            for key in ("work", "span")
+        )
+        tests.append(
+            _at_most(
+                f"task graph against closed formulas, depth {depth}",
+                record,
+                error,
+                limits["formula_tolerance"],
+            )
+        )
+        for row, p in itertools.product(
+            (r for r in rows if r["width"] == limits["width"]), limits["processors"]
+        ):
             s = row["work_flop"] / row["span_flop"]
-            tests.append(_at_least(f"Brent's bound over P = {p} at width {limits['width']}, depth {depth}, {row['method']}", record,
-                                   s / (1 + (s - 1) / p) / p, limits["efficiency"]))
+            tests.append(
+                _at_least(
+                    f"Brent's bound over P = {p} at width {limits['width']}, depth {depth}, {row['method']}",
+                    record,
+                    s / (1 + (s - 1) / p) / p,
+                    limits["efficiency"],
+                )
+            )
     return tests, ""
 
 
 def _locality(evidence: Evidence, limits: dict) -> Found:
     tests = []
-    for (_, width), records in _groups(evidence.of("policies", adapter="cachegrind"), "machine_id", "width").items():
-        misses = {r.options["policy"]: r.metrics["per_round"]["LL_read_misses"] + r.metrics["per_round"]["LL_write_misses"]
-                  for r in records}
-        tests += [_at_least(f"last-level misses, {policy} over the paper's order, width {width}", records[0],
-                            count / misses["priority"], limits["misses"], strict=True)
-                  for policy, count in misses.items() if policy != "priority" and "priority" in misses]
+    for (_, width), records in _groups(
+        evidence.of("policies", adapter="cachegrind"), "machine_id", "width"
+    ).items():
+        misses = {
+            r.options["policy"]: r.metrics["per_round"]["LL_read_misses"]
+            + r.metrics["per_round"]["LL_write_misses"]
+            for r in records
+        }
+        tests += [
+            _at_least(
+                f"last-level misses, {policy} over the paper's order, width {width}",
+                records[0],
+                count / misses["priority"],
+                limits["misses"],
+                strict=True,
+            )
+            for policy, count in misses.items()
+            if policy != "priority" and "priority" in misses
+        ]
     for (_, width), records in _groups(evidence.of("policies", adapter="znn"), "machine_id", "width").items():
         base = next((r for r in records if r.options["policy"] == "priority"), None)
-        tests += [_shown(f"seconds per round, {r.options['policy']} over the paper's order, width {width}", r, _ratio(r, base),
-                         limits["time"]) for r in records if base and r is not base]
-    return tests, "" if any(t.passed is not None for t in tests) else "cache misses need valgrind's cachegrind and the tier quick"
+        tests += [
+            _shown(
+                f"seconds per round, {r.options['policy']} over the paper's order, width {width}",
+                r,
+                _ratio(r, base),
+                limits["time"],
+            )
+            for r in records
+            if base and r is not base
+        ]
+    return tests, "" if any(
+        t.passed is not None for t in tests
+    ) else "cache misses need valgrind's cachegrind and the tier quick"
 
 
 def _sums(evidence: Evidence, limits: dict) -> Found:
@@ -132,8 +186,15 @@ def _sums(evidence: Evidence, limits: dict) -> Found:
         shares = {r.options["sum"]: lock_share(r.metrics) for r in records}
         alone |= evidence.cores(records[0]) < 2
         if evidence.cores(records[0]) > 1 and shares.get("wait-free") and shares.get("locked") is not None:
-            tests.append(_at_least(f"time in critical sections, locked over wait-free, width {width}", records[0],
-                                   shares["locked"] / shares["wait-free"], limits["ratio"], strict=True))
+            tests.append(
+                _at_least(
+                    f"time in critical sections, locked over wait-free, width {width}",
+                    records[0],
+                    shares["locked"] / shares["wait-free"],
+                    limits["ratio"],
+                    strict=True,
+                )
+            )
     return tests, "one core: nobody waits for a lock" if alone and not tests else ""
 
 
@@ -143,8 +204,14 @@ def _multi_core(evidence: Evidence, limits: dict) -> Found:
         for _, speedups in _speedups(evidence, net).items():
             width = max(speedups)
             record, e, cores = speedups[width]
-            tests.append(_at_least(f"speedup over {cores} physical cores, {net}, width {width}", record, _scaled(e, 1 / cores),
-                                   limits["efficiency"]))
+            tests.append(
+                _at_least(
+                    f"speedup over {cores} physical cores, {net}, width {width}",
+                    record,
+                    _scaled(e, 1 / cores),
+                    limits["efficiency"],
+                )
+            )
     return tests, "" if tests else "needs the scaling experiments on at least two physical cores"
 
 
@@ -152,19 +219,47 @@ def _many_core(evidence: Evidence, limits: dict) -> Found:
     for net in ("scaling_3d", "scaling_2d"):
         for _, speedups in _speedups(evidence, net, limits["hardware_threads"]).items():
             record, e, threads = speedups[max(speedups)]
-            return [_at_least(f"speedup with {threads} hardware threads, {net}", record, e, limits["speedup"], strict=True)], ""
+            return [
+                _at_least(
+                    f"speedup with {threads} hardware threads, {net}",
+                    record,
+                    e,
+                    limits["speedup"],
+                    strict=True,
+                )
+            ], ""
     tests, missing = [], []
     for _, records in _groups(evidence.of("many_cores"), "machine_id").items():
         record = max(records, key=lambda r: r.problem["width"])
         worst = max(abs(v["error"]) for v in record.metrics["validation"])
-        tests.append(_shown(f"largest error of the simulation against measured rounds, width {record.problem['width']}", record,
-                            Estimate(worst, worst, worst), limits["validation_error"]))
+        tests.append(
+            _shown(
+                f"largest error of the simulation against measured rounds, width {record.problem['width']}",
+                record,
+                Estimate(worst, worst, worst),
+                limits["validation_error"],
+            )
+        )
         if worst > limits["validation_error"]:
-            missing.append(f"the simulation errs by {worst:.1%} on {record.machine_id}, more than {limits['validation_error']:.0%}")
+            missing.append(
+                f"the simulation errs by {worst:.1%} on {record.machine_id}, more than "
+                f"{limits['validation_error']:.0%}"
+            )
             continue
-        best = max(p["speedup"] for p in record.metrics["predicted"] if p["workers"] <= limits["hardware_threads"])
-        tests.append(_at_least(f"simulated speedup, width {record.problem['width']}, at most {limits['hardware_threads']} workers",
-                               record, best, limits["speedup"], strict=True, simulated=True))
+        best = max(
+            p["speedup"] for p in record.metrics["predicted"] if p["workers"] <= limits["hardware_threads"]
+        )
+        tests.append(
+            _at_least(
+                f"simulated speedup, width {record.problem['width']}, at most {limits['hardware_threads']} "
+                f"workers",
+                record,
+                best,
+                limits["speedup"],
+                strict=True,
+                simulated=True,
+            )
+        )
     if any(test.simulated for test in tests):
         return tests, ""
     return tests, "; ".join(missing) or "no machine with 240 hardware threads, and no simulation"
@@ -175,16 +270,33 @@ def _widths(evidence: Evidence, limits: dict) -> Found:
     for _, speedups in _speedups(evidence, "scaling_3d").items():
         for width, (record, e, cores) in sorted(speedups.items()):
             if width >= limits["multi_core_width"]:
-                tests.append(_at_least(f"speedup over {cores} physical cores, width {width}", record, _scaled(e, 1 / cores),
-                                       limits["efficiency"]))
+                tests.append(
+                    _at_least(
+                        f"speedup over {cores} physical cores, width {width}",
+                        record,
+                        _scaled(e, 1 / cores),
+                        limits["efficiency"],
+                    )
+                )
     if not tests:
-        missing.append(f"no net of width {limits['multi_core_width']} or more was measured on two cores or more")
+        missing.append(
+            f"no net of width {limits['multi_core_width']} or more was measured on two cores or more"
+        )
     simulated, workers = [], limits["many_core_processors"]
     for record in evidence.of("many_cores"):
         if record.problem["width"] >= limits["many_core_width"]:
-            best = max((p["speedup"] for p in record.metrics["predicted"] if p["workers"] == workers), default=0.0)
-            simulated.append(_at_least(f"simulated speedup over {workers} cores, width {record.problem['width']}", record,
-                                       best / workers, limits["efficiency"], simulated=True))
+            best = max(
+                (p["speedup"] for p in record.metrics["predicted"] if p["workers"] == workers), default=0.0
+            )
+            simulated.append(
+                _at_least(
+                    f"simulated speedup over {workers} cores, width {record.problem['width']}",
+                    record,
+                    best / workers,
+                    limits["efficiency"],
+                    simulated=True,
+                )
+            )
     if not simulated:
         missing.append(f"no simulation at width {limits['many_core_width']} or more (tier paper)")
     return tests + simulated, "; ".join(missing)
@@ -202,7 +314,9 @@ def _gpu(evidence: Evidence, limits: dict) -> Found:
                 ahead += gpu and e.low > limits["ahead"]
                 behind += gpu and e.high < limits["ahead"]
                 name = other.metrics.get("device", "CPU")
-                tests.append(_shown(f"PyTorch on {name} over ZNN, {_problem(other)}", ours, e, limits["ahead"]))
+                tests.append(
+                    _shown(f"PyTorch on {name} over ZNN, {_problem(other)}", ours, e, limits["ahead"])
+                )
     if not any(r.adapter_name == "torch_gpu" for r in evidence.records):
         return tests, "no record from a machine with a GPU"
     record = next(r for r in evidence.records if r.adapter_name == "torch_gpu")
@@ -215,22 +329,50 @@ def _memoized(evidence: Evidence, limits: dict) -> Found:
     tests = []
     for _, records in _groups(evidence.of("memoization"), "machine_id").items():
         width = max(r.problem["width"] for r in records)
-        kept, none = (next((r for r in records if r.problem["width"] == width and r.options["memoize"] == setting), None)
-                      for setting in (KEPT, []))
+        kept, none = (
+            next(
+                (r for r in records if r.problem["width"] == width and r.options["memoize"] == setting), None
+            )
+            for setting in (KEPT, [])
+        )
         if kept and none and transforms(kept.metrics) and transforms(none.metrics):
             saved = 1 - transforms(kept.metrics) / transforms(none.metrics)
-            tests.append(_at_most(f"share of transforms saved, distance from one third, width {width}", kept,
-                                  abs(saved - limits["saving"]), limits["tolerance"]))
-            tests.append(_shown(f"share of transforms saved, width {width}", kept, Estimate(saved, saved, saved), limits["saving"]))
+            tests.append(
+                _at_most(
+                    f"share of transforms saved, distance from one third, width {width}",
+                    kept,
+                    abs(saved - limits["saving"]),
+                    limits["tolerance"],
+                )
+            )
+            tests.append(
+                _shown(
+                    f"share of transforms saved, width {width}",
+                    kept,
+                    Estimate(saved, saved, saved),
+                    limits["saving"],
+                )
+            )
     return tests, ""
 
 
 CLAIMS: dict[str, Callable[[Evidence, dict], Found]] = {
-    "C1": _brent, "C2": _locality, "C3": _sums, "C4": _multi_core, "C5": _many_core, "C6": _widths, "C7": _gpu, "C8": _memoized}
+    "C1": _brent,
+    "C2": _locality,
+    "C3": _sums,
+    "C4": _multi_core,
+    "C5": _many_core,
+    "C6": _widths,
+    "C7": _gpu,
+    "C8": _memoized,
+}
 
 
-def _speedups(evidence: Evidence, net: str, least: int | None = None) -> dict[str, dict[int, tuple[Record, Estimate, int]]]:
-    """By machine and width: the record on all physical cores (or on the most threads, at least `least`), its speedup over
+def _speedups(
+    evidence: Evidence, net: str, least: int | None = None
+) -> dict[str, dict[int, tuple[Record, Estimate, int]]]:
+    """By machine and width: the record on all physical cores (or on the most threads, at least `least`), its
+    speedup over
     one worker, and the count."""
     found: dict[str, dict[int, tuple[Record, Estimate, int]]] = {}
     for (machine, width), records in _groups(evidence.of(net, memoize=KEPT), "machine_id", "width").items():
@@ -267,14 +409,28 @@ def _scaled(e: Estimate, factor: float) -> Estimate:
     return Estimate(e.value * factor, e.low * factor, e.high * factor, e.coverage)
 
 
-def _at_least(what: str, record: Record, value: float | Estimate, limit: float, strict: bool = False,
-              simulated: bool = False) -> Test:
+def _at_least(
+    what: str,
+    record: Record,
+    value: float | Estimate,
+    limit: float,
+    strict: bool = False,
+    simulated: bool = False,
+) -> Test:
     """Passes when the lower end of the interval reaches the limit."""
     e = value if isinstance(value, Estimate) else None
     number, low = (e.value, e.low) if e else (value, value)
     passed = low > limit if strict else low >= limit
-    return Test(what, record.machine_id, number, e and e.low, e and e.high, f"{'>' if strict else '>='} {limit:g}", bool(passed),
-                simulated)
+    return Test(
+        what,
+        record.machine_id,
+        number,
+        e and e.low,
+        e and e.high,
+        f"{'>' if strict else '>='} {limit:g}",
+        bool(passed),
+        simulated,
+    )
 
 
 def _at_most(what: str, record: Record, value: float, limit: float) -> Test:
@@ -290,18 +446,32 @@ def to_json(verdicts: list[Verdict]) -> str:
 
 
 def to_markdown(verdicts: list[Verdict], machines: dict[str, str]) -> str:
-    """The report: a table of verdicts, then the numbers behind each. machines: what each machine id is called."""
-    lines = ["# The paper's claims, tested on the records in this folder", "",
-             "Generated by `python paper_figs/build.py`; thresholds are in `experiments/sweeps/*.toml`. A number passes when the "
-             "lower end of its interval does.", "", "| claim | verdict | why |", "|---|---|---|"]
+    """The report: a table of verdicts, then the numbers behind each. machines: what each machine id is
+    called."""
+    lines = [
+        "# The paper's claims, tested on the records in this folder",
+        "",
+        "Generated by `python paper_figs/build.py`; thresholds are in `experiments/sweeps/*.toml`. A number "
+        "passes when the "
+        "lower end of its interval does.",
+        "",
+        "| claim | verdict | why |",
+        "|---|---|---|",
+    ]
     lines += [f"| {v.claim}: {v.text} | **{v.verdict}** | {v.reason} |" for v in verdicts]
     for v in verdicts:
         lines += ["", f"## {v.claim}: {v.verdict}", "", v.text, ""]
         if v.tests:
-            lines += ["| number | machine | value | 95 % interval | threshold | passed |", "|---|---|---|---|---|---|"]
+            lines += [
+                "| number | machine | value | 95 % interval | threshold | passed |",
+                "|---|---|---|---|---|---|",
+            ]
         for t in v.tests:
             interval = f"{t.low:.4g} to {t.high:.4g}" if t.low is not None else ""
             passed = {True: "yes", False: "no", None: ""}[t.passed]
-            lines.append(f"| {t.what} | {machines.get(t.machine, t.machine)} | {t.value:.4g}{' (simulated)' if t.simulated else ''} | "
-                         f"{interval} | {t.threshold} | {passed} |")
+            lines.append(
+                f"| {t.what} | {machines.get(t.machine, t.machine)} | "
+                f"{t.value:.4g}{' (simulated)' if t.simulated else ''} | "
+                f"{interval} | {t.threshold} | {passed} |"
+            )
     return "\n".join(lines) + "\n"

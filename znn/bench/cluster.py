@@ -1,7 +1,9 @@
-"""Spread a sweep over machines with dask.distributed: one worker process a machine, one group of cases at a time on it.
+"""Spread a sweep over machines with dask.distributed: one worker process a machine, one group of cases at a
+time on it.
 
     dask scheduler                                        on one machine
-    dask worker ADDRESS --nworkers 1 --nthreads 1         on every machine, in an environment with this project
+    dask worker ADDRESS --nworkers 1 --nthreads 1         on every machine, in an environment with this
+    project
     python experiments/run_all.py --cluster ADDRESS ...
 Records come back as they are measured and are written here, in the folder of the machine that measured them.
 """
@@ -18,7 +20,8 @@ from .sweep import Case
 
 
 class ClusterError(ValueError):
-    """The cluster cannot be reached, or is not one worker with one thread on each of several equal machines."""
+    """The cluster cannot be reached, or is not one worker with one thread on each of several equal
+    machines."""
 
 
 class _Collector:
@@ -39,18 +42,25 @@ def cores() -> tuple[int, int]:
 def describe() -> dict[str, Any]:
     """The machine's facts, its id and what disturbs it; runs on a worker."""
     facts = provenance.gather()
-    return {"facts": facts, "machine_id": provenance.machine_id(facts), "warnings": provenance.warnings(facts)}
+    return {
+        "facts": facts,
+        "machine_id": provenance.machine_id(facts),
+        "warnings": provenance.warnings(facts),
+    }
 
 
 def measure_group(cases: Sequence[Case], commands: dict[str, str], run_id: str) -> tuple[str, list[Record]]:
     """Measure a group on the worker this runs on; returns its machine id and the records."""
     collector = _Collector()
     Runner(collector, run_id, lambda case: commands[case.case_id]).run_group(cases)
-    return provenance.machine_id({"cpu": provenance.cpu_model(), "usable_cores": provenance.usable_cores()}), collector.records
+    return provenance.machine_id(
+        {"cpu": provenance.cpu_model(), "usable_cores": provenance.usable_cores()}
+    ), collector.records
 
 
 class Cluster:
-    """A connection to the scheduler, checked: every worker is alone on its machine and runs one thing at a time."""
+    """A connection to the scheduler, checked: every worker is alone on its machine and runs one thing at a
+    time."""
 
     def __init__(self, address: str, timeout_s: float = 20.0) -> None:
         try:
@@ -67,8 +77,12 @@ class Cluster:
         if not workers:
             raise ClusterError(f"--cluster {address}: no worker has joined")
         if any(worker["nthreads"] != 1 for worker in workers.values()) or len(set(names)) < len(names):
-            raise ClusterError(f"--cluster {address}: measurements would disturb each other; start one worker a machine with "
-                               "--nworkers 1 --nthreads 1")
+            raise ClusterError(
+                f"--cluster {address}: measurements would disturb each other; start one worker a machine with "
+                f""
+                f""
+                "--nworkers 1 --nthreads 1"
+            )
 
     def cores(self) -> tuple[int, int]:
         """Physical cores and hardware threads, the same on every machine. Raises ClusterError."""
@@ -79,14 +93,28 @@ class Cluster:
 
     def runs(self, run_id: str, settings: dict[str, Any]) -> dict[str, Run]:
         """A run line for each machine, by machine id."""
-        return {m["machine_id"]: Run(f"{run_id}-{m['machine_id']}", m["machine_id"], provenance.now(), m["facts"], settings,
-                                     m["warnings"]) for m in self.machines.values()}
+        return {
+            m["machine_id"]: Run(
+                f"{run_id}-{m['machine_id']}",
+                m["machine_id"],
+                provenance.now(),
+                m["facts"],
+                settings,
+                m["warnings"],
+            )
+            for m in self.machines.values()
+        }
 
-    def measure(self, groups: Sequence[Sequence[Case]], commands: dict[str, str], run_id: str) -> Iterator[tuple[str, list[Record]]]:
+    def measure(
+        self, groups: Sequence[Sequence[Case]], commands: dict[str, str], run_id: str
+    ) -> Iterator[tuple[str, list[Record]]]:
         """Hand out the groups and yield (machine id, records) as they come back, in any order."""
         from distributed import as_completed
 
-        futures = [self._client.submit(measure_group, list(group), commands, run_id, pure=False, retries=0) for group in groups]
+        futures = [
+            self._client.submit(measure_group, list(group), commands, run_id, pure=False, retries=0)
+            for group in groups
+        ]
         try:
             for future in as_completed(futures):
                 yield future.result()

@@ -1,4 +1,5 @@
-"""How long cases will take, from the cost model, corrected by what this machine's records say about the model."""
+"""How long cases will take, from the cost model, corrected by what this machine's records say about the
+model."""
 
 from __future__ import annotations
 
@@ -13,9 +14,13 @@ from .problem import Problem
 from .record import Record
 from .sweep import Case
 
-SETUP_S = 2.0                                             # process, imports, check, warm caches
+SETUP_S = 2.0  # process, imports, check, warm caches
 COMPUTED_S = {"theory": 0.6, "trace": 5.0, "shares": 5.0, "cachegrind": 120.0, "simulate": 30.0}
-FLOP_PER_S = {"znn": 4e9, "torch_cpu": 2e10, "torch_gpu": 2e12}   # a thread, or a device; only until there are records
+FLOP_PER_S = {
+    "znn": 4e9,
+    "torch_cpu": 2e10,
+    "torch_gpu": 2e12,
+}  # a thread, or a device; only until there are records
 FALLBACK_FLOP_PER_S = 1e9
 
 
@@ -27,7 +32,9 @@ class Estimator:
         for record in records:
             if record.status == "ok" and record.samples_s:
                 model = _lap_model(record.problem, record.adapter_name, record.options)
-                ratios[_kind(record.adapter_name, record.options)].append(float(np.median(record.samples_s)) / model)
+                ratios[_kind(record.adapter_name, record.options)].append(
+                    float(np.median(record.samples_s)) / model
+                )
         self._correction = {kind: float(np.median(values)) for kind, values in ratios.items()}
 
     def lap_s(self, case: Case) -> float:

@@ -12,15 +12,21 @@ if TYPE_CHECKING:
 
 INTERPRETER_BYTES = 64 << 20
 TORCH_BYTES = 400 << 20
-SLACK = 1.1  # pools round up to powers of two, but not everything lives at once (measured: 1.1 to 1.5 times the peak)
+# Pools round up to powers of two, but not everything lives at once (predictions measured 1.1 to 1.5 times the peak).
+SLACK = 1.1
 EVERYTHING = ("kernels", "images", "gradients")
 
 
-def network_bytes(graph: Graph, threads: int, plan: Any = "model", memoize: Sequence[str] | None = None) -> int:
-    """Bytes a training round of ZNN needs: images and gradients of every node, kernels with momenta, spectra kept.
+def network_bytes(
+    graph: Graph, threads: int, plan: Any = "model", memoize: Sequence[str] | None = None
+) -> int:
+    """Bytes a training round of ZNN needs: images and gradients of every node, kernels with momenta, spectra
+    kept.
 
-    A real transform of n voxels holds n float32 within one plane. Kernel spectra have the extent of one sub-lattice
-    (image extent over sparsity). Where the plan is not all direct, every layer is taken to be FFT: an upper estimate.
+    A real transform of n voxels holds n float32 within one plane. Kernel spectra have the extent of one
+    sub-lattice
+    (image extent over sparsity). Where the plan is not all direct, every layer is taken to be FFT: an upper
+    estimate.
     """
     kept = EVERYTHING if memoize is None else tuple(memoize)
     images = sum(node.maps * _voxels(node.extent) for node in graph.nodes)
@@ -43,10 +49,14 @@ def network_bytes(graph: Graph, threads: int, plan: Any = "model", memoize: Sequ
 
 
 def torch_bytes(graph: Graph) -> int:
-    """Bytes a training round of PyTorch needs: activations, their gradients, parameters, and oneDNN's reordered copies."""
+    """Bytes a training round of PyTorch needs: activations, their gradients, parameters, and oneDNN's
+    reordered copies."""
     images = sum(node.maps * _voxels(node.extent) for node in graph.nodes)
-    kernels = sum(_voxels(e.kernel) * graph.nodes[e.source].maps * graph.nodes[e.target].maps
-                  for e in graph.edges if e.kind == "conv")
+    kernels = sum(
+        _voxels(e.kernel) * graph.nodes[e.source].maps * graph.nodes[e.target].maps
+        for e in graph.edges
+        if e.kind == "conv"
+    )
     return int(TORCH_BYTES + 4 * (5 * images + 6 * kernels))
 
 

@@ -1,6 +1,7 @@
 """A problem: a network, its output patch and the arrays that go through it, all determined by a small dict.
 
-The dict is what sweeps expand to and what records store. Building it into a graph needs znn; describing it does not.
+The dict is what sweeps expand to and what records store. Building it into a graph needs znn; describing it
+does not.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class ProblemError(ValueError):
 
 @dataclass(frozen=True)
 class Problem:
-    """net: a name of the zoo, or "chain" (`depth` fully connected convolution layers); network: path of a description.
+    """net: a name of the zoo, or "chain" (`depth` fully connected convolution layers); network: path of a
+    description.
 
     output: output patch (z, y, x). phase: "round" (backward i and forward i+1, with the update) or "forward".
     """
@@ -51,7 +53,9 @@ class Problem:
             raise ProblemError(f"problem: phase {data['phase']!r} is not one of {', '.join(PHASES)}")
         values = dict(data)
         if "output" in values:
-            values["output"] = extent(values["output"], planar=str(data.get("net", "")).startswith(("2d", "scaling_2d")))
+            values["output"] = extent(
+                values["output"], planar=str(data.get("net", "")).startswith(("2d", "scaling_2d"))
+            )
         return cls(**values)
 
     def spec(self) -> NetworkSpec:
@@ -75,9 +79,12 @@ class Problem:
         return Graph.build(self.spec(), output=self.output)
 
     def reduced(self) -> Problem:
-        """The same network three maps wide with the smallest patch: small enough to check against the float64 reference."""
+        """The same network three maps wide with the smallest patch: small enough to check against the float64
+        reference."""
         output = tuple(min(n, 2) for n in self.output)
-        return replace(self, width=3, output=output) if self.net != "chain" else replace(self, width=3, depth=3)
+        return (
+            replace(self, width=3, output=output) if self.net != "chain" else replace(self, width=3, depth=3)
+        )
 
     def arrays(self, graph: Graph) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Random inputs and output gradients by node name, float32, made before anything is timed."""
@@ -86,14 +93,17 @@ class Problem:
 
         def images(names: tuple[str, ...]) -> dict[str, np.ndarray]:
             lead = (self.patches,) if self.patches > 1 else ()
-            return {name: rng.uniform(-1, 1, (*lead, nodes[name].maps, *nodes[name].extent)).astype(np.float32)
-                    for name in names}
+            return {
+                name: rng.uniform(-1, 1, (*lead, nodes[name].maps, *nodes[name].extent)).astype(np.float32)
+                for name in names
+            }
 
         return images(graph.inputs), images(graph.outputs)
 
 
 def extent(value: Any, planar: bool = False) -> tuple[int, int, int]:
-    """An extent from an int (a cube, or a square of depth 1 where planar), a list, or a text such as 1x48x48."""
+    """An extent from an int (a cube, or a square of depth 1 where planar), a list, or a text such as
+    1x48x48."""
     if isinstance(value, str):
         value = [int(part) for part in value.split("x")]
     if isinstance(value, int):
@@ -106,7 +116,8 @@ def extent(value: Any, planar: bool = False) -> tuple[int, int, int]:
 
 
 def with_width(spec: NetworkSpec, width: int) -> NetworkSpec:
-    """The network with `width` maps in every node that neither is nor is joined map to map to an input or an output."""
+    """The network with `width` maps in every node that neither is nor is joined map to map to an input or an
+    output."""
     sources = {edge.source for edge in spec.edges}
     fixed = {node.name for node in spec.nodes if node.kind == "input" or node.name not in sources}
     joined = [{e.source, e.target} for e in spec.edges if e.kind != "conv" or e.depthwise]

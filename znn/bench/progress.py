@@ -9,7 +9,8 @@ from typing import TextIO
 
 
 class Progress:
-    """weights: expected seconds of each step; the time left is scaled by how the steps so far compared with theirs."""
+    """weights: expected seconds of each step; the time left is scaled by how the steps so far compared with
+    theirs."""
 
     def __init__(self, weights: list[float], stream: TextIO | None = None) -> None:
         self._weights, self._stream = weights, stream or sys.stderr
@@ -17,7 +18,7 @@ class Progress:
 
     def left_s(self) -> float:
         """Seconds still expected."""
-        finished, remaining = sum(self._weights[:self._done]), sum(self._weights[self._done:])
+        finished, remaining = sum(self._weights[: self._done]), sum(self._weights[self._done :])
         elapsed = time.monotonic() - self._start
         return remaining * (elapsed / finished) if finished else remaining
 

@@ -1,4 +1,5 @@
-"""How a group of cases is measured: warm-ups, interleaved rounds in a seeded random order, and when to stop."""
+"""How a group of cases is measured: warm-ups, interleaved rounds in a seeded random order, and when to
+stop."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from . import stats
 
 @dataclass(frozen=True)
 class Protocol:
-    """Measure until the interval of every median is within `spread` of it, between `min_rounds` and `max_rounds`.
+    """Measure until the interval of every median is within `spread` of it, between `min_rounds` and
+    `max_rounds`.
 
     `max_s` caps the timed seconds of a case, `timeout_s` all seconds of a case with its set-up and check.
     `interleave` names the axes whose values are measured together, round by round.
@@ -38,15 +40,18 @@ class Protocol:
             values["interleave"] = tuple(values["interleave"])
         protocol = cls(**values)
         if not 1 <= protocol.min_rounds <= protocol.max_rounds:
-            raise ValueError(f"protocol: min_rounds {protocol.min_rounds} must be from 1 to max_rounds "
-                             f"{protocol.max_rounds}")
+            raise ValueError(
+                f"protocol: min_rounds {protocol.min_rounds} must be from 1 to max_rounds "
+                f"{protocol.max_rounds}"
+            )
         return protocol
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"interleave": list(self.interleave)}
 
     def orders(self, cases: int) -> Iterator[list[int]]:
-        """The order in which the cases run in round 0, 1, ...: a fresh seeded shuffle each, so no case always follows another."""
+        """The order in which the cases run in round 0, 1, ...: a fresh seeded shuffle each, so no case always
+        follows another."""
         rng = random.Random(self.seed)
         while True:
             order = list(range(cases))

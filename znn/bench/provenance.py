@@ -1,4 +1,5 @@
-"""Facts about the machine, the software and the moment of a run. A fact that cannot be had is None, never an error."""
+"""Facts about the machine, the software and the moment of a run. A fact that cannot be had is None, never an
+error."""
 
 from __future__ import annotations
 
@@ -15,19 +16,34 @@ from pathlib import Path
 from typing import Any
 
 CPU_DIR = Path("/sys/devices/system/cpu")
-ENVIRONMENT = re.compile(r"^(OMP_|MKL_|KMP_|GOMP_|OPENBLAS_|DNNL_|ONEDNN_|ZNN_|CUDA_|NVIDIA_|MALLOC_|PYTORCH_|TORCH_|LD_PRELOAD)")
+ENVIRONMENT = re.compile(
+    r"^(OMP_|MKL_|KMP_|GOMP_|OPENBLAS_|DNNL_|ONEDNN_|ZNN_|CUDA_|NVIDIA_|MALLOC_|PYTORCH_|TORCH_|LD_PRELOAD)"
+)
 PACKAGES = ("numpy", "pyfftw", "torch", "matplotlib", "znn")
 BUSY_LOAD, STEAL_SHARE = 0.25, 0.01
 
 
 def gather(root: Path | None = None) -> dict[str, Any]:
     """Everything a reader needs to judge a run, JSON-ready: hardware, load, software, source state."""
-    return {"cpu": cpu_model(), "caches": caches(), "physical_cores": physical_cores(), "usable_cores": usable_cores(),
-            "logical_cores": os.cpu_count(), "memory_bytes": memory_bytes(), "governor": governor(), "frequency_mhz": frequency(),
-            "load_1min": os.getloadavg()[0], "steal_share": steal_share(), "kernel": platform.release(),
-            "system": platform.platform(), "build": build_info(), "python": sys.version.split()[0],
-            "packages": packages(), "environment": {k: v for k, v in sorted(os.environ.items()) if ENVIRONMENT.match(k)},
-            "source": source_state(root or Path(__file__).resolve().parents[2])}
+    return {
+        "cpu": cpu_model(),
+        "caches": caches(),
+        "physical_cores": physical_cores(),
+        "usable_cores": usable_cores(),
+        "logical_cores": os.cpu_count(),
+        "memory_bytes": memory_bytes(),
+        "governor": governor(),
+        "frequency_mhz": frequency(),
+        "load_1min": os.getloadavg()[0],
+        "steal_share": steal_share(),
+        "kernel": platform.release(),
+        "system": platform.platform(),
+        "build": build_info(),
+        "python": sys.version.split()[0],
+        "packages": packages(),
+        "environment": {k: v for k, v in sorted(os.environ.items()) if ENVIRONMENT.match(k)},
+        "source": source_state(root or Path(__file__).resolve().parents[2]),
+    }
 
 
 def now() -> str:
@@ -53,9 +69,14 @@ def caches(cpu_dir: Path = CPU_DIR) -> list[dict[str, Any]]:
     for index in sorted(cpu_dir.glob("cpu0/cache/index*")):
         size = re.fullmatch(r"(\d+)([KMG]?)", _read(index / "size") or "")
         if size:
-            found.append({"level": int(_read(index / "level") or 0), "type": _read(index / "type"),
-                          "bytes": int(size[1]) * 1024 ** " KMG".index(size[2] or " "),
-                          "shared_by": len(cpu_list(_read(index / "shared_cpu_list") or "0"))})
+            found.append(
+                {
+                    "level": int(_read(index / "level") or 0),
+                    "type": _read(index / "type"),
+                    "bytes": int(size[1]) * 1024 ** " KMG".index(size[2] or " "),
+                    "shared_by": len(cpu_list(_read(index / "shared_cpu_list") or "0")),
+                }
+            )
     return found
 
 
@@ -130,7 +151,8 @@ def _cpu_times() -> list[int] | None:
 
 
 def build_info() -> dict[str, Any] | None:
-    """Compiler, flags, FFT library and instruction sets as the engine reports them; None without the engine."""
+    """Compiler, flags, FFT library and instruction sets as the engine reports them; None without the
+    engine."""
     try:
         from znn import _core
     except ImportError:
@@ -153,13 +175,18 @@ def source_state(root: Path) -> dict[str, Any]:
     """Commit, whether tracked files differ from it, and the hash of that difference. Results do not count."""
     commit = _git(root, "rev-parse", "HEAD")
     diff = _git(root, "diff", "HEAD", "--", ".", ":!results", ":!paper_figs/built")
-    return {"commit": commit, "dirty": None if diff is None else bool(diff),
-            "diff_hash": hashlib.sha256(diff.encode()).hexdigest()[:12] if diff else None}
+    return {
+        "commit": commit,
+        "dirty": None if diff is None else bool(diff),
+        "diff_hash": hashlib.sha256(diff.encode()).hexdigest()[:12] if diff else None,
+    }
 
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -177,9 +204,13 @@ def warnings(facts: dict[str, Any]) -> list[str]:
     """Sentences about what makes this machine noisy right now."""
     found = []
     if facts["load_1min"] > BUSY_LOAD * facts["usable_cores"]:
-        found.append(f"load average {facts['load_1min']:.2f} on {facts['usable_cores']} cores: other work is running")
+        found.append(
+            f"load average {facts['load_1min']:.2f} on {facts['usable_cores']} cores: other work is running"
+        )
     if (facts["steal_share"] or 0) > STEAL_SHARE:
-        found.append(f"steal time {facts['steal_share']:.1%}: the hypervisor runs other guests on these cores")
+        found.append(
+            f"steal time {facts['steal_share']:.1%}: the hypervisor runs other guests on these cores"
+        )
     if facts["governor"] not in (None, "performance"):
         found.append(f"frequency governor is {facts['governor']}, not performance: the clock may vary")
     if facts["source"]["dirty"]:
@@ -191,7 +222,8 @@ def warnings(facts: dict[str, Any]) -> list[str]:
 
 
 def pinned_elsewhere(share: float = 0.2) -> list[str]:
-    """Names of processes of others that are bound to a part of our cores and have used more than `share` of their life."""
+    """Names of processes of others that are bound to a part of our cores and have used more than `share` of
+    their life."""
     import psutil
 
     ours, everything, found = os.sched_getaffinity(0), os.cpu_count() or 1, []

@@ -1,6 +1,8 @@
-"""The record of one measured case: raw samples and their context, one JSON line each; nothing derived is stored.
+"""The record of one measured case: raw samples and their context, one JSON line each; nothing derived is
+stored.
 
-A run file starts with a `Run` line (the machine and the settings), then holds one `Record` line per case, then an end line.
+A run file starts with a `Run` line (the machine and the settings), then holds one `Record` line per case,
+then an end line.
 Lines of an older schema are brought up to date by `UPGRADES`, one function per schema step.
 """
 
@@ -24,8 +26,10 @@ class RecordError(ValueError):
 class Record:
     """One case. Times in seconds, memory in bytes, `flop` counted by the cost model for one round.
 
-    `interleaved_with` lists the case ids measured in the same interleaved rounds: sample i of each belongs to one round.
-    `metrics` holds what the adapter counted (transforms, seconds in locks) or computed; its keys are the adapter's.
+    `interleaved_with` lists the case ids measured in the same interleaved rounds: sample i of each belongs to
+    one round.
+    `metrics` holds what the adapter counted (transforms, seconds in locks) or computed; its keys are the
+    adapter's.
     """
 
     experiment: str
@@ -50,7 +54,9 @@ class Record:
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
-            raise RecordError(f"record {self.case_id}: status {self.status!r} is not one of {', '.join(STATUSES)}")
+            raise RecordError(
+                f"record {self.case_id}: status {self.status!r} is not one of {', '.join(STATUSES)}"
+            )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -74,7 +80,8 @@ class Run:
 
 
 def case_id(problem: dict, adapter_name: str, options: dict, protocol: dict) -> str:
-    """Twelve hexadecimal digits that name a case: the hash of problem, adapter, options and protocol, in any key order."""
+    """Twelve hexadecimal digits that name a case: the hash of problem, adapter, options and protocol, in any
+    key order."""
     text = json.dumps([problem, adapter_name, options, protocol], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -117,7 +124,8 @@ def from_line(text: str) -> Record | Run | dict:
 
 
 def _upgrade_1(data: dict) -> dict:
-    """Schema 1 had no `kind`, no experiment and no metrics; `interleaved` in the protocol was only a switch."""
+    """Schema 1 had no `kind`, no experiment and no metrics; `interleaved` in the protocol was only a
+    switch."""
     data = dict(data)
     if "case_id" in data:
         data.setdefault("kind", "case")

@@ -1,6 +1,8 @@
-"""Run cases and record them. Each case lives in a process of its own; groups are measured in interleaved rounds.
+"""Run cases and record them. Each case lives in a process of its own; groups are measured in interleaved
+rounds.
 
-A case that fails, or runs out of memory or time, is recorded as such and the sweep goes on. Nothing is recorded of a case
+A case that fails, or runs out of memory or time, is recorded as such and the sweep goes on. Nothing is
+recorded of a case
 that was interrupted, so the next run measures it again; everything else counts as done.
 """
 
@@ -23,7 +25,7 @@ from .record import Record
 from .store import RunWriter
 from .sweep import Case
 
-MEMORY_SHARE = 0.9        # of what is available when a case starts
+MEMORY_SHARE = 0.9  # of what is available when a case starts
 DONE = ("ok", "skipped", "timeout", "oom", "failed")
 
 
@@ -44,8 +46,13 @@ class Child:
         threads = str(case.options.get("threads", 1))
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "znn.bench.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-            env=environment, start_new_session=True)  # Ctrl-C reaches the runner only
+            [sys.executable, "-m", "znn.bench.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
+            start_new_session=True,
+        )  # Ctrl-C reaches the runner only
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._process.stdout, selectors.EVENT_READ)
         self._buffer = b""
@@ -126,14 +133,22 @@ class Measured:
 class Runner:
     """Measures groups of cases and hands every record to `writer`.
 
-    seconds: where the time went, by stage (start, check and set-up, warm-ups, laps); the rest of the wall time is overhead.
+    seconds: where the time went, by stage (start, check and set-up, warm-ups, laps); the rest of the wall
+    time is overhead.
     """
 
-    def __init__(self, writer: RunWriter, run_id: str, command: Callable[[Case], str],
-                 available: Callable[[], int] = provenance.available_bytes) -> None:
+    def __init__(
+        self,
+        writer: RunWriter,
+        run_id: str,
+        command: Callable[[Case], str],
+        available: Callable[[], int] = provenance.available_bytes,
+    ) -> None:
         self._writer, self._run_id, self._command, self._available = writer, run_id, command, available
         self._checks: dict[str, dict] = {}
-        self._shared = tempfile.TemporaryDirectory(prefix="znn-bench-")  # what the checks of a run leave for each other
+        self._shared = tempfile.TemporaryDirectory(
+            prefix="znn-bench-"
+        )  # what the checks of a run leave for each other
         self.seconds = dict.fromkeys(("start", "setup", "warmup", "laps"), 0.0)
 
     def run_group(self, cases: Sequence[Case]) -> list[Record]:
@@ -176,7 +191,9 @@ class Runner:
             raise CaseStopped("skipped", f"not available: {item.facts['unavailable']}")
         need, free = item.facts["predicted_bytes"], self._available()
         if need > MEMORY_SHARE * free:
-            raise CaseStopped("skipped", f"expected to need {need / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free")
+            raise CaseStopped(
+                "skipped", f"expected to need {need / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free"
+            )
 
     def _measure(self, batch: list[Measured]) -> None:
         for item in batch:
@@ -191,10 +208,17 @@ class Runner:
                 self._guarded(item, "setup", self._finish)
 
     def _open(self, item: Measured) -> None:
-        """Set up, with the check before it unless this run has already checked the same adapter, net and options."""
+        """Set up, with the check before it unless this run has already checked the same adapter, net and
+        options."""
         case = item.case
-        key = json.dumps([case.adapter, {k: v for k, v in case.problem.items() if k not in ("width", "output")},
-                          {k: v for k, v in case.options.items() if k != "threads"}], sort_keys=True)
+        key = json.dumps(
+            [
+                case.adapter,
+                {k: v for k, v in case.problem.items() if k not in ("width", "output")},
+                {k: v for k, v in case.options.items() if k != "threads"},
+            ],
+            sort_keys=True,
+        )
         reply = item.child.ask("open", check=key not in self._checks, shared=self._shared.name)
         item.facts["plan"] = reply["plan"]
         if reply["check"]:
@@ -202,8 +226,11 @@ class Runner:
         item.facts["check"] = self._checks.get(key)
         if item.facts["check"] and not item.facts["check"]["passed"]:
             check = item.facts["check"]
-            raise CaseStopped("failed", f"wrong result: relative error {check['max_rel_err']:.3g} against "
-                                        f"{check['reference']}, tolerance {check['tol']:g}; not timed")
+            raise CaseStopped(
+                "failed",
+                f"wrong result: relative error {check['max_rel_err']:.3g} against "
+                f"{check['reference']}, tolerance {check['tol']:g}; not timed",
+            )
 
     def _warm_up(self, item: Measured) -> None:
         for _ in range(item.case.protocol.warmups):
@@ -217,7 +244,9 @@ class Runner:
         for order in protocol.orders(len(live)):
             for index in order:
                 if live[index].alive:
-                    self._guarded(live[index], "laps", lambda item: item.samples.append(item.child.ask("lap")["s"]))
+                    self._guarded(
+                        live[index], "laps", lambda item: item.samples.append(item.child.ask("lap")["s"])
+                    )
             complete = [item.samples for item in live if item.alive]
             if not complete or protocol.enough(complete):
                 return
@@ -229,13 +258,25 @@ class Runner:
         case, facts = item.case, item.facts
         others = [other.case.case_id for other in batch if other is not item and other.status == "ok"]
         return Record(
-            experiment=case.experiment, case_id=case.case_id, problem=case.problem,
+            experiment=case.experiment,
+            case_id=case.case_id,
+            problem=case.problem,
             adapter={"name": case.adapter, "version": facts.get("version", ""), "options": case.options},
-            protocol=case.protocol.to_dict(), status=item.status, reason=item.reason, run_id=self._run_id,
-            command=self._command(case), plan=facts.get("plan", ""), check=facts.get("check"), samples_s=item.samples,
-            warmups_s=item.warmups, interleaved_with=others, peak_rss_bytes=item.result.get("peak_rss_bytes"),
-            predicted_bytes=facts.get("predicted_bytes"), flop=facts.get("flop"),
-            metrics=item.result.get("metrics", {}))
+            protocol=case.protocol.to_dict(),
+            status=item.status,
+            reason=item.reason,
+            run_id=self._run_id,
+            command=self._command(case),
+            plan=facts.get("plan", ""),
+            check=facts.get("check"),
+            samples_s=item.samples,
+            warmups_s=item.warmups,
+            interleaved_with=others,
+            peak_rss_bytes=item.result.get("peak_rss_bytes"),
+            predicted_bytes=facts.get("predicted_bytes"),
+            flop=facts.get("flop"),
+            metrics=item.result.get("metrics", {}),
+        )
 
 
 def grouped(cases: Iterable[Case]) -> list[list[Case]]:
@@ -246,8 +287,11 @@ def grouped(cases: Iterable[Case]) -> list[list[Case]]:
     return list(groups.values())
 
 
-def pending(cases: Iterable[Case], records: Iterable[Record], force: bool = False, retry_failed: bool = False) -> list[Case]:
-    """The cases still to be measured: those without a record, of this machine, of the same experiment and case id.
+def pending(
+    cases: Iterable[Case], records: Iterable[Record], force: bool = False, retry_failed: bool = False
+) -> list[Case]:
+    """The cases still to be measured: those without a record, of this machine, of the same experiment and
+    case id.
 
     retry_failed: only a good record counts as done. force: none does.
     """

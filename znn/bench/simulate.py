@@ -1,7 +1,10 @@
-"""Discrete-event simulation of the scheduler: the tasks of training rounds on P workers, from measured durations.
+"""Discrete-event simulation of the scheduler: the tasks of training rounds on P workers, from measured
+durations.
 
-The same rules as the engine's: ready tasks by policy, backward over forward over update, FORCE, a node's sum finished
-by its last contribution, updates of a round overlapping the next forward pass. Time in queues and locks is not
+The same rules as the engine's: ready tasks by policy, backward over forward over update, FORCE, a node's sum
+finished
+by its last contribution, updates of a round overlapping the next forward pass. Time in queues and locks is
+not
 modelled, except the lock of the locked sum; shared memory bandwidth is (`Contention`).
 """
 
@@ -27,7 +30,8 @@ WAITING, QUEUED, RUNNING, DONE = range(4)
 
 
 class Durations(NamedTuple):
-    """Seconds of a task by (phase, edge group, from map, to map), and of finishing a node's map by (phase, node, map)."""
+    """Seconds of a task by (phase, edge group, from map, to map), and of finishing a node's map by (phase,
+    node, map)."""
 
     edge: Callable[[int, str, int, int], float]
     node: Callable[[int, str, int], float]
@@ -35,9 +39,11 @@ class Durations(NamedTuple):
 
 @dataclass(frozen=True)
 class Contention:
-    """Slowdown of tasks while `n` workers are busy: a share `memory` of their time scales with the bandwidth asked for.
+    """Slowdown of tasks while `n` workers are busy: a share `memory` of their time scales with the bandwidth
+    asked for.
 
-    one_worker: the share of the machine's bandwidth that one worker can draw, so n workers ask for n * one_worker.
+    one_worker: the share of the machine's bandwidth that one worker can draw, so n workers ask for n *
+    one_worker.
     slow(n) = (1 - memory) + memory * max(1, n * one_worker)
     """
 
@@ -49,7 +55,8 @@ class Contention:
 
     @classmethod
     def fit(cls, slowdown: Mapping[int, float], one_worker: float) -> Contention:
-        """Least squares of `memory` over the measured slowdown of tasks at each number of workers (1.0 at one worker)."""
+        """Least squares of `memory` over the measured slowdown of tasks at each number of workers (1.0 at one
+        worker)."""
         x = np.array([max(1.0, n * one_worker) - 1 for n in slowdown])
         y = np.array(list(slowdown.values())) - 1
         return cls(float(np.clip(x @ y / (x @ x), 0, 1)) if x.any() else 0.0, one_worker)
@@ -57,18 +64,19 @@ class Contention:
 
 @dataclass
 class TaskGraph:
-    """Tasks of one training round, map by map. A task is an edge in a phase; node n's image or gradient completes when
+    """Tasks of one training round, map by map. A task is an edge in a phase; node n's image or gradient
+    completes when
     its last contribution is in, which costs `finish_s` in that phase and readies the tasks that read it."""
 
     seconds: list[float] = field(default_factory=list)
     phase: list[int] = field(default_factory=list)
     priority: list[tuple] = field(default_factory=list)
-    adds_to: list[int] = field(default_factory=list)         # index of the sum a task contributes to, -1: none
-    forces: list[int] = field(default_factory=list)          # the update task a forward task forces, -1: none
-    contributions: list[int] = field(default_factory=list)   # by sum
-    sum_phase: list[int] = field(default_factory=list)       # by sum
-    finish_s: list[float] = field(default_factory=list)      # by sum
-    readies: list[list[int]] = field(default_factory=list)   # by sum: tasks that start once it is complete
+    adds_to: list[int] = field(default_factory=list)  # index of the sum a task contributes to, -1: none
+    forces: list[int] = field(default_factory=list)  # the update task a forward task forces, -1: none
+    contributions: list[int] = field(default_factory=list)  # by sum
+    sum_phase: list[int] = field(default_factory=list)  # by sum
+    finish_s: list[float] = field(default_factory=list)  # by sum
+    readies: list[list[int]] = field(default_factory=list)  # by sum: tasks that start once it is complete
     first: dict[int, list[int]] = field(default_factory=dict)  # tasks ready when the phase begins
 
     @property
@@ -80,7 +88,8 @@ class TaskGraph:
 def expand(graph: Graph, durations: Durations) -> TaskGraph:
     """The map-level tasks of a round. Nothing is computed towards the gradients of the inputs.
 
-    Handing in an input image or an output gradient is a task too: its node's finishing (transforms, loss) follows it.
+    Handing in an input image or an output gradient is a task too: its node's finishing (transforms, loss)
+    follows it.
     """
     tasks = TaskGraph(first={FORWARD: [], BACKWARD: []})
     sums = {phase: _add_sums(tasks, graph, durations, phase) for phase in (FORWARD, BACKWARD)}
@@ -95,15 +104,32 @@ def expand(graph: Graph, durations: Durations) -> TaskGraph:
             update = -1
             if edge.kind == "conv":
                 update = _add_task(tasks, durations, UPDATE, edge.name, a, b, (0, 0, 0))
-            forward = _add_task(tasks, durations, FORWARD, edge.name, a, b, (1, to_output[target], -target, -b),
-                                sums[FORWARD][target, b], update)
+            forward = _add_task(
+                tasks,
+                durations,
+                FORWARD,
+                edge.name,
+                a,
+                b,
+                (1, to_output[target], -target, -b),
+                sums[FORWARD][target, b],
+                update,
+            )
             tasks.readies[sums[FORWARD][source, a]].append(forward)
             gradient = tasks.readies[sums[BACKWARD][target, b]]
             if update >= 0:
                 gradient.append(update)
             if source not in inputs:
-                backward = _add_task(tasks, durations, BACKWARD, edge.name, a, b, (2, to_input[source], -source, -a),
-                                     sums[BACKWARD][source, a])
+                backward = _add_task(
+                    tasks,
+                    durations,
+                    BACKWARD,
+                    edge.name,
+                    a,
+                    b,
+                    (2, to_input[source], -source, -a),
+                    sums[BACKWARD][source, a],
+                )
                 gradient.append(backward)
     return tasks
 
@@ -120,12 +146,23 @@ def _add_sums(tasks: TaskGraph, graph: Graph, durations: Durations, phase: int) 
     return found
 
 
-def _add_task(tasks: TaskGraph, durations: Durations, phase: int, name: str, a: int, b: int, priority: tuple,
-              adds_to: int = -1, forces: int = -1) -> int:
+def _add_task(
+    tasks: TaskGraph,
+    durations: Durations,
+    phase: int,
+    name: str,
+    a: int,
+    b: int,
+    priority: tuple,
+    adds_to: int = -1,
+    forces: int = -1,
+) -> int:
     return _append(tasks, durations.edge(phase, name, a, b), phase, priority, adds_to, forces)
 
 
-def _append(tasks: TaskGraph, seconds: float, phase: int, priority: tuple, adds_to: int = -1, forces: int = -1) -> int:
+def _append(
+    tasks: TaskGraph, seconds: float, phase: int, priority: tuple, adds_to: int = -1, forces: int = -1
+) -> int:
     tasks.seconds.append(seconds)
     tasks.phase.append(phase)
     tasks.priority.append(priority)
@@ -154,7 +191,8 @@ def _distances(graph: Graph) -> tuple[list[int], list[int]]:
 
 
 class _Queue:
-    """Ready tasks under one policy. Tasks taken out by FORCE stay in the containers and are skipped when met."""
+    """Ready tasks under one policy. Tasks taken out by FORCE stay in the containers and are skipped when
+    met."""
 
     def __init__(self, policy: str, workers: int, tasks: TaskGraph, state: list[int], seed: int) -> None:
         if policy not in POLICIES:
@@ -191,8 +229,15 @@ class _Queue:
 class _Machine:
     """P workers and the state of the rounds they run."""
 
-    def __init__(self, tasks: TaskGraph, workers: int, policy: str, contention: Contention,
-                 lock_s: Callable[[int], float] | None, seed: int) -> None:
+    def __init__(
+        self,
+        tasks: TaskGraph,
+        workers: int,
+        policy: str,
+        contention: Contention,
+        lock_s: Callable[[int], float] | None,
+        seed: int,
+    ) -> None:
         self.tasks, self.contention, self.lock_s = tasks, contention, lock_s
         self.state = [DONE] * len(tasks.seconds)  # before the first round every update is complete
         self.queue = _Queue(policy, workers, tasks, self.state, seed)
@@ -203,7 +248,7 @@ class _Machine:
         self.lock_free = [0.0] * len(tasks.contributions)
         self.busy_s = 0.0
         self.phase = FORWARD
-        self.left = 0       # sums of the running pass that are not finished
+        self.left = 0  # sums of the running pass that are not finished
 
     def run_phase(self, phase: int) -> None:
         """Start a pass and go on until its last sum is finished; updates may remain queued or running."""
@@ -216,7 +261,8 @@ class _Machine:
             self.step()
 
     def step(self) -> None:
-        """The next worker to come to the end of what it does. It goes on with finishing nodes and delegated tasks."""
+        """The next worker to come to the end of what it does. It goes on with finishing nodes and delegated
+        tasks."""
         self.now, _, worker, tasks, sums = heapq.heappop(self.events)
         for where in sums:
             self.left -= self.tasks.sum_phase[where] == self.phase
@@ -289,9 +335,17 @@ class Result:
     busy_share: float
 
 
-def simulate(tasks: TaskGraph, workers: int, policy: str = "priority", contention: Contention = Contention(),
-             lock_s: Callable[[int], float] | None = None, rounds: int = 3, seed: int = 1510) -> Result:
-    """Rounds of backward(i) and forward(i+1) on `workers` workers; the first, without pending updates, is not counted.
+def simulate(
+    tasks: TaskGraph,
+    workers: int,
+    policy: str = "priority",
+    contention: Contention = Contention(),
+    lock_s: Callable[[int], float] | None = None,
+    rounds: int = 3,
+    seed: int = 1510,
+) -> Result:
+    """Rounds of backward(i) and forward(i+1) on `workers` workers; the first, without pending updates, is not
+    counted.
 
     lock_s: seconds a task's addition holds the lock of its sum (the locked sum); None: the wait-free sum.
     """

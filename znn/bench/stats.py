@@ -1,4 +1,5 @@
-"""Medians with intervals, and ratios of paired samples. Everything random is seeded, so a figure repeats exactly."""
+"""Medians with intervals, and ratios of paired samples. Everything random is seeded, so a figure repeats
+exactly."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ RESAMPLES = 2000
 
 
 class Estimate(NamedTuple):
-    """A value with its interval; `coverage` is the confidence really reached (few samples cannot reach 95 %)."""
+    """A value with its interval; `coverage` is the confidence really reached (few samples cannot reach 95
+    %)."""
 
     value: float
     low: float
@@ -30,7 +32,8 @@ class Estimate(NamedTuple):
 
 
 def median(samples: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """Median and its distribution-free interval between two order statistics (binomial; David & Nagaraja, 2003, 7.1).
+    """Median and its distribution-free interval between two order statistics (binomial; David & Nagaraja,
+    2003, 7.1).
 
     With fewer than six samples the interval is their range and `coverage` says what that is worth.
     """
@@ -48,23 +51,29 @@ def median(samples: Sequence[float], confidence: float = CONFIDENCE) -> Estimate
     return Estimate(middle, x[k], x[n - 1 - k], max(0.0, 1 - 2 * tail))
 
 
-def ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = 1510,
-          confidence: float = CONFIDENCE) -> Estimate:
+def ratio(
+    numerator: Sequence[float], denominator: Sequence[float], seed: int = 1510, confidence: float = CONFIDENCE
+) -> Estimate:
     """Ratio of medians of two cases measured in the same interleaved rounds, by bootstrap over paired rounds.
 
-    Sample i of both belongs to round i; a round is drawn for both together, so that drift common to both cancels.
+    Sample i of both belongs to round i; a round is drawn for both together, so that drift common to both
+    cancels.
     """
     n = min(len(numerator), len(denominator))
     if n == 0:
         raise ValueError("a ratio needs at least one paired round")
     top, bottom = np.asarray(numerator[:n], float), np.asarray(denominator[:n], float)
     draws = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
-    return _bootstrap(np.median(top) / np.median(bottom),
-                      np.median(top[draws], axis=1) / np.median(bottom[draws], axis=1), confidence)
+    return _bootstrap(
+        np.median(top) / np.median(bottom),
+        np.median(top[draws], axis=1) / np.median(bottom[draws], axis=1),
+        confidence,
+    )
 
 
-def unpaired_ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = 1510,
-                   confidence: float = CONFIDENCE) -> Estimate:
+def unpaired_ratio(
+    numerator: Sequence[float], denominator: Sequence[float], seed: int = 1510, confidence: float = CONFIDENCE
+) -> Estimate:
     """Ratio of medians of two cases measured at different times: both are resampled independently."""
     if not len(numerator) or not len(denominator):
         raise ValueError("a ratio needs samples on both sides")

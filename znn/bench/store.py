@@ -1,4 +1,5 @@
-"""Record files: `results/<machine-id>/<run-id>.jsonl`, appended line by line, each synced before the next case starts.
+"""Record files: `results/<machine-id>/<run-id>.jsonl`, appended line by line, each synced before the next
+case starts.
 
 Folders of several people merge by copying them together, because every run has a file of its own.
 """
@@ -21,7 +22,8 @@ class StoreError(RuntimeError):
 
 
 class RunWriter:
-    """Appends lines to one run file. A line is either on disk whole or, after a failure, not in the file at all."""
+    """Appends lines to one run file. A line is either on disk whole or, after a failure, not in the file at
+    all."""
 
     def __init__(self, root: str | Path, run: Run) -> None:
         self.path = Path(root) / run.machine_id / f"{run.run_id}.jsonl"
@@ -33,17 +35,20 @@ class RunWriter:
         self.write(run)
 
     def write(self, item: Record | Run | str) -> None:
-        """Append one line and sync it. Raises StoreError (disk full, ...) after removing what was written of it."""
+        """Append one line and sync it. Raises StoreError (disk full, ...) after removing what was written of
+        it."""
         line = item if isinstance(item, str) else rec.to_line(item)
         data = line.encode() + b"\n"
         before = os.fstat(self._fd).st_size
         try:
             while data:
-                data = data[os.write(self._fd, data):]
+                data = data[os.write(self._fd, data) :]
             os.fsync(self._fd)
         except OSError as error:
             os.ftruncate(self._fd, before)
-            raise StoreError(f"cannot write to {self.path}: {error.strerror}; earlier records are safe") from None
+            raise StoreError(
+                f"cannot write to {self.path}: {error.strerror}; earlier records are safe"
+            ) from None
 
     def close(self) -> None:
         os.close(self._fd)
@@ -51,7 +56,8 @@ class RunWriter:
 
 @dataclass
 class Loaded:
-    """Everything found under a results folder; `problems` are sentences about lines that had to be left out."""
+    """Everything found under a results folder; `problems` are sentences about lines that had to be left
+    out."""
 
     records: list[Record] = field(default_factory=list)
     runs: dict[str, Run] = field(default_factory=dict)
@@ -67,9 +73,9 @@ class Loaded:
             chosen[(record.machine_id, record.experiment, record.case_id)] = record
         return sorted(chosen.values(), key=lambda r: (r.machine_id, r.experiment, r.run_id, r.case_id))
 
-
     def distinct(self) -> list[Record]:
-        """`latest`, with one record where several protocols measured the same thing: the good one of the longest protocol."""
+        """`latest`, with one record where several protocols measured the same thing: the good one of the
+        longest protocol."""
         chosen: dict[str, Record] = {}
         started = {run_id: run.started for run_id, run in self.runs.items()}
         rank = lambda r: (r.status == "ok", r.protocol.get("max_rounds", 0), started.get(r.run_id, ""))  # noqa: E731
@@ -113,14 +119,20 @@ def _load_file(path: Path, loaded: Loaded) -> None:
             loaded.ends[item["run_id"]] = item
 
 
-def select(records: Iterable[Record], where: Callable[[Record], bool] | None = None, **fields: Any) -> list[Record]:
+def select(
+    records: Iterable[Record], where: Callable[[Record], bool] | None = None, **fields: Any
+) -> list[Record]:
     """Records that fit: keywords name Record fields, else keys of problem, else of adapter options."""
-    return [r for r in records if all(value(r, key) == want for key, want in fields.items())
-            and (where is None or where(r))]
+    return [
+        r
+        for r in records
+        if all(value(r, key) == want for key, want in fields.items()) and (where is None or where(r))
+    ]
 
 
 def value(record: Record, key: str) -> Any:
-    """Look `key` up in the record, its problem, its adapter options and its metrics, in this order; None if nowhere."""
+    """Look `key` up in the record, its problem, its adapter options and its metrics, in this order; None if
+    nowhere."""
     if key == "adapter":
         return record.adapter_name
     if hasattr(record, key):

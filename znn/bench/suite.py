@@ -1,4 +1,5 @@
-"""The command line of `experiments/run_all.py`: choose cases, measure what has no record yet, rebuild the figures."""
+"""The command line of `experiments/run_all.py`: choose cases, measure what has no record yet, rebuild the
+figures."""
 
 from __future__ import annotations
 
@@ -26,39 +27,85 @@ from .sweep import TIERS, Case, Sweep, SweepError, expand, load_all
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPETITORS = ("torch_cpu", "torch_gpu")
-NETWORK_PROTOCOL = {"interleave": ["adapter", "threads", "plan"], "warmups": 2, "min_rounds": 7, "max_s": 30.0}
+NETWORK_PROTOCOL = {
+    "interleave": ["adapter", "threads", "plan"],
+    "warmups": 2,
+    "min_rounds": 7,
+    "max_s": 30.0,
+}
 INTERRUPTED = 130
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="run_all.py", description=__doc__.splitlines()[0] + " Interrupt it at any moment: "
-                                "the next run goes on where it stopped.")
-    p.add_argument("--list", action="store_true", help="list the experiments with their cases and expected time, then stop")
+    p = argparse.ArgumentParser(
+        prog="run_all.py",
+        description=__doc__.splitlines()[0] + " Interrupt it at any moment: "
+        "the next run goes on where it stopped.",
+    )
+    p.add_argument(
+        "--list",
+        action="store_true",
+        help="list the experiments with their cases and expected time, then stop",
+    )
     p.add_argument("--only", metavar="NAMES", help="these experiments, separated by commas")
-    p.add_argument("--tier", choices=TIERS, default="quick", help="smoke: two minutes, quick: a quarter of an hour, "
-                   "paper: the paper's full grid, hours (default: quick)")
-    p.add_argument("--threads", metavar="LIST", help="thread counts instead of the experiments' own: 1,2,4 or all, "
-                   "powers, physical, ends")
-    p.add_argument("--baselines", metavar="LIST", help=f"competitors to run: {', '.join(COMPETITORS)} or none (default: all)")
+    p.add_argument(
+        "--tier",
+        choices=TIERS,
+        default="quick",
+        help="smoke: two minutes, quick: a quarter of an hour, "
+        "paper: the paper's full grid, hours (default: quick)",
+    )
+    p.add_argument(
+        "--threads",
+        metavar="LIST",
+        help="thread counts instead of the experiments' own: 1,2,4 or all, powers, physical, ends",
+    )
+    p.add_argument(
+        "--baselines",
+        metavar="LIST",
+        help=f"competitors to run: {', '.join(COMPETITORS)} or none (default: all)",
+    )
     p.add_argument("--case", metavar="ID", action="append", help="only the case of this id (repeatable)")
     p.add_argument("--dry-run", action="store_true", help="print what would be measured and stop")
     p.add_argument("--force", action="store_true", help="measure again what already has a record")
-    p.add_argument("--retry-failed", action="store_true", help="measure again what failed, was skipped, or ran out of "
-                   "memory or time")
-    p.add_argument("--machine", metavar="NAME", help="name of this machine in the results (default: made from its CPU)")
-    p.add_argument("--out", metavar="DIR", type=Path, default=ROOT / "results", help="results folder (default: results)")
-    p.add_argument("--network", metavar="FILE", type=Path, help="measure your own network (.toml or .znn) instead of the "
-                   "experiments")
-    p.add_argument("--sweep", metavar="AXIS=V,V", nargs="+", default=[], help="values of an axis, for --network or instead of "
-                   "the experiments' own: width=10,20 threads=1,2 output=8x8x8,16x16x16 plan=direct,fft")
-    p.add_argument("--cluster", metavar="ADDRESS", help="spread the cases over machines: address of a dask.distributed scheduler "
-                   "(see znn/bench/cluster.py)")
+    p.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="measure again what failed, was skipped, or ran out of memory or time",
+    )
+    p.add_argument(
+        "--machine", metavar="NAME", help="name of this machine in the results (default: made from its CPU)"
+    )
+    p.add_argument(
+        "--out", metavar="DIR", type=Path, default=ROOT / "results", help="results folder (default: results)"
+    )
+    p.add_argument(
+        "--network",
+        metavar="FILE",
+        type=Path,
+        help="measure your own network (.toml or .znn) instead of the experiments",
+    )
+    p.add_argument(
+        "--sweep",
+        metavar="AXIS=V,V",
+        nargs="+",
+        default=[],
+        help="values of an axis, for --network or instead of "
+        "the experiments' own: width=10,20 threads=1,2 output=8x8x8,16x16x16 plan=direct,fft",
+    )
+    p.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="spread the cases over machines: address of a dask.distributed scheduler "
+        "(see znn/bench/cluster.py)",
+    )
     p.add_argument("--strict", action="store_true", help="stop when the machine is too noisy to measure on")
     return p
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, 1 when a case failed, 2 for wrong usage or (--strict) a noisy machine, 130 when interrupted."""
+    """Exit status 0, 1 when a case failed, 2 for wrong usage or (--strict) a noisy machine, 130 when
+    interrupted."""
     options = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -100,7 +147,10 @@ def run(options: argparse.Namespace) -> int:
         return 2
     failed = measure(todo, facts, machine, warnings, options, estimator) if todo else 0
     if not todo:
-        print(f"all {len(cases)} cases have records in {options.out}; --force measures them again", file=sys.stderr)
+        print(
+            f"all {len(cases)} cases have records in {options.out}; --force measures them again",
+            file=sys.stderr,
+        )
     return max(build_figures(options.out), failed)
 
 
@@ -125,8 +175,12 @@ def chosen_cases(options: argparse.Namespace, cores: tuple[int, int]) -> list[Ca
             raise SweepError(f"--only {unknown[0]}: no such experiment; there are {', '.join(sorted(names))}")
         sweeps = [sweep for sweep in sweeps if sweep.name in wanted]
     excluded = set(COMPETITORS) - set(competitors)
-    cases = [case for sweep in sweeps for case in expand(sweep, options.tier, cores, applicable(sweep, overrides, options))
-             if case.adapter not in excluded]
+    cases = [
+        case
+        for sweep in sweeps
+        for case in expand(sweep, options.tier, cores, applicable(sweep, overrides, options))
+        if case.adapter not in excluded
+    ]
     if options.case:
         cases = [case for case in cases if case.case_id in options.case]
         if not cases:
@@ -176,7 +230,9 @@ def network_sweep(path: Path, axes: dict[str, list], competitors: list[str]) -> 
         raise SweepError(f"--network {path}: no such file")
     grid: dict[str, Any] = {"network": str(path), "threads": "ends"} | axes
     head = {"name": f"network_{path.stem}", "title": path.name, "adapter": ["znn", *competitors]}
-    return Sweep(head["name"], head["title"], path, {"experiment": head, "protocol": NETWORK_PROTOCOL, "grid": grid})
+    return Sweep(
+        head["name"], head["title"], path, {"experiment": head, "protocol": NETWORK_PROTOCOL, "grid": grid}
+    )
 
 
 def repeat_command(case: Case, options: argparse.Namespace) -> str:
@@ -198,29 +254,48 @@ def listing(cases: list[Case], todo: list[Case], estimator: Estimator) -> str:
         mine, left = ([c for c in some if c.experiment == name] for some in (cases, todo))
         seconds = sum(estimator.case_s(case) for case in left)
         rows.append(f"{name:<24}{len(mine):>7}{len(mine) - len(left):>10}   {duration(seconds)}")
-    return "\n".join([*rows, f"{'in all':<24}{len(cases):>7}{len(cases) - len(todo):>10}   "
-                             f"{duration(sum(map(estimator.case_s, todo)))}"])
+    return "\n".join(
+        [
+            *rows,
+            f"{'in all':<24}{len(cases):>7}{len(cases) - len(todo):>10}   "
+            f"{duration(sum(map(estimator.case_s, todo)))}",
+        ]
+    )
 
 
-def dry_lines(cases: list[Case], todo: list[Case], estimator: Estimator, options: argparse.Namespace) -> list[str]:
+def dry_lines(
+    cases: list[Case], todo: list[Case], estimator: Estimator, options: argparse.Namespace
+) -> list[str]:
     """One line per case, and the command that measures it alone."""
     waiting = {(case.experiment, case.case_id) for case in todo}
     lines = []
     for case in cases:
         state = duration(estimator.case_s(case)) if (case.experiment, case.case_id) in waiting else "recorded"
         lines += [f"{case.case_id} {state:>9}  {case.label}", f"    {repeat_command(case, options)}"]
-    return [*lines, f"{len(todo)} of {len(cases)} cases to measure, about {duration(sum(map(estimator.case_s, todo)))}"]
+    return [
+        *lines,
+        f"{len(todo)} of {len(cases)} cases to measure, about {duration(sum(map(estimator.case_s, todo)))}",
+    ]
 
 
-def measure(todo: list[Case], facts: dict, machine: str, warnings: list[str], options: argparse.Namespace,
-            estimator: Estimator) -> int:
+def measure(
+    todo: list[Case],
+    facts: dict,
+    machine: str,
+    warnings: list[str],
+    options: argparse.Namespace,
+    estimator: Estimator,
+) -> int:
     """Measure and record; returns 1 when a case failed."""
     run_id = new_run_id()
     settings = {"tier": options.tier, "arguments": sys.argv[1:], "cases": len(todo)}
     writer = store.RunWriter(options.out, Run(run_id, machine, provenance.now(), facts, settings, warnings))
     groups = grouped(todo)
     progress = Progress([sum(map(estimator.case_s, group)) for group in groups])
-    progress.note(f"{len(todo)} cases in {len(groups)} groups, about {duration(progress.left_s())}; records go to {writer.path}")
+    progress.note(
+        f"{len(todo)} cases in {len(groups)} groups, about {duration(progress.left_s())}; records go to "
+        f"{writer.path}"
+    )
     runner = Runner(writer, run_id, lambda case: repeat_command(case, options))
     statuses: Counter[str] = Counter()
     begin, complete = time.perf_counter(), False
@@ -238,11 +313,22 @@ def measure(todo: list[Case], facts: dict, machine: str, warnings: list[str], op
         progress.close()
         wall = time.perf_counter() - begin
         work = sum(runner.seconds[stage] for stage in ("setup", "warmup", "laps"))
-        writer.write(end_line(run_id, wall_s=wall, stages_s=runner.seconds, overhead_s=wall - work, complete=complete,
-                              ended=provenance.now()))
+        writer.write(
+            end_line(
+                run_id,
+                wall_s=wall,
+                stages_s=runner.seconds,
+                overhead_s=wall - work,
+                complete=complete,
+                ended=provenance.now(),
+            )
+        )
         writer.close()
     counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
-    print(f"{counts}; {duration(wall)}, of which {(wall - work) / wall:.1%} outside set-up and laps", file=sys.stderr)
+    print(
+        f"{counts}; {duration(wall)}, of which {(wall - work) / wall:.1%} outside set-up and laps",
+        file=sys.stderr,
+    )
     return int(statuses["failed"] > 0)
 
 
@@ -278,7 +364,9 @@ def measure_on_cluster(cluster: Cluster, groups: list[list[Case]], options: argp
     finally:
         progress.close()
         for machine, writer in writers.items():
-            writer.write(end_line(runs[machine].run_id, wall_s=time.perf_counter() - begin, ended=provenance.now()))
+            writer.write(
+                end_line(runs[machine].run_id, wall_s=time.perf_counter() - begin, ended=provenance.now())
+            )
             writer.close()
     return failed
 
@@ -291,5 +379,12 @@ def build_figures(results: Path) -> int:
     """Rebuild figures, claims and report from the records, in a process that does not know the engine."""
     own = results.resolve() == (ROOT / "results").resolve()
     figures = ROOT / "paper_figs" / "built" if own else results / "figures"
-    command = [sys.executable, str(ROOT / "paper_figs" / "build.py"), "--results", str(results), "--out", str(figures)]
+    command = [
+        sys.executable,
+        str(ROOT / "paper_figs" / "build.py"),
+        "--results",
+        str(results),
+        "--out",
+        str(figures),
+    ]
     return subprocess.run(command).returncode

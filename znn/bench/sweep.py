@@ -1,13 +1,15 @@
 """Sweeps as data: one TOML file per experiment, expanded here and nowhere else into a list of cases.
 
-    [experiment]  name, title, adapter (one name or a list), kind
-    [protocol]    see znn.bench.protocol
-    [grid]        axis = value or list of values; the axes of `problem.AXES` describe the problem, all others are adapter options
-    [[tied]]      lists of equal length that advance together; several tables are alternatives (their union)
-    [[exclude]]   axis = value or list: cases that agree with every entry are left out
-    [[only]]      the converse: an adapter listed here keeps only its cases that agree with the other entries
-    [tiers.X]     grid entries that replace those above in tier X; `protocol`, `tied` and `skip = true` are understood too
-    [claims.CN]   thresholds the claims report applies to this experiment's records
+[experiment]  name, title, adapter (one name or a list), kind
+[protocol]    see znn.bench.protocol
+[grid]        axis = value or list of values; the axes of `problem.AXES` describe the problem, all others are
+adapter options
+[[tied]]      lists of equal length that advance together; several tables are alternatives (their union)
+[[exclude]]   axis = value or list: cases that agree with every entry are left out
+[[only]]      the converse: an adapter listed here keeps only its cases that agree with the other entries
+[tiers.X]     grid entries that replace those above in tier X; `protocol`, `tied` and `skip = true` are
+understood too
+[claims.CN]   thresholds the claims report applies to this experiment's records
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class Case:
         object.__setattr__(self, "case_id", rec.case_id(self.problem, self.adapter, self.options, protocol))
         mixed = self.protocol.interleave
         keep = [{k: v for k, v in table.items() if k not in mixed} for table in (self.problem, self.options)]
-        if "adapter" in mixed:  # competitors share a group when they solve the same problem on as many threads
+        if (
+            "adapter" in mixed
+        ):  # competitors share a group when they solve the same problem on as many threads
             keep[1] = {k: v for k, v in keep[1].items() if k == "threads"}
         name = "" if "adapter" in mixed else self.adapter
         object.__setattr__(self, "group", rec.case_id(keep[0], name, keep[1], protocol))
@@ -55,7 +59,11 @@ class Case:
     @property
     def label(self) -> str:
         parts = [str(self.problem.get("net") or self.problem.get("network"))]
-        parts += [f"{k}={_short(v)}" for k, v in (self.problem | self.options).items() if k not in ("net", "network")]
+        parts += [
+            f"{k}={_short(v)}"
+            for k, v in (self.problem | self.options).items()
+            if k not in ("net", "network")
+        ]
         return f"{self.experiment}/{self.adapter} " + " ".join(parts)
 
 
@@ -98,11 +106,17 @@ def load_all(folder: str | Path) -> list[Sweep]:
     return [load(path) for path in sorted(Path(folder).glob("*.toml"))]
 
 
-def expand(sweep: Sweep, tier: str, cores: tuple[int, int], overrides: dict[str, Any] | None = None,
-           adapters: Iterable[str] | None = None) -> list[Case]:
+def expand(
+    sweep: Sweep,
+    tier: str,
+    cores: tuple[int, int],
+    overrides: dict[str, Any] | None = None,
+    adapters: Iterable[str] | None = None,
+) -> list[Case]:
     """The cases of a sweep in a tier.
 
-    cores: (physical, hardware threads) that may be used; `threads` may say "all", "physical", "powers" or "ends".
+    cores: (physical, hardware threads) that may be used; `threads` may say "all", "physical", "powers" or
+    "ends".
     overrides: axis values from the command line that replace the file's. adapters: keep only these.
     """
     data = sweep.data
@@ -142,8 +156,12 @@ def threads_of(value: Any, cores: tuple[int, int]) -> list[int]:
     """Thread counts: a number, a list of them, or a word that stands for counts of this machine."""
     physical, hardware = cores
     words = {
-        "all": range(1, hardware + 1), "physical": [physical], "ends": sorted({1, physical}),
-        "powers": sorted({2**i for i in range(hardware.bit_length()) if 2**i <= hardware} | {1, physical, hardware}),
+        "all": range(1, hardware + 1),
+        "physical": [physical],
+        "ends": sorted({1, physical}),
+        "powers": sorted(
+            {2**i for i in range(hardware.bit_length()) if 2**i <= hardware} | {1, physical, hardware}
+        ),
     }
     counts: list[int] = []
     for item in _as_list(value):

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 
 def durations(trace: Trace, graph: Graph, rounds: int) -> Durations:
-    """Mean seconds per round of every edge task and of finishing every node map, from a trace of `rounds` rounds.
+    """Mean seconds per round of every edge task and of finishing every node map, from a trace of `rounds`
+    rounds.
 
-    A task may have left several events (its product, then the inverse transform of the node it completed): those of
+    A task may have left several events (its product, then the inverse transform of the node it completed):
+    those of
     edge groups belong to the edge's task, those of node groups to the node's map.
     """
     edges = {edge.name for edge in graph.edges}
@@ -39,10 +41,15 @@ def compact(trace: Trace) -> dict[str, Any]:
     """The events as columns of small numbers, microseconds from the first, for a record."""
     events = np.sort(trace.events, order="start_ns")
     origin = int(events["start_ns"].min()) if len(events) else 0
-    return {"names": trace.names, "worker": events["worker"].tolist(), "phase": events["phase"].tolist(),
-            "kind": events["kind"].tolist(), "group": events["group"].tolist(),
-            "start_us": ((events["start_ns"] - origin) // 1000).tolist(),
-            "duration_us": np.maximum(1, (events["end_ns"] - events["start_ns"]) // 1000).tolist()}
+    return {
+        "names": trace.names,
+        "worker": events["worker"].tolist(),
+        "phase": events["phase"].tolist(),
+        "kind": events["kind"].tolist(),
+        "group": events["group"].tolist(),
+        "start_us": ((events["start_ns"] - origin) // 1000).tolist(),
+        "duration_us": np.maximum(1, (events["end_ns"] - events["start_ns"]) // 1000).tolist(),
+    }
 
 
 def work_s(trace: Trace) -> float:

@@ -1,4 +1,5 @@
-"""One small module per competitor or computation. An adapter turns a problem and options into something measurable."""
+"""One small module per competitor or computation. An adapter turns a problem and options into something
+measurable."""
 
 from __future__ import annotations
 
@@ -12,11 +13,14 @@ __all__ = ["BUILT_IN", "Adapter", "AdapterError", "Computed", "Session", "Timed"
 
 
 def load(name: str) -> Adapter:
-    """The adapter of that name: a built-in one, or `module:Class` for one of your own. Raises AdapterError."""
+    """The adapter of that name: a built-in one, or `module:Class` for one of your own. Raises
+    AdapterError."""
     module, _, attribute = name.partition(":")
     if not attribute:
         if name not in BUILT_IN:
-            raise AdapterError(f"adapter {name!r} is not one of {', '.join(BUILT_IN)}, nor of the form module:Class")
+            raise AdapterError(
+                f"adapter {name!r} is not one of {', '.join(BUILT_IN)}, nor of the form module:Class"
+            )
         module, attribute = f"znn.bench.adapters.{name}_adapter", "ADAPTER"
     try:
         found = getattr(importlib.import_module(module), attribute)

@@ -14,12 +14,12 @@ from ..problem import Problem
 if TYPE_CHECKING:
     from znn.graph import Graph
 
-TOLERANCE = 1e-4          # whole networks, float32 against float64: max norm of the difference over max norm
-TIMED_RATE = 1e-5         # so small that a hundred laps with one fixed gradient leave the network as it was
-CHECK_RATE = 1e-2         # large enough for a wrong update to show in the next output
+TOLERANCE = 1e-4  # whole networks, float32 against float64: max norm of the difference over max norm
+TIMED_RATE = 1e-5  # so small that a hundred laps with one fixed gradient leave the network as it was
+CHECK_RATE = 1e-2  # large enough for a wrong update to show in the next output
 MOMENTUM = 0.9
 CHECK_ROUNDS = 2
-LARGE_FLOP = 2e9          # of a round of the reduced problem: from here on one round is checked, not two
+LARGE_FLOP = 2e9  # of a round of the reduced problem: from here on one round is checked, not two
 
 
 class AdapterError(RuntimeError):
@@ -33,7 +33,8 @@ class Session(ABC):
 
     @abstractmethod
     def lap(self) -> None:
-        """One round: backward(i) and forward(i+1) with the update in between, or one forward pass. This is timed."""
+        """One round: backward(i) and forward(i+1) with the update in between, or one forward pass. This is
+        timed."""
 
     @abstractmethod
     def outputs(self) -> dict[str, np.ndarray]:
@@ -76,8 +77,16 @@ class Timed(Adapter):
     """An adapter whose laps are timed."""
 
     @abstractmethod
-    def open(self, problem: Problem, graph: Graph, options: dict[str, Any], parameters: dict[str, np.ndarray],
-             inputs: dict[str, np.ndarray], gradients: dict[str, np.ndarray], rate: float) -> Session:
+    def open(
+        self,
+        problem: Problem,
+        graph: Graph,
+        options: dict[str, Any],
+        parameters: dict[str, np.ndarray],
+        inputs: dict[str, np.ndarray],
+        gradients: dict[str, np.ndarray],
+        rate: float,
+    ) -> Session:
         """A session that has already run its first forward pass."""
 
     def start(self, problem: Problem, options: dict[str, Any], rate: float = TIMED_RATE) -> Session:
@@ -86,7 +95,9 @@ class Timed(Adapter):
 
         graph = problem.graph()
         inputs, gradients = problem.arrays(graph)
-        return self.open(problem, graph, options, initial_parameters(graph, problem.seed), inputs, gradients, rate)
+        return self.open(
+            problem, graph, options, initial_parameters(graph, problem.seed), inputs, gradients, rate
+        )
 
     def check(self, problem: Problem, options: dict[str, Any], shared: Path | None = None) -> dict[str, Any]:
         """Outputs after training rounds of the reduced problem against the float64 reference.
@@ -94,7 +105,13 @@ class Timed(Adapter):
         shared: folder in which the cases of a run leave the reference's outputs for each other.
         """
         small = problem.reduced()
-        rounds = 0 if small.phase == "forward" else CHECK_ROUNDS if (self.flop(small, options) or 0) < LARGE_FLOP else 1
+        rounds = (
+            0
+            if small.phase == "forward"
+            else CHECK_ROUNDS
+            if (self.flop(small, options) or 0) < LARGE_FLOP
+            else 1
+        )
         session = self.start(small, options, CHECK_RATE)
         try:
             for _ in range(rounds):
@@ -102,9 +119,16 @@ class Timed(Adapter):
             got = session.outputs()
         finally:
             session.close()
-        error = max(relative_error(got[name], want) for name, want in shared_reference(small, rounds, shared).items())
-        return {"reference": f"znn.reference, float64, {small.output} patch, width {small.width}, {rounds} rounds",
-                "max_rel_err": error, "tol": TOLERANCE, "passed": bool(error <= TOLERANCE)}
+        error = max(
+            relative_error(got[name], want) for name, want in shared_reference(small, rounds, shared).items()
+        )
+        return {
+            "reference": f"znn.reference, float64, {small.output} patch, width {small.width}, {rounds} "
+            "rounds",
+            "max_rel_err": error,
+            "tol": TOLERANCE,
+            "passed": bool(error <= TOLERANCE),
+        }
 
 
 class Computed(Adapter):
@@ -116,7 +140,8 @@ class Computed(Adapter):
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    """Max norm of the difference over the max norm of the reference; infinite where shapes differ or a value is no number."""
+    """Max norm of the difference over the max norm of the reference; infinite where shapes differ or a value
+    is no number."""
     if got.shape != want.shape or not np.isfinite(got).all():
         return float("inf")
     return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-30))
@@ -138,7 +163,8 @@ def shared_reference(problem: Problem, rounds: int, shared: Path | None) -> dict
 
 
 def reference_outputs(problem: Problem, rounds: int) -> dict[str, np.ndarray]:
-    """Outputs by name of the float64 reference after `rounds` of forward, backward and update, then one forward."""
+    """Outputs by name of the float64 reference after `rounds` of forward, backward and update, then one
+    forward."""
     from znn.init import initial_parameters
     from znn.reference import ReferenceNetwork
 

@@ -1,4 +1,5 @@
-"""Cache misses of a training round, counted by valgrind's cachegrind on a simulated cache: repeatable on any machine.
+"""Cache misses of a training round, counted by valgrind's cachegrind on a simulated cache: repeatable on any
+machine.
 
 Two runs that differ in their number of rounds are subtracted, so that Python's start and the set-up cancel.
 """
@@ -22,8 +23,15 @@ from .base import Computed
 from .znn_adapter import ADAPTER as ZNN
 
 LAPS = (1, 4)
-EVENTS = {"Ir": "instructions", "Dr": "reads", "Dw": "writes", "D1mr": "D1_read_misses", "D1mw": "D1_write_misses",
-          "DLmr": "LL_read_misses", "DLmw": "LL_write_misses"}
+EVENTS = {
+    "Ir": "instructions",
+    "Dr": "reads",
+    "Dw": "writes",
+    "D1mr": "D1_read_misses",
+    "D1mw": "D1_write_misses",
+    "DLmr": "LL_read_misses",
+    "DLmw": "LL_write_misses",
+}
 FIRST_LEVEL = "32768,8,64"
 LAST_LEVEL = "1048576,16,64"  # an L2 of 1 MiB: what temporal locality is meant to serve
 
@@ -44,13 +52,18 @@ class CachegrindAdapter(Computed):
         return 3 * ZNN.predicted_bytes(problem, options)
 
     def compute(self, problem: Problem, options: dict[str, Any]) -> dict[str, Any]:
-        # Outside valgrind first: transforms are planned by timing, and the kept wisdom makes every counted run take the same.
+        # Outside valgrind first: transforms are planned by timing, and the kept wisdom makes every counted
+        # run take the same.
         ZNN.start(problem, options | {"threads": 1}).close()
         few, many = (count(problem, options, laps) for laps in LAPS)
         rounds = LAPS[1] - LAPS[0]
-        return {"per_round": {name: (many[event] - few[event]) / rounds for event, name in EVENTS.items()},
-                "first_level": FIRST_LEVEL, "last_level": LAST_LEVEL, "rounds": rounds,
-                "machine_caches": provenance.caches()}
+        return {
+            "per_round": {name: (many[event] - few[event]) / rounds for event, name in EVENTS.items()},
+            "first_level": FIRST_LEVEL,
+            "last_level": LAST_LEVEL,
+            "rounds": rounds,
+            "machine_caches": provenance.caches(),
+        }
 
 
 def count(problem: Problem, options: dict[str, Any], laps: int) -> dict[str, int]:
@@ -58,10 +71,22 @@ def count(problem: Problem, options: dict[str, Any], laps: int) -> dict[str, int
     described = {key: value for key, value in vars(problem).items() if value is not None}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "cachegrind.out"
-        command = ["valgrind", "--tool=cachegrind", "--cache-sim=yes", f"--cachegrind-out-file={out}", "--quiet",
-                   f"--D1={FIRST_LEVEL}", f"--LL={LAST_LEVEL}", sys.executable, "-m", __name__,
-                   json.dumps([described, options, laps])]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": "0"})
+        command = [
+            "valgrind",
+            "--tool=cachegrind",
+            "--cache-sim=yes",
+            f"--cachegrind-out-file={out}",
+            "--quiet",
+            f"--D1={FIRST_LEVEL}",
+            f"--LL={LAST_LEVEL}",
+            sys.executable,
+            "-m",
+            __name__,
+            json.dumps([described, options, laps]),
+        ]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": "0"}
+        )
         if done.returncode:
             raise RuntimeError(f"valgrind ended with status {done.returncode}: {done.stderr.strip()[-300:]}")
         return totals(out.read_text())

@@ -17,8 +17,12 @@ class SharesAdapter(TraceAdapter):
 
     def compute(self, problem: Problem, options: dict[str, Any]) -> dict[str, Any]:
         traced = traced_laps(problem, options, LAPS)
-        return {"laps": LAPS, "wall_s": traced.wall_s, "counters": traced.counters,
-                "work_s": traced.trace.summary()["work_s"]}
+        return {
+            "laps": LAPS,
+            "wall_s": traced.wall_s,
+            "counters": traced.counters,
+            "work_s": traced.trace.summary()["work_s"],
+        }
 
 
 ADAPTER = SharesAdapter()

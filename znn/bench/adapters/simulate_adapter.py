@@ -1,4 +1,5 @@
-"""The many-core simulation: durations traced on one worker, validated against measured rounds, then more workers."""
+"""The many-core simulation: durations traced on one worker, validated against measured rounds, then more
+workers."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ SEED = 1510
 
 
 class SimulateAdapter(Computed):
-    """options: workers (list to predict for), laps (measured rounds at each thread count), policy, sum, memoize, plan."""
+    """options: workers (list to predict for), laps (measured rounds at each thread count), policy, sum,
+    memoize, plan."""
 
     name = "simulate"
     version = ZNN.version
@@ -45,26 +47,47 @@ class SimulateAdapter(Computed):
         validation = []
         for n, samples in measured.items():
             simulated = simulate.simulate(tasks, n, policy, contention).round_s
-            validation.append({"workers": n, "samples_s": samples, "simulated_s": simulated,
-                               "error": simulated / stats.median(samples).value - 1})
-        return {"tasks": len(tasks.seconds), "work_s": tasks.work_s, "task_slowdown": {str(n): s for n, s in slowdown.items()},
-                "bandwidth_bytes_per_s": {str(n): b for n, b in bandwidth.items()},
-                "contention": {"memory": contention.memory, "one_worker": contention.one_worker},
-                "validation": validation, "predicted": predicted(tasks, workers, policy, contention, max(counts))}
+            validation.append(
+                {
+                    "workers": n,
+                    "samples_s": samples,
+                    "simulated_s": simulated,
+                    "error": simulated / stats.median(samples).value - 1,
+                }
+            )
+        return {
+            "tasks": len(tasks.seconds),
+            "work_s": tasks.work_s,
+            "task_slowdown": {str(n): s for n, s in slowdown.items()},
+            "bandwidth_bytes_per_s": {str(n): b for n, b in bandwidth.items()},
+            "contention": {"memory": contention.memory, "one_worker": contention.one_worker},
+            "validation": validation,
+            "predicted": predicted(tasks, workers, policy, contention, max(counts)),
+        }
 
 
-def predicted(tasks: simulate.TaskGraph, workers: list[int], policy: str, contention: simulate.Contention,
-              cores: int) -> list[dict[str, Any]]:
-    """Rounds on more workers under two assumptions: bandwidth grows with the cores, or stays what it is here."""
+def predicted(
+    tasks: simulate.TaskGraph, workers: list[int], policy: str, contention: simulate.Contention, cores: int
+) -> list[dict[str, Any]]:
+    """Rounds on more workers under two assumptions: bandwidth grows with the cores, or stays what it is
+    here."""
     base = simulate.simulate(tasks, 1, policy).round_s
     rows = []
     for n in workers:
-        # Where bandwidth grows with the cores, n workers press on it as all workers of this machine press on its own.
+        # Where bandwidth grows with the cores, n workers press on it as all workers of this machine press on
+        # its own.
         grows = simulate.Contention(contention.memory, contention.one_worker * cores / n)
         for name, model in (("grows with cores", grows), ("as on this machine", contention)):
             result = simulate.simulate(tasks, n, policy, model, rounds=1)
-            rows.append({"workers": n, "bandwidth": name, "round_s": result.round_s, "busy_share": result.busy_share,
-                         "speedup": base / result.round_s})
+            rows.append(
+                {
+                    "workers": n,
+                    "bandwidth": name,
+                    "round_s": result.round_s,
+                    "busy_share": result.busy_share,
+                    "speedup": base / result.round_s,
+                }
+            )
     return rows
 
 
@@ -74,7 +97,9 @@ def thread_counts() -> list[int]:
     return sorted({2**i for i in range(cores.bit_length()) if 2**i <= cores} | {1, cores})
 
 
-def measured_rounds(problem: Problem, options: dict[str, Any], counts: list[int], laps: int) -> dict[int, list[float]]:
+def measured_rounds(
+    problem: Problem, options: dict[str, Any], counts: list[int], laps: int
+) -> dict[int, list[float]]:
     """Seconds of untraced rounds at each thread count, interleaved in a seeded order after two warm-ups."""
     sessions = {n: ZNN.start(problem, options | {"threads": n}) for n in counts}
     samples: dict[int, list[float]] = {n: [] for n in counts}
@@ -93,8 +118,12 @@ def measured_rounds(problem: Problem, options: dict[str, Any], counts: list[int]
 
 
 def copy_bandwidth(threads: int, repeats: int = 5) -> float:
-    """Bytes per second read and written by copying arrays larger than the caches on `threads` threads at once."""
-    arrays = [(np.zeros(BANDWIDTH_BYTES // 4, np.float32), np.ones(BANDWIDTH_BYTES // 4, np.float32)) for _ in range(threads)]
+    """Bytes per second read and written by copying arrays larger than the caches on `threads` threads at
+    once."""
+    arrays = [
+        (np.zeros(BANDWIDTH_BYTES // 4, np.float32), np.ones(BANDWIDTH_BYTES // 4, np.float32))
+        for _ in range(threads)
+    ]
     best = 0.0
     for _ in range(repeats):
         workers = [threading.Thread(target=np.copyto, args=pair) for pair in arrays]

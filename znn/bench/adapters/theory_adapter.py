@@ -1,4 +1,5 @@
-"""Work, critical path and parallelism from the task graph, against the closed formulas where the net is a chain."""
+"""Work, critical path and parallelism from the task graph, against the closed formulas where the net is a
+chain."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from .base import Computed
 
 
 class TheoryAdapter(Computed):
-    """options: lists of widths, methods, memoize (settings) and outputs; the record holds a row for each combination."""
+    """options: lists of widths, methods, memoize (settings) and outputs; the record holds a row for each
+    combination."""
 
     name = "theory"
 
@@ -25,8 +27,14 @@ class TheoryAdapter(Computed):
         planar = all(node.extent[0] == 1 for node in problem.graph().nodes)
         outputs = [extent(value, planar) for value in options.get("outputs", [list(problem.output)])]
         settings = options.get("memoize", [list(MEMOIZE)])
-        return {"rows": [_row(replace(problem, width=width, output=output), method, memoize) for width, output, method, memoize
-                         in itertools.product(options["widths"], outputs, options["methods"], settings)]}
+        return {
+            "rows": [
+                _row(replace(problem, width=width, output=output), method, memoize)
+                for width, output, method, memoize in itertools.product(
+                    options["widths"], outputs, options["methods"], settings
+                )
+            ]
+        }
 
 
 def _row(problem: Problem, method: str, memoize: list[str]) -> dict[str, Any]:
@@ -34,11 +42,20 @@ def _row(problem: Problem, method: str, memoize: list[str]) -> dict[str, Any]:
 
     graph = problem.graph()
     tasks = theory.task_graph(graph, method, memoize)
-    row = {"width": problem.width, "output": list(problem.output), "method": method, "memoize": memoize,
-           "work_flop": tasks.work, "span_flop": tasks.span, "tasks": tasks.task_count,
-           "transforms": cost.network_cost(graph, method, memoize).transforms}
+    row = {
+        "width": problem.width,
+        "output": list(problem.output),
+        "method": method,
+        "memoize": memoize,
+        "work_flop": tasks.work,
+        "span_flop": tasks.span,
+        "tasks": tasks.task_count,
+        "transforms": cost.network_cost(graph, method, memoize).transforms,
+    }
     if problem.net == "chain":
-        work, span = theory.chain_closed_form(problem.width, problem.depth, problem.kernel, problem.output[0], method)
+        work, span = theory.chain_closed_form(
+            problem.width, problem.depth, problem.kernel, problem.output[0], method
+        )
         row |= {"closed_work_flop": float(work), "closed_span_flop": float(span)}
     return row
 

@@ -16,7 +16,8 @@ from .base import Timed
 from .torch_net import TorchNet, TorchSession
 from .znn_adapter import direct_flop
 
-# Channels-last has no fast kernel for large 2D windows: measured 64 s against 2 s at 20 x 20 (shared performance notes).
+# Channels-last has no fast kernel for large 2D windows: measured 64 s against 2 s at 20 x 20 (shared
+# performance notes).
 LARGEST_CHANNELS_LAST_2D = 9
 
 
@@ -45,7 +46,9 @@ class TorchCpuAdapter(Timed):
         torch.set_num_threads(options.get("threads") or 1)
 
         def session(channels_last: bool) -> TorchSession:
-            return TorchSession(problem, TorchNet(graph, parameters, "cpu", channels_last), inputs, gradients, rate)
+            return TorchSession(
+                problem, TorchNet(graph, parameters, "cpu", channels_last), inputs, gradients, rate
+            )
 
         flat = all(node.extent[0] == 1 for node in graph.nodes)
         widest = max(max(e.kernel) for e in graph.edges if e.kind == "conv")
@@ -68,7 +71,8 @@ def _second_lap(session: TorchSession) -> float:
 
 
 def onednn_paths(session: TorchSession) -> str:
-    """The oneDNN implementations one lap ran, with their counts, from its verbose output (it writes to stdout)."""
+    """The oneDNN implementations one lap ran, with their counts, from its verbose output (it writes to
+    stdout)."""
     import torch
 
     if not torch.backends.mkldnn.is_available():
@@ -85,7 +89,10 @@ def onednn_paths(session: TorchSession) -> str:
         log.seek(0)
         text = log.read().decode(errors="replace")
     counts = collections.Counter(re.findall(r"exec,cpu,(convolution|pooling|eltwise),([^,]+),", text))
-    return ", ".join(f"{kind} {name} x{count}" for (kind, name), count in sorted(counts.items())) or "no primitive ran"
+    return (
+        ", ".join(f"{kind} {name} x{count}" for (kind, name), count in sorted(counts.items()))
+        or "no primitive ran"
+    )
 
 
 ADAPTER = TorchCpuAdapter()

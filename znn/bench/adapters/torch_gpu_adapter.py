@@ -58,10 +58,17 @@ def device_facts() -> dict[str, Any]:
     import torch
 
     properties = torch.cuda.get_device_properties(0)
-    return {"device": properties.name, "device_memory_bytes": properties.total_memory, "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(), "driver": _driver(),
-            "tf32_matmul": torch.backends.cuda.matmul.allow_tf32, "tf32_cudnn": torch.backends.cudnn.allow_tf32,
-            "cudnn_benchmark": torch.backends.cudnn.benchmark, "dtype": "float32"}
+    return {
+        "device": properties.name,
+        "device_memory_bytes": properties.total_memory,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "driver": _driver(),
+        "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_cudnn": torch.backends.cudnn.allow_tf32,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "dtype": "float32",
+    }
 
 
 def _driver() -> str | None:

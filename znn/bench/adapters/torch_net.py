@@ -18,15 +18,21 @@ TRANSFERS = ("linear", "relu", "tanh", "logistic")
 
 
 class TorchNet:
-    """The graph's operations in topological order on (patches, maps, z, y, x) tensors, or (patches, maps, y, x) where flat."""
+    """The graph's operations in topological order on (patches, maps, z, y, x) tensors, or (patches, maps, y,
+    x) where flat."""
 
-    def __init__(self, graph: Graph, parameters: dict[str, np.ndarray], device: Any, channels_last: bool) -> None:
+    def __init__(
+        self, graph: Graph, parameters: dict[str, np.ndarray], device: Any, channels_last: bool
+    ) -> None:
         import torch
 
         self._torch, self._graph = torch, graph
         self.flat = all(node.extent[0] == 1 for node in graph.nodes)
-        self.format = ((torch.channels_last if self.flat else torch.channels_last_3d) if channels_last
-                       else torch.contiguous_format)
+        self.format = (
+            (torch.channels_last if self.flat else torch.channels_last_3d)
+            if channels_last
+            else torch.contiguous_format
+        )
         self._device = device
         self.weights = {name: self._weight(name, value) for name, value in parameters.items()}
 
@@ -38,7 +44,8 @@ class TorchNet:
         return tensor.requires_grad_()
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:
-        """An array of five dimensions on the device, in this network's layout and without its depth where flat."""
+        """An array of five dimensions on the device, in this network's layout and without its depth where
+        flat."""
         tensor = self._torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
         return (tensor[:, :, 0] if self.flat else tensor).contiguous(memory_format=self.format)
 
@@ -54,18 +61,26 @@ class TorchNet:
             for edge in edges[1:]:
                 total = total + self._edge(edge, images, None)
             images[node.index] = self._transfer(node, total)
-        return {name: next(images[n.index] for n in self._graph.nodes if n.name == name) for name in self._graph.outputs}
+        return {
+            name: next(images[n.index] for n in self._graph.nodes if n.name == name)
+            for name in self._graph.outputs
+        }
 
     def _edge(self, edge: Any, images: dict[int, Any], bias: Any) -> Any:
         functional, cut = self._torch.nn.functional, (1 if self.flat else 0)
         image, dims = images[edge.source], "2d" if self.flat else "3d"
         if edge.kind == "conv":
             groups = image.shape[1] if edge.spec.depthwise else 1
-            return getattr(functional, f"conv{dims}")(image, self.weights[edge.name], bias,
-                                                      dilation=edge.sparsity[cut:], groups=groups)
+            return getattr(functional, f"conv{dims}")(
+                image, self.weights[edge.name], bias, dilation=edge.sparsity[cut:], groups=groups
+            )
         if edge.kind in ("max_filter", "max_pool"):
-            stride, dilation = (1, edge.sparsity[cut:]) if edge.kind == "max_filter" else (edge.stride[cut:], 1)
-            image = getattr(functional, f"max_pool{dims}")(image, edge.window[cut:], stride, dilation=dilation)
+            stride, dilation = (
+                (1, edge.sparsity[cut:]) if edge.kind == "max_filter" else (edge.stride[cut:], 1)
+            )
+            image = getattr(functional, f"max_pool{dims}")(
+                image, edge.window[cut:], stride, dilation=dilation
+            )
         elif edge.kind == "crop":
             image = image[(..., *(slice(o, o + n) for o, n in zip(edge.offset[cut:], edge.out_extent[cut:])))]
         elif edge.kind != "identity":
@@ -75,23 +90,39 @@ class TorchNet:
     def _transfer(self, node: Any, image: Any) -> Any:
         transfer = node.spec.transfer if node.spec.kind == "transfer" else "linear"
         if transfer not in TRANSFERS:
-            raise AdapterError(f"node {node.name}: the PyTorch adapters do not know the transfer function {transfer}")
-        return image if transfer == "linear" else getattr(self._torch, {"logistic": "sigmoid"}.get(transfer, transfer))(image)
+            raise AdapterError(
+                f"node {node.name}: the PyTorch adapters do not know the transfer function {transfer}"
+            )
+        return (
+            image
+            if transfer == "linear"
+            else getattr(self._torch, {"logistic": "sigmoid"}.get(transfer, transfer))(image)
+        )
 
 
 class TorchSession(Session):
-    """A lap: gradients from the kept outputs, SGD step, next forward. `synchronize` waits for a device's queue."""
+    """A lap: gradients from the kept outputs, SGD step, next forward. `synchronize` waits for a device's
+    queue."""
 
-    def __init__(self, problem: Problem, net: TorchNet, inputs: dict[str, np.ndarray],
-                 gradients: dict[str, np.ndarray], rate: float, synchronize: Any = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        net: TorchNet,
+        inputs: dict[str, np.ndarray],
+        gradients: dict[str, np.ndarray],
+        rate: float,
+        synchronize: Any = None,
+    ) -> None:
         import torch
 
         self._torch, self._net, self._round = torch, net, problem.phase == "round"
         self._lead = problem.patches > 1
         self._inputs = {name: net.tensor(self._five(array)) for name, array in inputs.items()}
         voxels = {name: array.size / array.shape[-4] for name, array in gradients.items()}
-        self._gradients = {name: net.tensor(self._five(array) / np.float32(voxels[name]))
-                           for name, array in gradients.items()}
+        self._gradients = {
+            name: net.tensor(self._five(array) / np.float32(voxels[name]))
+            for name, array in gradients.items()
+        }
         self._optimiser = torch.optim.SGD(net.weights.values(), lr=rate, momentum=MOMENTUM)
         self._synchronize = synchronize or (lambda: None)
         self._outputs: dict[str, Any] = {}
@@ -109,7 +140,9 @@ class TorchSession(Session):
         if self._round:
             self._optimiser.zero_grad(set_to_none=True)
             names = list(self._outputs)
-            self._torch.autograd.backward([self._outputs[n] for n in names], [self._gradients[n] for n in names])
+            self._torch.autograd.backward(
+                [self._outputs[n] for n in names], [self._gradients[n] for n in names]
+            )
             self._optimiser.step()
         self._forward()
 

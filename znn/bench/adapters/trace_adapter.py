@@ -31,7 +31,8 @@ class TraceAdapter(Computed):
         summary = traced.trace.summary()
         kept = ("workers", "tasks", "work_s", "task_share", "outside_share", "by_phase", "by_kind")
         return {"wall_s": traced.wall_s, "counters": traced.counters, "events": compact(traced.trace)} | {
-            key: summary[key] for key in kept}
+            key: summary[key] for key in kept
+        }
 
 
 class Traced(NamedTuple):

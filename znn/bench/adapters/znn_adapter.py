@@ -64,8 +64,9 @@ class ZnnAdapter(Timed):
         return None
 
     def predicted_bytes(self, problem: Problem, options: dict[str, Any]) -> int:
-        return network_bytes(problem.graph(), options.get("threads") or 1, options.get("plan", "model"),
-                             options.get("memoize"))
+        return network_bytes(
+            problem.graph(), options.get("threads") or 1, options.get("plan", "model"), options.get("memoize")
+        )
 
     def flop(self, problem: Problem, options: dict[str, Any]) -> float | None:
         return direct_flop(problem)
@@ -75,12 +76,20 @@ class ZnnAdapter(Timed):
 
         unknown = set(options) - set(OPTIONS)
         if unknown:
-            raise ValueError(f"adapter znn: unknown option {sorted(unknown)[0]!r}; options are {', '.join(OPTIONS)}")
+            raise ValueError(
+                f"adapter znn: unknown option {sorted(unknown)[0]!r}; options are {', '.join(OPTIONS)}"
+            )
         given = dict(options)
         if "memoize" in given:
             given["memoize"] = tuple(given["memoize"])
-        net = znn.Network(graph, parameters=parameters, patches=problem.patches, seed=problem.seed,
-                          optimiser=znn.SGD(rate=rate, momentum=MOMENTUM), **given)
+        net = znn.Network(
+            graph,
+            parameters=parameters,
+            patches=problem.patches,
+            seed=problem.seed,
+            optimiser=znn.SGD(rate=rate, momentum=MOMENTUM),
+            **given,
+        )
         return ZnnSession(problem, net, by_name_or_single(inputs), by_name_or_single(gradients))
 
 
@@ -91,14 +100,19 @@ def direct_flop(problem: Problem) -> float:
     total, inputs = 0.0, {i for i, node in enumerate(graph.nodes) if node.name in graph.inputs}
     for edge in graph.edges:
         if edge.kind == "conv":
-            pairs = graph.nodes[edge.target].maps * (1 if edge.spec.depthwise else graph.nodes[edge.source].maps)
-            mine = passes - 1 if passes == 3 and edge.source in inputs else passes  # no gradient for the input
+            pairs = graph.nodes[edge.target].maps * (
+                1 if edge.spec.depthwise else graph.nodes[edge.source].maps
+            )
+            mine = (
+                passes - 1 if passes == 3 and edge.source in inputs else passes
+            )  # no gradient for the input
             total += 2.0 * mine * pairs * float(np.prod(edge.kernel)) * float(np.prod(edge.out_extent))
     return total * problem.patches
 
 
 def difference(after: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """`znn.Network.stats` since a mark: counters are subtracted, also within lists and tables; levels stay as they are."""
+    """`znn.Network.stats` since a mark: counters are subtracted, also within lists and tables; levels stay as
+    they are."""
     result: dict[str, Any] = {}
     for key, value in after.items():
         old = before.get(key)
