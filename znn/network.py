@@ -27,7 +27,10 @@ class Network:
 
     spec       a NetworkSpec or a Graph; with a spec, `output` or `input` gives the extents (see `Graph.build`)
     threads    workers; default: one per usable physical core
-    plan       "model", "autotune", "direct", "fft", a mapping {edge: method}, a Plan, or the path of a saved one
+    bundle     maps per node: 1 is the paper's engine, 8 (or 16) the bundled one, "auto" the width this processor is
+               fastest with; policy, sum, memoize and allocator are matters of the paper's engine
+    plan       "model", "autotune", a method's name (bundle 1: direct, fft; bundles: direct, tiled), a mapping
+               {edge: method}, a Plan, or the path of a saved one
     policy     order of ready tasks: priority (the paper's), fifo, lifo, stealing
     sum        sums of converging images: wait-free (the paper's), locked, ordered (bit-identical for any threads)
     memoize    spectra kept between the phases: some of kernels, images, gradients
@@ -46,7 +49,7 @@ class Network:
     """
 
     def __init__(self, spec: NetworkSpec | Graph, output: Any = None, input: Any = None, *,  # noqa: A002
-                 threads: int | None = None, plan: Any = "model", policy: str = "priority", sum: str = "wait-free",
+                 threads: int | None = None, bundle: int | str = 1, plan: Any = "model", policy: str = "priority", sum: str = "wait-free",
                  memoize: Iterable[str] = options.MEMOIZE, allocator: str = "pools", patches: int = 1, seed: int = 0,
                  parameters: Mapping[str, np.ndarray] | None = None, optimiser: SGD = SGD(), trace: bool = False,
                  pin: bool = True, input_gradient: bool = False) -> None:
@@ -64,12 +67,13 @@ class Network:
         for name in options.MEMOIZE:
             setattr(settings, f"memoize_{name}", name in kept)
         settings.threads = _thread_count(threads)
+        settings.bundle = self.bundle = _bundle(bundle)
         settings.patches, settings.seed = self.patches, self.seed
         settings.pin, settings.trace, settings.input_gradient = bool(pin), bool(trace), bool(input_gradient)
         if not isinstance(optimiser, SGD):
             raise SpecError(f"optimiser is {optimiser!r}, expected a znn.SGD")
         self.optimiser = optimiser
-        self.plan = planning.resolve(plan, self.graph, self.patches, kept)
+        self.plan = planning.resolve(plan, self.graph, self.patches, kept, self.bundle)
         parameters = initial_parameters(self.graph, self.seed) if parameters is None else parameters
         self._check_state(parameters, complete=True)
         self._build(parameters)
@@ -316,6 +320,14 @@ def _graph(spec: Any, output: Any, input: Any) -> Graph:  # noqa: A002
             raise SpecError("a Graph has its extents: give output= or input= only with a NetworkSpec")
         return spec
     return Graph.build(spec, output=output, input=input)
+
+
+def _bundle(bundle: Any) -> int:
+    if bundle == "auto":
+        return _core.preferred_bundle(8, 8)
+    if bundle != 1 and not (isinstance(bundle, int) and _core.has_bundle(bundle)):
+        raise SpecError(f"bundle is {bundle!r}, expected 1, 8" + (", 16" if _core.has_bundle(16) else "") + " or 'auto'")
+    return int(bundle)
 
 
 def _thread_count(threads: int | None) -> int:

@@ -16,7 +16,8 @@ from functools import lru_cache
 from typing import Any
 
 from znn import _core, cache, fftw
-from znn.cost import METHODS, edge_cost, gradient_nodes, smooth_extent, transform_extent
+from znn.cost import METHODS as EDGE_METHODS
+from znn.cost import edge_cost, gradient_nodes, smooth_extent, transform_extent
 from znn.errors import PlanError
 from znn.files import atomic_write
 from znn.graph import Graph, GraphEdge
@@ -24,6 +25,10 @@ from znn.spec import Extent, format_extent
 
 FORMAT = "znn plan"
 VERSION = 1
+METHODS = (*EDGE_METHODS, "tiled")
+# Which of them an engine has: the paper's, with one map per node, or the one with bundles of maps.
+OF_BUNDLE_1, OF_BUNDLES = EDGE_METHODS, ("direct", "tiled")
+CANDIDATE_TILES = 4
 
 # Rates of the cost model, in operations per second. Only their ratios decide; autotuning measures instead.
 DIRECT_RATE, TRANSFORM_RATE, PRODUCT_RATE = 30e9, 12e9, 12e9
@@ -36,7 +41,7 @@ EDGE_OVERHEAD_S = 1.5e-6
 class LayerPlan:
     """How one convolution layer is computed.
 
-    transform: extent at which one sub-lattice is transformed (fft only). seconds: of one round with one worker, by the
+    transform: extent at which one sub-lattice is transformed (fft), or a tile (tiled). seconds: of one round with one worker, by the
     model or as composed from measurements; alternatives: the same for the candidates not chosen, by their description.
     """
 
@@ -57,13 +62,13 @@ class Plan:
     source: str = "user"
 
     @classmethod
-    def uniform(cls, graph: Graph, method: str) -> Plan:
+    def uniform(cls, graph: Graph, method: str, bundle: int = 1) -> Plan:
         """The same method everywhere, at the default transform extents. Raises PlanError."""
-        return cls.of(graph, dict.fromkeys(conv_names(graph), method))
+        return cls.of(graph, dict.fromkeys(conv_names(graph), method), bundle)
 
     @classmethod
-    def of(cls, graph: Graph, methods: Mapping[str, str | tuple[str, Extent]]) -> Plan:
-        """A plan by hand: {edge: "direct" | "fft" | ("fft", transform extent)}. Raises PlanError."""
+    def of(cls, graph: Graph, methods: Mapping[str, str | tuple[str, Extent]], bundle: int = 1) -> Plan:
+        """A plan by hand: {edge: method, or (method, transform or tile extent)}. Raises PlanError."""
         layers = {}
         for name, choice in methods.items():
             method, extent = (choice, None) if isinstance(choice, str) else choice
@@ -71,21 +76,29 @@ class Plan:
                 raise PlanError(f"method of edge {name!r} is {method!r}, expected one of {', '.join(METHODS)}")
             if method == "fft" and extent is None and name in conv_names(graph):
                 extent = transform_extent(graph.edge(name))
+            if method == "tiled" and extent is None and name in conv_names(graph):
+                extent = _tiles(graph, graph.edge(name), bundle, 1)[0]
             layers[name] = LayerPlan(method, tuple(extent) if extent else None)
         plan = cls(layers)
-        plan.check(graph)
+        plan.check(graph, bundle)
         return plan
 
-    def check(self, graph: Graph) -> None:
-        """Raises PlanError unless this plan covers exactly the convolutions of `graph` with extents that fit."""
+    def check(self, graph: Graph, bundle: int = 1) -> None:
+        """Raises PlanError unless this plan covers exactly the convolutions of `graph` with methods and extents that fit."""
         names = conv_names(graph)
         if set(self.layers) != set(names):
             odd = ", ".join(sorted(set(self.layers) ^ set(names)))
             raise PlanError(f"the plan covers {', '.join(self.layers) or 'nothing'}, expected exactly the convolutions "
                             f"{', '.join(names)} ({odd} missing or too many)")
         for name, layer in self.layers.items():
+            known = OF_BUNDLE_1 if bundle == 1 else OF_BUNDLES
+            if layer.method not in known:
+                raise PlanError(f"method of edge {name!r} is {layer.method!r}, expected one of {', '.join(known)} "
+                                f"with bundle {bundle}")
             if layer.method == "fft":
                 _check_transform(graph.edge(name), layer.transform)
+            if layer.method == "tiled":
+                _tiled(graph, graph.edge(name), bundle, _core.tiled_predict, layer.transform, _core.TiledMachine())
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` reads it back."""
@@ -144,7 +157,8 @@ def conv_names(graph: Graph) -> list[str]:
     return [edge.name for edge in graph.edges if edge.kind == "conv"]
 
 
-def resolve(plan: Any, graph: Graph, patches: int = 1, memoize: Iterable[str] = ("kernels", "images", "gradients")) -> Plan:
+def resolve(plan: Any, graph: Graph, patches: int = 1, memoize: Iterable[str] = ("kernels", "images", "gradients"),
+            bundle: int = 1) -> Plan:
     """What `znn.Network(plan=...)` accepts, as a checked Plan.
 
     plan: "model", "autotune", a method's name, a mapping as for `Plan.of`, a Plan, or the path of a saved one.
@@ -153,18 +167,18 @@ def resolve(plan: Any, graph: Graph, patches: int = 1, memoize: Iterable[str] = 
     if isinstance(plan, Plan):
         result = plan
     elif isinstance(plan, Mapping):
-        result = Plan.of(graph, plan)
+        result = Plan.of(graph, plan, bundle)
     elif plan == "model":
-        result = model_plan(graph, patches, memoize)
+        result = model_plan(graph, patches, memoize) if bundle == 1 else tiled_model_plan(graph, bundle, patches)
     elif plan == "autotune":
-        result = autotune_plan(graph, patches, memoize)
+        result = autotune_plan(graph, patches, memoize) if bundle == 1 else tiled_autotune_plan(graph, bundle, patches)
     elif isinstance(plan, str) and plan in METHODS:
-        result = Plan.uniform(graph, plan)
+        result = Plan.uniform(graph, plan, bundle)
     elif isinstance(plan, os.PathLike) or (isinstance(plan, str) and (os.path.exists(plan) or plan.endswith(".json"))):
         result = Plan.load(plan)
     else:
         raise PlanError(f"plan is {plan!r}, expected model, autotune, {', '.join(METHODS)}, a Plan, or the path of a saved one")
-    result.check(graph)
+    result.check(graph, bundle)
     return result
 
 
@@ -176,7 +190,7 @@ def model_plan(graph: Graph, patches: int = 1, memoize: Iterable[str] = ("kernel
     for name in conv_names(graph):
         edge = graph.edge(name)
         seconds = {method: _model_seconds(graph, edge, method, frozenset(memoize), wanted[edge.source]) * patches
-                   for method in METHODS}
+                   for method in EDGE_METHODS}
         best = min(seconds, key=seconds.get)
         extent = transform_extent(edge) if best == "fft" else None
         others = {method: value for method, value in seconds.items() if method != best}
@@ -263,9 +277,7 @@ def autotune_plan(graph: Graph, patches: int = 1, memoize: Iterable[str] = ("ker
         pieces = _measured_pieces(graph, edge, patches, progress)
         seconds = {candidate: compose_seconds(graph, edge, candidate.method, piece, memoize, wanted[edge.source])
                    for candidate, piece in pieces.items()}
-        best = min(seconds, key=seconds.get)
-        others = {c.describe(): value for c, value in seconds.items() if c != best}
-        layers[name] = LayerPlan(best.method, best.transform, seconds[best], others)
+        layers[name] = _choose(seconds)
     fftw.keep_wisdom()
     return Plan(layers, "autotune")
 
@@ -342,6 +354,119 @@ def _interleave(samplers: list[_Sampler]) -> list[dict[str, float]]:
         for sampler in samplers:
             sampler.lap()
     return [{piece: statistics.median(values) for piece, values in s.samples.items()} for s in samplers]
+
+
+# ---- bundles ----------------------------------------------------------------------------------------------
+def _tiled(graph: Graph, edge: GraphEdge, bundle: int, function: Callable[..., Any], *rest: Any) -> Any:
+    """Calls a native function on the problem of one layer. Raises PlanError."""
+    maps = graph.nodes[edge.source].maps, graph.nodes[edge.target].maps
+    try:
+        return function(*maps, edge.in_extent, edge.kernel, edge.sparsity, bundle, *rest)
+    except (ValueError, RuntimeError) as error:
+        raise PlanError(f"edge {edge.name!r}: {error}") from None
+
+
+def _tiles(graph: Graph, edge: GraphEdge, bundle: int, count: int) -> list[Extent]:
+    tiles = _tiled(graph, edge, bundle, _core.tiled_candidates, machine(), count)
+    if not tiles:
+        raise PlanError(f"edge {edge.name!r}: no tile extent fits kernel {format_extent(edge.kernel)}, use direct")
+    return [tuple(tile) for tile in tiles]
+
+
+def _tiled_candidates(graph: Graph, edge: GraphEdge, bundle: int) -> list[Candidate]:
+    tiles = _tiled(graph, edge, bundle, _core.tiled_candidates, machine(), CANDIDATE_TILES)
+    return [Candidate("direct", None), *(Candidate("tiled", tuple(tile)) for tile in tiles)]
+
+
+MACHINE_RATES = ("product_flops", "direct_flops", "transform_flops", "expand_flops", "memory_bytes")
+
+
+@lru_cache(maxsize=None)
+def machine() -> Any:
+    """The constants of the bundles' cost model: from the cache, or by a calibration of about 0.1 s."""
+    name = f"machine-{_core.isa()}.json"
+    found = _core.TiledMachine()
+    try:
+        rates = json.loads(cache.read_text(name) or "{}")
+        for rate in MACHINE_RATES:
+            setattr(found, rate, float(rates[rate]))
+        return found
+    except (ValueError, KeyError, TypeError):
+        found = _core.tiled_calibrate()
+        cache.write_text(name, json.dumps({rate: getattr(found, rate) for rate in MACHINE_RATES}))
+        return found
+
+
+def tiled_model_plan(graph: Graph, bundle: int, patches: int = 1) -> Plan:
+    """Per layer the method and tile extent with the fewest seconds predicted by the native cost model."""
+    wanted, layers = gradient_nodes(graph), {}
+    for name in conv_names(graph):
+        edge = graph.edge(name)
+        seconds = {}
+        for candidate in _tiled_candidates(graph, edge, bundle):
+            phases = _tiled(graph, edge, bundle, _core.tiled_predict, candidate.transform, machine())
+            seconds[candidate] = patches * (phases[0] + phases[1] * wanted[edge.source] + phases[2])
+        layers[name] = _choose(seconds)
+    return Plan(layers, "model")
+
+
+def tiled_autotune_plan(graph: Graph, bundle: int, patches: int = 1,
+                        progress: Callable[[str], None] | None = None) -> Plan:
+    """Choose per layer by timing direct and the likeliest tile extents, phase by phase, one after the other in turns."""
+    wanted, layers, known = gradient_nodes(graph), {}, _read_tiled_timings()
+    for name in conv_names(graph):
+        edge = graph.edge(name)
+        tried = _tiled_candidates(graph, edge, bundle)
+        keys = {candidate: repr(bundle) + _cache_key(graph, edge, candidate, 1) for candidate in tried}
+        if any(key not in known for key in keys.values()):
+            if progress:
+                progress(f"{name}: timing {', '.join(c.describe() for c in tried)}")
+            known |= {keys[c]: phases for c, phases in _time_tiled(graph, edge, bundle, tried).items()}
+            cache.write_text(_tiled_timings_name(), json.dumps(known, indent=0, sort_keys=True))
+        skipped = () if wanted[edge.source] else BACKWARD_PHASES
+        seconds = {c: patches * sum(t for i, t in enumerate(known[key]) if i not in skipped) for c, key in keys.items()}
+        layers[name] = _choose(seconds)
+    return Plan(layers, "autotune")
+
+
+BACKWARD_PHASES = (1, 6, 7, 8)  # kernels_backward, backward_product, backward_inverse, backward_join (tiled.hpp)
+TILED_BUDGET_S, TILED_LEAST, TILED_MOST = 1.0, 3, 15
+
+
+def _time_tiled(graph: Graph, edge: GraphEdge, bundle: int, tried: list[Candidate]) -> dict[Candidate, list[float]]:
+    """Median seconds of each phase; a candidate whose first lap takes three times the best one's is timed no further."""
+    samples: dict[Candidate, list[list[float]]] = {}
+    probes = {}
+    for candidate in tried:
+        probe = _tiled(graph, edge, bundle, _core.TiledProbe, candidate.transform)
+        lap = [probe.run(phase) for phase in range(_core.TILED_PHASES)]
+        samples[candidate], probes[candidate] = [lap], probe
+    best = min(sum(laps[0]) for laps in samples.values())
+    racing = [c for c in tried if sum(samples[c][0]) <= 3 * best]
+    for lap in range(TILED_MOST):
+        for candidate in racing:
+            samples[candidate].append([probes[candidate].run(phase) for phase in range(_core.TILED_PHASES)])
+        if lap + 1 >= TILED_LEAST and (lap + 1) * best * len(racing) > TILED_BUDGET_S:
+            break
+    # The first lap met cold memory; it counts only where there is no other.
+    return {c: [statistics.median(values) for values in zip(*(laps[1:] or laps))] for c, laps in samples.items()}
+
+
+def _choose(seconds: Mapping[Candidate, float]) -> LayerPlan:
+    best = min(seconds, key=seconds.get)
+    return LayerPlan(best.method, best.transform, seconds[best], {c.describe(): t for c, t in seconds.items() if c != best})
+
+
+def _tiled_timings_name() -> str:
+    return f"tiled-timings-{_core.isa()}-{_core.build_info()['version']}.json"
+
+
+def _read_tiled_timings() -> dict[str, list[float]]:
+    try:
+        data = json.loads(cache.read_text(_tiled_timings_name()) or "{}")
+        return {key: value for key, value in data.items() if len(value) == _core.TILED_PHASES}
+    except (ValueError, AttributeError, TypeError):
+        return {}
 
 
 def _cache_key(graph: Graph, edge: GraphEdge, candidate: Candidate, patches: int) -> str:

@@ -1,4 +1,4 @@
-// A zeroed, cache-line aligned array of floats that lives as long as its owner (parameters, kernel spectra, scratch).
+// A zeroed, cache-line aligned array of floats that lives as long as its owner (parameters, spectra, images, scratch).
 #pragma once
 #include <sys/mman.h>
 
@@ -15,33 +15,53 @@ public:
     AlignedFloats() = default;
     explicit AlignedFloats(std::size_t floats) : size_(floats) {
         if (!floats) return;
-        // Large arrays are streamed: huge pages spare the address translation.
-        constexpr std::size_t huge = std::size_t{2} << 20;
-        const std::size_t bytes = floats * sizeof(float), alignment = bytes >= 4 * huge ? huge : 64;
-        const std::size_t whole = (bytes + alignment - 1) / alignment * alignment;
-        data_ = static_cast<float*>(std::aligned_alloc(alignment, whole));
+        const std::size_t bytes = floats * sizeof(float);
+        if (bytes >= large) {
+            map(bytes);
+            return;
+        }
+        data_ = static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
         if (!data_) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-        if (alignment == huge) madvise(data_, whole, MADV_HUGEPAGE);
-#endif
-        std::memset(data_, 0, whole);
+        std::memset(data_, 0, bytes);
     }
     AlignedFloats(AlignedFloats&& other) noexcept
-        : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+        : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)),
+          mapped_(std::exchange(other.mapped_, 0)) {}
     AlignedFloats& operator=(AlignedFloats&& other) noexcept {
         std::swap(data_, other.data_);
         std::swap(size_, other.size_);
+        std::swap(mapped_, other.mapped_);
         return *this;
     }
-    ~AlignedFloats() { std::free(data_); }
+    ~AlignedFloats() {
+        if (mapped_)
+            munmap(data_, mapped_);
+        else
+            std::free(data_);
+    }
 
     float* data() const { return data_; }
     std::size_t size() const { return size_; }
     float& operator[](std::size_t i) const { return data_[i]; }
 
 private:
+    static constexpr std::size_t large = std::size_t{8} << 20, huge_page = std::size_t{2} << 20;
+
+    // Large arrays come straight from the system: zeroed, resident only where they are touched, in huge pages where there
+    // are some (they are streamed, and huge pages spare the address translation).
+    void map(std::size_t bytes) {
+        const std::size_t whole = (bytes + huge_page - 1) / huge_page * huge_page;
+        void* memory = mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+        madvise(memory, whole, MADV_HUGEPAGE);
+#endif
+        data_ = static_cast<float*>(memory);
+        mapped_ = whole;
+    }
+
     float* data_ = nullptr;
-    std::size_t size_ = 0;
+    std::size_t size_ = 0, mapped_ = 0;
 };
 
 }  // namespace znn

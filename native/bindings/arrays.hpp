@@ -34,6 +34,7 @@ inline Extent extent(const std::tuple<int, int, int>& t) { return {std::get<0>(t
 void register_description(py::module_& module);
 void register_network(py::module_& module);
 void register_probe(py::module_& module);
+void register_tiled(py::module_& module);
 void register_fft(py::module_& module);
 void register_info(py::module_& module);
 

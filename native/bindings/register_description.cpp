@@ -11,7 +11,8 @@ void register_description(py::module_& module) {
     py::enum_<EdgeKind>(module, "EdgeKind")
         .value("conv", EdgeKind::conv).value("max_filter", EdgeKind::max_filter).value("max_pool", EdgeKind::max_pool)
         .value("dropout", EdgeKind::dropout).value("crop", EdgeKind::crop).value("identity", EdgeKind::identity);
-    py::enum_<Method>(module, "Method").value("direct", Method::direct).value("fft", Method::fft);
+    py::enum_<Method>(module, "Method").value("direct", Method::direct).value("fft", Method::fft)
+        .value("tiled", Method::tiled);
     py::enum_<Policy>(module, "Policy")
         .value("priority", Policy::priority).value("fifo", Policy::fifo).value("lifo", Policy::lifo)
         .value("stealing", Policy::stealing);
@@ -57,6 +58,7 @@ void register_description(py::module_& module) {
         .def_readwrite("pin", &NetworkOptions::pin)
         .def_readwrite("trace", &NetworkOptions::trace)
         .def_readwrite("input_gradient", &NetworkOptions::input_gradient)
+        .def_readwrite("bundle", &NetworkOptions::bundle)
         .def_readwrite("patches", &NetworkOptions::patches)
         .def_readwrite("seed", &NetworkOptions::seed)
         .def_readwrite("loss", &NetworkOptions::loss);

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "bindings/arrays.hpp"
+#include "engine/bundled.hpp"
 #include "engine/network.hpp"
 
 namespace znn::bindings {
@@ -21,17 +22,17 @@ std::vector<py::ssize_t> map_shape(const NodeGroupDescription& d, int patches) {
     return {patches, d.maps, d.extent.z, d.extent.y, d.extent.x};
 }
 
-std::vector<py::ssize_t> kernel_shape(const Network& net, int group) {
+std::vector<py::ssize_t> kernel_shape(const NetworkBase& net, int group) {
     const EdgeGroupDescription& d = net.edge_groups().at(group);
     if (d.kind != EdgeKind::conv) throw py::value_error("edge group " + d.name + " has no kernels");
     const int out = net.node_groups()[d.target].maps, in = d.depthwise ? 1 : net.node_groups()[d.source].maps;
     return {out, in, d.kernel.z, d.kernel.y, d.kernel.x};
 }
 
-int patches_of(Network& net) { return net.context().options.patches; }
+int patches_of(NetworkBase& net) { return net.options().patches; }
 
 // One array per input (or output) group.
-std::vector<const float*> group_data(Network& net, const Arrays& arrays, bool inputs, const char* what) {
+std::vector<const float*> group_data(NetworkBase& net, const Arrays& arrays, bool inputs, const char* what) {
     std::vector<const float*> data;
     for (const auto& d : net.node_groups()) {
         if (inputs ? !d.input : !d.output) continue;
@@ -42,7 +43,7 @@ std::vector<const float*> group_data(Network& net, const Arrays& arrays, bool in
     return data;
 }
 
-std::vector<const float*> weight_data(Network& net, const std::vector<std::optional<py::array>>& arrays) {
+std::vector<const float*> weight_data(NetworkBase& net, const std::vector<std::optional<py::array>>& arrays) {
     std::vector<const float*> data;
     for (const auto& d : net.node_groups()) {
         if (!d.output) continue;
@@ -52,11 +53,11 @@ std::vector<const float*> weight_data(Network& net, const std::vector<std::optio
     return data;
 }
 
-py::array_t<float> node_array(Network& net, int group) {
+py::array_t<float> node_array(NetworkBase& net, int group) {
     return py::array_t<float>(map_shape(net.node_groups().at(group), patches_of(net)));
 }
 
-py::dict transform_dict(const Network& net) {
+py::dict transform_dict(const NetworkBase& net) {
     const TransformCounts t = net.transforms();
     py::dict d;
     d["kernels"] = t.kernels;
@@ -68,7 +69,7 @@ py::dict transform_dict(const Network& net) {
     return d;
 }
 
-py::list worker_list(Network& net) {
+py::list worker_list(NetworkBase& net) {
     py::list list;
     for (const WorkerCounters& c : net.executor().counters()) {
         py::dict d;
@@ -84,7 +85,7 @@ py::list worker_list(Network& net) {
     return list;
 }
 
-py::array take_events(Network& net) {
+py::array take_events(NetworkBase& net) {
     net.sync();
     const std::vector<TraceEvent> events = net.executor().take_events();
     py::array_t<EventRow> rows{py::ssize_t(events.size())};
@@ -94,11 +95,11 @@ py::array take_events(Network& net) {
     return rows;
 }
 
-void register_parameters(py::class_<Network>& network) {
-    using Which = Network::Which;
+void register_parameters(py::class_<NetworkBase>& network) {
+    using Which = NetworkBase::Which;
     network
         .def("get_kernels",
-             [](Network& net, int group, bool momentum) {
+             [](NetworkBase& net, int group, bool momentum) {
                  py::array_t<float> out(kernel_shape(net, group));
                  float* data = out.mutable_data();
                  py::gil_scoped_release release;
@@ -106,42 +107,42 @@ void register_parameters(py::class_<Network>& network) {
                  return out;
              })
         .def("set_kernels",
-             [](Network& net, int group, bool momentum, const py::array& values) {
+             [](NetworkBase& net, int group, bool momentum, const py::array& values) {
                  const float* data = float_data(values, kernel_shape(net, group), "kernels");
                  py::gil_scoped_release release;
                  net.set_kernels(group, momentum ? Which::momentum : Which::value, data);
              })
         .def("get_biases",
-             [](Network& net, int group, bool momentum) {
+             [](NetworkBase& net, int group, bool momentum) {
                  py::array_t<float> out(net.node_groups().at(group).maps);
                  float* data = out.mutable_data();
                  py::gil_scoped_release release;
                  net.get_biases(group, momentum ? Which::momentum : Which::value, data);
                  return out;
              })
-        .def("set_biases", [](Network& net, int group, bool momentum, const py::array& values) {
+        .def("set_biases", [](NetworkBase& net, int group, bool momentum, const py::array& values) {
             const float* data = float_data(values, {net.node_groups().at(group).maps}, "biases");
             py::gil_scoped_release release;
             net.set_biases(group, momentum ? Which::momentum : Which::value, data);
         });
 }
 
-void register_rounds(py::class_<Network>& network) {
+void register_rounds(py::class_<NetworkBase>& network) {
     network
         .def("forward",
-             [](Network& net, const Arrays& inputs, bool training) {
+             [](NetworkBase& net, const Arrays& inputs, bool training) {
                  const auto data = group_data(net, inputs, true, "input");
                  py::gil_scoped_release release;
                  net.forward(data, training);
              })
         .def("backward",
-             [](Network& net, const Arrays& gradients) {
+             [](NetworkBase& net, const Arrays& gradients) {
                  const auto data = group_data(net, gradients, false, "gradient");
                  py::gil_scoped_release release;
                  net.backward(data);
              })
         .def("train_step",
-             [](Network& net, const Arrays& inputs, const Arrays& targets,
+             [](NetworkBase& net, const Arrays& inputs, const Arrays& targets,
                 const std::vector<std::optional<py::array>>& weights) {
                  const auto in = group_data(net, inputs, true, "input"), t = group_data(net, targets, false, "target");
                  const auto w = weight_data(net, weights);
@@ -149,14 +150,14 @@ void register_rounds(py::class_<Network>& network) {
                  return net.train_step(in, t, w);
              })
         .def("output",
-             [](Network& net, int group) {
+             [](NetworkBase& net, int group) {
                  py::array_t<float> out = node_array(net, group);
                  float* data = out.mutable_data();
                  py::gil_scoped_release release;
                  net.copy_output(group, data);
                  return out;
              })
-        .def("input_gradient", [](Network& net, int group) {
+        .def("input_gradient", [](NetworkBase& net, int group) {
             py::array_t<float> out = node_array(net, group);
             float* data = out.mutable_data();
             py::gil_scoped_release release;
@@ -165,42 +166,47 @@ void register_rounds(py::class_<Network>& network) {
         });
 }
 
+std::unique_ptr<NetworkBase> make_network(std::vector<NodeGroupDescription> nodes, std::vector<EdgeGroupDescription> edges,
+                                          const NetworkOptions& options) {
+    if (options.bundle == 1) return std::make_unique<Network>(std::move(nodes), std::move(edges), options);
+    return std::make_unique<BundledNetwork>(std::move(nodes), std::move(edges), options);
+}
+
 }  // namespace
 
 void register_network(py::module_& module) {
     PYBIND11_NUMPY_DTYPE(EventRow, worker, phase, kind, group, a, b, start_ns, end_ns);
-    py::class_<Network> network(module, "Network");
+    py::class_<NetworkBase> network(module, "Network");
     network
         .def(py::init([](std::vector<NodeGroupDescription> nodes, std::vector<EdgeGroupDescription> edges,
                          const NetworkOptions& options) {
             py::gil_scoped_release release;
-            return std::make_unique<Network>(std::move(nodes), std::move(edges), options);
+            return make_network(std::move(nodes), std::move(edges), options);
         }))
-        .def("sync", &Network::sync, py::call_guard<py::gil_scoped_release>())
+        .def("sync", &NetworkBase::sync, py::call_guard<py::gil_scoped_release>())
         .def("set_step",
-             [](Network& net, float rate, float momentum, float decay) { net.set_step({rate, momentum, decay, 1.0f}); })
-        .def_property("round", &Network::round, &Network::set_round)
-        .def_property_readonly("threads", [](Network& net) { return net.executor().threads(); })
-        .def_property_readonly("processors", [](Network& net) { return net.executor().processors(); })
-        .def_property_readonly("task_count", &Network::task_count)
+             [](NetworkBase& net, float rate, float momentum, float decay) { net.set_step({rate, momentum, decay, 1.0f}); })
+        .def_property("round", &NetworkBase::round, &NetworkBase::set_round)
+        .def_property_readonly("threads", [](NetworkBase& net) { return net.executor().threads(); })
+        .def_property_readonly("processors", [](NetworkBase& net) { return net.executor().processors(); })
+        .def_property_readonly("task_count", &NetworkBase::task_count)
         .def_property_readonly("transforms", &transform_dict)
         .def_property_readonly("workers", &worker_list)
-        .def_property_readonly("pool_bytes", [](Network& net) { return net.context().pool.bytes_from_system(); })
-        .def_property_readonly("pool_blocks", [](Network& net) { return net.context().pool.blocks_from_system(); })
-        .def_property_readonly("kernel_spectra_bytes", &Network::kernel_spectra_bytes)
+        .def_property_readonly("pool_bytes", [](NetworkBase& net) { return net.pool_bytes(); })
+        .def_property_readonly("pool_blocks", [](NetworkBase& net) { return net.pool_blocks(); })
+        .def_property_readonly("kernel_spectra_bytes", &NetworkBase::kernel_spectra_bytes)
         .def_property_readonly("critical_path_s",
-                               [](Network& net) {
-                                   const Context& c = net.context();
-                                   return py::make_tuple(double(c.forward_path_ns.load()) * 1e-9,
-                                                         double(c.backward_path_ns.load()) * 1e-9);
+                               [](NetworkBase& net) {
+                                   const auto path = net.critical_path();
+                                   return py::make_tuple(double(path.forward_ns) * 1e-9, double(path.backward_ns) * 1e-9);
                                })
         .def("set_trace",
-             [](Network& net, bool on) {
+             [](NetworkBase& net, bool on) {
                  net.sync();
                  net.executor().set_trace(on);
              })
         .def("reset_counters",
-             [](Network& net) {
+             [](NetworkBase& net) {
                  net.sync();
                  net.executor().reset_counters();
              })

@@ -14,7 +14,7 @@
 namespace znn {
 
 enum class EdgeKind { conv, max_filter, max_pool, dropout, crop, identity };
-enum class Method { direct, fft };
+enum class Method { direct, fft, tiled };  // fft: bundle 1 only; tiled: bundles only
 
 struct NodeGroupDescription {
     std::string name;
@@ -40,7 +40,7 @@ struct EdgeGroupDescription {
     bool depthwise = false;         // conv: map i to map i only
     float rate = 1, decay = 1;      // multipliers of learning rate and weight decay
     Method method = Method::direct; // conv
-    Extent transform{1, 1, 1};      // fft: extent of the transform of one sub-lattice
+    Extent transform{1, 1, 1};      // fft: extent of the transform of one sub-lattice; tiled: of a tile
 };
 
 struct NetworkOptions {
@@ -51,6 +51,7 @@ struct NetworkOptions {
     bool memoize_kernels = true, memoize_images = true, memoize_gradients = true;
     bool pin = true, trace = false, input_gradient = false;
     int patches = 1;
+    int bundle = 1;  // maps per bundle: 1 is the paper's engine
     std::uint64_t seed = 0;
     kernels::Loss loss = kernels::Loss::squared;
 };

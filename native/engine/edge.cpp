@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "engine/dropout.hpp"
+
 namespace znn {
 
 Edge::Edge(Context& context, const EdgeGroupDescription& group, int group_index, Node& source, Node& target)
@@ -198,15 +200,6 @@ private:
     }
 };
 
-// A counter-based generator (the splitmix64 finaliser): the mask depends on seed, round, map and voxel only, never on
-// which worker draws it.
-std::uint64_t mix(std::uint64_t x) {
-    x += 0x9e3779b97f4a7c15ull;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    return x ^ (x >> 31);
-}
-
 class DropoutEdge final : public SimpleEdge {
 public:
     using SimpleEdge::SimpleEdge;
@@ -222,12 +215,8 @@ protected:
         std::memcpy(result, image, n * sizeof(float));
         if (!context.training) return;
         float* mask = state_.data() + patch * n;
-        const std::uint64_t stream = mix(mix(mix(context.options.seed) ^ context.round) ^
-                                         (std::uint64_t(forward_task.label.group) << 40 | std::uint64_t(source.map) << 16 |
-                                          std::uint64_t(patch)));
-        const auto limit = std::uint64_t(double(group.ratio) * 4294967296.0);
-        const float kept = 1.0f / (1.0f - group.ratio);
-        for (std::size_t i = 0; i < n; ++i) mask[i] = (mix(stream + i) >> 32) < limit ? 0.0f : kept;
+        fill_dropout_mask({context.options.seed, context.round, forward_task.label.group, source.map, patch}, group.ratio,
+                          mask, n, 1);
         kernels::table().multiply(result, mask, n);
     }
 

@@ -53,7 +53,7 @@ void LossTask::run(Worker& worker) {
 
 Network::Network(std::vector<NodeGroupDescription> nodes, std::vector<EdgeGroupDescription> edges,
                  const NetworkOptions& options)
-    : node_descriptions_(std::move(nodes)), edge_descriptions_(std::move(edges)), context_(options) {
+    : NetworkBase(std::move(nodes), std::move(edges), options), context_(options) {
     build_nodes();
     build_edges();
     set_priorities();
@@ -408,8 +408,6 @@ void Network::set_round(std::uint64_t round) {
     sync();
     context_.round = round;
 }
-
-std::size_t Network::kernel_floats(int edge_group) const { return convs_[edge_group]->kernels.size(); }
 
 void Network::get_kernels(int edge_group, Which which, float* out) {
     sync();

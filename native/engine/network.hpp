@@ -1,9 +1,9 @@
-// A network: builds nodes, edges and tasks from a description and runs rounds.
+// The paper's engine: builds nodes, edges and tasks, one map per node, from a description and runs rounds.
 #pragma once
 #include <memory>
 #include <vector>
 
-#include "engine/description.hpp"
+#include "engine/base.hpp"
 #include "engine/edge.hpp"
 #include "engine/node.hpp"
 
@@ -40,41 +40,32 @@ private:
     Node& node_;
 };
 
-class Network {
+class Network final : public NetworkBase {
 public:
     Network(std::vector<NodeGroupDescription> nodes, std::vector<EdgeGroupDescription> edges,
             const NetworkOptions& options);
-    ~Network();
+    ~Network() override;
 
-    // All pointers below are to float32 arrays [patch][map][z][y][x] of the group's extent, one per input (output) group
-    // in order of description; weights may be null. softmax takes the weights of the first map for all. Calls wait for what they return, not for the updates, which overlap the next round.
-    void forward(const std::vector<const float*>& inputs, bool training);
-    void backward(const std::vector<const float*>& gradients);
+    void forward(const std::vector<const float*>& inputs, bool training) override;
+    void backward(const std::vector<const float*>& gradients) override;
     double train_step(const std::vector<const float*>& inputs, const std::vector<const float*>& targets,
-                      const std::vector<const float*>& weights);
-    void copy_output(int node_group, float* out) const;
-    void copy_input_gradient(int node_group, float* out) const;
-
-    // Parameters in the paper's orientation (kernels flipped back). These wait for the pending updates.
-    enum class Which { value, momentum };
-    void get_kernels(int edge_group, Which which, float* out);
-    void set_kernels(int edge_group, Which which, const float* in);
-    void get_biases(int node_group, Which which, float* out);
-    void set_biases(int node_group, Which which, const float* in);
-    std::size_t kernel_floats(int edge_group) const;
-
-    void sync();
-    void set_step(kernels::SgdStep step) { next_step_ = step; }
-    std::uint64_t round() const { return context_.round; }
-    void set_round(std::uint64_t round);
-
-    const std::vector<NodeGroupDescription>& node_groups() const { return node_descriptions_; }
-    const std::vector<EdgeGroupDescription>& edge_groups() const { return edge_descriptions_; }
-    Executor& executor() { return *context_.executor; }
-    Context& context() { return context_; }
-    TransformCounts transforms() const;
-    std::size_t kernel_spectra_bytes() const;
-    std::size_t task_count() const;
+                      const std::vector<const float*>& weights) override;
+    void copy_output(int node_group, float* out) const override;
+    void copy_input_gradient(int node_group, float* out) const override;
+    void get_kernels(int edge_group, Which which, float* out) override;
+    void set_kernels(int edge_group, Which which, const float* in) override;
+    void get_biases(int node_group, Which which, float* out) override;
+    void set_biases(int node_group, Which which, const float* in) override;
+    void sync() override;
+    std::uint64_t round() const override { return context_.round; }
+    void set_round(std::uint64_t round) override;
+    Executor& executor() override { return *context_.executor; }
+    TransformCounts transforms() const override;
+    std::size_t pool_bytes() const override { return context_.pool.bytes_from_system(); }
+    std::size_t pool_blocks() const override { return context_.pool.blocks_from_system(); }
+    std::size_t kernel_spectra_bytes() const override;
+    std::size_t task_count() const override;
+    Path critical_path() const override { return {context_.forward_path_ns.load(), context_.backward_path_ns.load()}; }
 
 private:
     void build_nodes();
@@ -91,10 +82,7 @@ private:
     void finish_round(const std::atomic<int>& left);
     void reset_after_failure();
 
-    std::vector<NodeGroupDescription> node_descriptions_;
-    std::vector<EdgeGroupDescription> edge_descriptions_;
     Context context_;
-    kernels::SgdStep next_step_{};
 
     struct Wiring {  // indices shared by the edges of a group
         int image_form = 0, gradient_form = 0, update_form = 0;

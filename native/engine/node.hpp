@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/base.hpp"
 #include "engine/description.hpp"
 #include "engine/domain.hpp"
 #include "tasks/concurrent_sum.hpp"
@@ -15,10 +16,6 @@ namespace znn {
 enum class Phase : std::int16_t { forward, backward, update, loss, input };
 // Kinds of trace events beyond the kinds of edges (EdgeKind 0..5).
 enum class WorkKind : std::int16_t { node = 6, transform = 7, loss = 8, input = 9 };
-
-struct TransformCounts {
-    std::int64_t kernels = 0, images = 0, gradients = 0, inverse_images = 0, inverse_gradients = 0, inverse_kernels = 0;
-};
 
 // State shared by everything in one network.
 struct Context {

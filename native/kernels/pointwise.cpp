@@ -76,12 +76,12 @@ void backward(float* g, const float* y, std::size_t n, int bundle, double* sums)
         over(n,
              [&](std::size_t i) {
                  const vf v = transfer_gradient<F>(load(g + i), load(y + i));
-                 store(g + i, v);
+                 if (F != Transfer::linear) store(g + i, v);  // others may be reading it
                  total.add(v);
              },
              [&](std::size_t i, Part p) {
                  const vf v = transfer_gradient<F>(load(g + i, p), load(y + i, p));  // 0 in the lanes beyond
-                 store(g + i, v, p);
+                 if (F != Transfer::linear) store(g + i, v, p);
                  total.add(v);
              });
         for (int lane = 0; lane < W; ++lane) sums[lane % bundle] += total.lane(lane);
@@ -91,14 +91,14 @@ void backward(float* g, const float* y, std::size_t n, int bundle, double* sums)
         over(std::size_t(bundle),
              [&](std::size_t i) {
                  const vf v = transfer_gradient<F>(load(g + i), load(y + i));
-                 store(g + i, v);
+                 if (F != Transfer::linear) store(g + i, v);
                  Wide s = load_wide(sums + i);
                  s.add(v);
                  store(sums + i, s);
              },
              [&](std::size_t i, Part p) {
                  const vf v = transfer_gradient<F>(load(g + i, p), load(y + i, p));
-                 store(g + i, v, p);
+                 if (F != Transfer::linear) store(g + i, v, p);
                  for (int lane = 0; i + lane < std::size_t(bundle); ++lane) sums[i + lane] += v[lane];
              });
 }

@@ -1,0 +1,145 @@
+// The bundled engine: nodes hold bundles of maps (map index innermost), a layer's work is cut into pieces (native/tiled),
+// and the task graph has a stage per layer and phase. The same graph, priorities, overlapping updates and executor as the
+// paper's engine; every piece owns what it writes, so there are no sums to guard and results do not depend on the threads.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "engine/base.hpp"
+#include "engine/stage.hpp"
+#include "tiled/tiled.hpp"
+
+namespace znn {
+
+class BundledNetwork final : public NetworkBase {
+public:
+    BundledNetwork(std::vector<NodeGroupDescription> nodes, std::vector<EdgeGroupDescription> edges,
+                   const NetworkOptions& options);
+    ~BundledNetwork() override;
+
+    void forward(const std::vector<const float*>& inputs, bool training) override;
+    void backward(const std::vector<const float*>& gradients) override;
+    double train_step(const std::vector<const float*>& inputs, const std::vector<const float*>& targets,
+                      const std::vector<const float*>& weights) override;
+    void copy_output(int node_group, float* out) const override;
+    void copy_input_gradient(int node_group, float* out) const override;
+    void get_kernels(int edge_group, Which which, float* out) override;
+    void set_kernels(int edge_group, Which which, const float* in) override;
+    void get_biases(int node_group, Which which, float* out) override;
+    void set_biases(int node_group, Which which, const float* in) override;
+    void sync() override;
+    std::uint64_t round() const override { return round_; }
+    void set_round(std::uint64_t round) override;
+    Executor& executor() override { return *executor_; }
+    std::size_t kernel_spectra_bytes() const override;
+    std::size_t task_count() const override;
+    Path critical_path() const override { return {forward_path_ns_.load(), backward_path_ns_.load()}; }
+
+private:
+    // A layer of maps.
+    struct Nodes {
+        NodeGroupDescription d;
+        int index = 0, bundles = 0, chunks = 1;  // chunks: parts into which pointwise work on one bundle is cut
+        bool has_backward = false;
+        std::size_t volume = 0, stride = 0;      // voxels; floats of one bundle
+        AlignedFloats image, gradient;           // [patch][bundle][z][y][x][V]
+        AlignedFloats bias, bias_momentum;       // [bundle][V]
+        std::vector<double> bias_sums;           // [part][V], parts in any order of bundles
+        Gate bias_ready;                         // the update of the biases is over
+        kernels::SgdStep step{};
+        Stage* ready = nullptr;                  // the image is complete
+        Stage* gradient_ready = nullptr;
+        std::vector<Stage*> writers;             // forward stages that write the image
+    };
+
+    // A layer of convolutions.
+    struct Conv {
+        int edge = 0;
+        tiled::LayerPlan plan;
+        AlignedFloats kernels, momentum, gradient;        // gradient: one per patch, where there are several patches
+        std::vector<AlignedFloats> own;                   // buffers that only this layer uses
+        std::vector<tiled::Buffers> buffers;              // one per patch
+        Gate kernels_ready;                               // transformed kernels are those of the newest parameters
+        Gate operands_free;                               // the update has read images and gradients
+        Stage *prepare_forward = nullptr, *prepare_backward = nullptr;
+        std::vector<Stage*> gradient_transforms;
+        bool has_backward = false, stale = true;
+    };
+
+    // A layer of other edges.
+    struct Simple {
+        AlignedFloats state;  // indices of maxima, or the mask of dropout
+    };
+
+    enum class Pass { forward, backward, update, prepare };
+    static constexpr int passes = 4;
+
+    // ---- construction
+    void build_nodes();
+    void build_forward();
+    void build_backward();
+    void build_update();
+    void build_conv(int edge);
+    void share_buffers();
+    void set_priorities();
+    Stage* add(Pass pass, TaskLabel label, int pieces, Stage::Body body);
+    Stage* add_conv(Pass pass, int edge, tiled::Phase phase, int slab);
+    Stage* join(Pass pass, TaskLabel label);
+    void gate(Stage* stage, Gate& gate);
+    Stage* load_stage(Nodes& nodes, int input);
+    Stage* conv_forward(int edge, bool accumulate, bool last, Stage* previous);
+    Stage* simple_forward(int edge, bool accumulate, Stage* previous);
+    Stage* transfer_forward(Nodes& nodes, Stage* previous);
+    Stage* loss_stage(int output);
+    Stage* conv_backward(int edge, bool accumulate, bool last, Stage* previous);
+    Stage* simple_backward(int edge, bool accumulate, Stage* previous);
+    Stage* transfer_backward(Nodes& nodes, Pass pass, kernels::Transfer f, Stage* previous);
+    bool takes_derivative_at_maxima(int edge) const;
+    void update_conv(int edge);
+    TaskLabel label(Pass pass, int kind, int group) const;
+
+    // ---- pieces
+    void load(const Nodes& nodes, const float* data, int piece);
+    void run_loss(int output, int piece, Worker& worker);
+    void simple_forward_piece(int edge, int piece, bool accumulate, Worker& worker);
+    void simple_backward_piece(int edge, int piece, bool accumulate, Worker& worker);
+    void update_biases(Nodes& nodes, int parts);
+    int parts(int edge) const;  // of one bundle in simple edges
+
+    // ---- rounds
+    void start_forward(const std::vector<const float*>& inputs, bool training);
+    void start_losses(Worker* worker);
+    void arm_backward();
+    void prepare_kernels();
+    void wait_for(const std::atomic<bool>& flag);
+    void unbundle(const AlignedFloats& images, const Nodes& nodes, float* out) const;
+    template <class Each>
+    void each_kernel(int edge, Each each) const;
+
+    const int V_;
+    std::vector<std::unique_ptr<Nodes>> nodes_;
+    std::vector<std::unique_ptr<Conv>> convs_;      // per edge group, or null
+    std::vector<std::unique_ptr<Simple>> simples_;  // per edge group, or null
+    std::vector<int> inputs_, outputs_;
+    AlignedFloats shared_spectra_, shared_halo_;
+
+    std::vector<std::unique_ptr<Stage>> stages_[passes];
+    std::vector<std::pair<Stage*, Gate*>> gated_;   // forward stages that wait for the last round's updates
+    std::vector<Stage*> first_stages_;              // of the forward pass: loading the inputs
+    Stage *forward_end_ = nullptr, *losses_ = nullptr, *backward_end_ = nullptr, *update_end_ = nullptr;
+    Stage *forward_turn_ = nullptr, *backward_turn_ = nullptr;  // while building: the layer before
+    Gate updates_over_;
+
+    // The round in hand.
+    std::vector<const float*> input_data_, target_data_, weight_data_;
+    bool given_ = false, training_ = false, with_loss_ = false, trained_forward_ = false;
+    std::vector<double> losses_sum_;
+    std::uint64_t round_ = 0;
+    kernels::SgdStep step_{};
+    std::atomic<bool> forward_done_{false}, backward_done_{false};
+    std::atomic<std::int64_t> forward_path_ns_{0}, backward_path_ns_{0};
+
+    std::unique_ptr<Executor> executor_;  // last: its workers stop first
+};
+
+}  // namespace znn
