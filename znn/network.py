@@ -67,7 +67,7 @@ class Network:
         for name in options.MEMOIZE:
             setattr(settings, f"memoize_{name}", name in kept)
         settings.threads = _thread_count(threads)
-        settings.bundle = self.bundle = _bundle(bundle)
+        settings.bundle = self.bundle = _bundle(bundle, self.graph)
         settings.patches, settings.seed = self.patches, self.seed
         settings.pin, settings.trace, settings.input_gradient = bool(pin), bool(trace), bool(input_gradient)
         if not isinstance(optimiser, SGD):
@@ -322,11 +322,14 @@ def _graph(spec: Any, output: Any, input: Any) -> Graph:  # noqa: A002
     return Graph.build(spec, output=output, input=input)
 
 
-def _bundle(bundle: Any) -> int:
+def _bundle(bundle: Any, graph: Graph) -> int:
+    depthwise = next((edge.name for edge in graph.edges if edge.spec.depthwise), None)
     if bundle == "auto":
-        return _core.preferred_bundle(8, 8)
+        return 1 if depthwise else _core.preferred_bundle(8, 8)
     if bundle != 1 and not (isinstance(bundle, int) and _core.has_bundle(bundle)):
         raise SpecError(f"bundle is {bundle!r}, expected 1, 8" + (", 16" if _core.has_bundle(16) else "") + " or 'auto'")
+    if bundle != 1 and depthwise:
+        raise SpecError(f"edge {depthwise!r} is depthwise, which bundles of maps do not have: expected bundle 1, got {bundle}")
     return int(bundle)
 
 

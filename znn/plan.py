@@ -76,7 +76,7 @@ class Plan:
                 raise PlanError(f"method of edge {name!r} is {method!r}, expected one of {', '.join(METHODS)}")
             if method == "fft" and extent is None and name in conv_names(graph):
                 extent = transform_extent(graph.edge(name))
-            if method == "tiled" and extent is None and name in conv_names(graph):
+            if method == "tiled" and extent is None and bundle != 1 and name in conv_names(graph):
                 extent = _tiles(graph, graph.edge(name), bundle, 1)[0]
             layers[name] = LayerPlan(method, tuple(extent) if extent else None)
         plan = cls(layers)

@@ -195,6 +195,7 @@ Stage* BundledNetwork::conv_forward(int e, bool accumulate, bool last, Stage* pr
     Stage* end = join(Pass::forward, label(Pass::forward, int(EdgeKind::conv), e));
     // Layers take turns in the shared buffer of spectra.
     Stage* turn = std::exchange(forward_turn_, end);
+    std::vector<Stage*> inverses;
     for (int slab = 0; slab < conv.plan.slabs; ++slab) {
         Stage* transform = add_conv(Pass::forward, e, PieceOf::input_transform, slab);
         Stage* product = add_conv(Pass::forward, e, PieceOf::forward_product, slab);
@@ -204,6 +205,8 @@ Stage* BundledNetwork::conv_forward(int e, bool accumulate, bool last, Stage* pr
         product->before(*inverse);
         inverse->before(*end);
         if (turn) turn->before(*product);
+        if (slab >= conv.plan.passing_slabs) inverses[slab - conv.plan.passing_slabs]->before(*product);
+        inverses.push_back(inverse);
         if (previous) previous->before(*inverse);
         gate(transform, conv.operands_free);
         gate(product, conv.kernels_ready);
@@ -305,20 +308,23 @@ Stage* BundledNetwork::conv_backward(int e, bool accumulate, bool last, Stage* p
             b.activation_transfer = tiled_transfer(source.d.transfer);
         }
     }
-    Stage* inverse = add_conv(Pass::backward, e, PieceOf::backward_inverse, -1);
     Stage* joined = add_conv(Pass::backward, e, PieceOf::backward_join, -1);
     Stage* turn = std::exchange(backward_turn_, joined);
+    std::vector<Stage*> inverses;
     for (int slab = 0; slab < conv.plan.slabs; ++slab) {
         Stage* transform = add_conv(Pass::backward, e, PieceOf::gradient_transform, slab);
         Stage* product = add_conv(Pass::backward, e, PieceOf::backward_product, slab);
+        Stage* inverse = add_conv(Pass::backward, e, PieceOf::backward_inverse, slab);
         target.gradient_ready->before(*transform);
         transform->before(*product);
         product->before(*inverse);
+        inverse->before(*joined);
         if (turn) turn->before(*product);
+        if (slab >= conv.plan.passing_slabs) inverses[slab - conv.plan.passing_slabs]->before(*product);
+        if (previous) previous->before(*inverse);
+        inverses.push_back(inverse);
         conv.gradient_transforms.push_back(transform);
     }
-    inverse->before(*joined);
-    if (previous) previous->before(*inverse);
     return joined;
 }
 
@@ -416,7 +422,7 @@ void BundledNetwork::build_backward() {
 void BundledNetwork::update_conv(int e) {
     Conv& conv = *convs_[e];
     Nodes& target = *nodes_[edge_descriptions_[e].target];
-    Stage* product = add_conv(Pass::update, e, PieceOf::update_product, -1);
+    Stage* product = nullptr;  // of the newest slab: the slabs add to one sum
     Stage* inverse = add_conv(Pass::update, e, PieceOf::update_inverse, -1);
     Stage* forward = add_conv(Pass::update, e, PieceOf::kernels_forward, -1);
     conv.prepare_forward = add_conv(Pass::prepare, e, PieceOf::kernels_forward, -1);
@@ -425,7 +431,12 @@ void BundledNetwork::update_conv(int e) {
         conv.gradient_transforms.push_back(add_conv(Pass::update, e, PieceOf::gradient_transform, -1));
         target.gradient_ready->before(*conv.gradient_transforms.back());
     }
-    for (Stage* transform : conv.gradient_transforms) transform->before(*product);
+    for (int slab = 0; slab < conv.plan.slabs; ++slab) {
+        Stage* next = add_conv(Pass::update, e, PieceOf::update_product, slab);
+        for (Stage* transform : conv.gradient_transforms) transform->before(*next);
+        if (product) product->before(*next);
+        product = next;
+    }
     product->before(*inverse);
     product->when_done([&conv](Worker* worker) { conv.operands_free.open(worker); });
     Stage* applied = inverse;

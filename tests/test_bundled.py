@@ -1,0 +1,136 @@
+"""The bundled engine: maps in bundles of 8, tiled FFT and direct methods, against the float64 reference."""
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+
+import znn
+from checks import (NETWORK_TOLERANCE, NETWORKS, IllPosed, assert_close, assert_identical, pair, random_inputs,
+                    random_targets, small_graph, smooth_inputs, train_alike)
+from test_engine_random import acyclic_graphs, layered_graphs, random_networks, seeds
+from znn import zoo
+from znn.errors import PlanError, SpecError
+from znn.graph import Graph
+
+plans = pytest.mark.parametrize("plan", ["direct", "tiled", "model"])
+IN_BUNDLES = [name for name, (spec, _) in NETWORKS.items() if not any(edge.depthwise for edge in spec.edges)]
+
+
+@plans
+@pytest.mark.parametrize("patches", [None, 3])
+@pytest.mark.parametrize("name", IN_BUNDLES)
+def test_training_equals_the_reference(rng, name, patches, plan):
+    net, expected = pair(small_graph(name), patches=patches, plan=plan, bundle=8)
+    with net:
+        train_alike(net, expected, rng, patches=patches, weighted=patches == 3)
+
+
+@plans
+@pytest.mark.parametrize("name, form, width, output", [
+    ("scaling_3d", "dense", 9, 2), ("3d_3", "strided", 8, 2), ("3d_5", "strided", 3, 1), ("2d_4", "strided", 9, 2),
+    ("multiscale", "dense", 10, 2)])
+def test_training_of_the_zoo(rng, name, form, width, output, plan):
+    graph = Graph.build(zoo.build(name, width=width, form=form), output=output)
+    net, expected = pair(graph, plan=plan, bundle=8, optimiser={"rate": 0.001, "momentum": 0.9, "weight_decay": 0.01})
+    with net:
+        for _ in range(3):
+            inputs, targets = random_inputs(graph, rng), random_targets(graph, rng)
+            losses = [n.train_step(inputs, targets) for n in (net, expected)]
+            assert losses[0] == pytest.approx(losses[1], rel=NETWORK_TOLERANCE)
+        assert_close(net.parameters(), expected.parameters(), NETWORK_TOLERANCE, "parameters")
+        assert_close(net.forward(inputs), expected.forward(inputs), NETWORK_TOLERANCE, "output")
+
+
+@pytest.mark.parametrize("plan", ["direct", "tiled"])
+@pytest.mark.parametrize("name", IN_BUNDLES[:3])
+def test_results_are_bit_identical_for_any_number_of_threads_and_policy(rng, name, plan):
+    graph = small_graph(name)
+    rounds = [(random_inputs(graph, rng), random_targets(graph, rng)) for _ in range(6)]
+
+    def run(threads, policy):
+        with znn.Network(graph, plan=plan, bundle=8, threads=threads, policy=policy, pin=False) as net:
+            losses = [net.train_step(*data) for data in rounds]
+            return {"loss": np.array(losses)} | net.parameters()
+
+    expected = run(1, "priority")
+    for threads, policy in itertools.chain(((t, "priority") for t in range(2, 9)), ((3, p) for p in ("fifo", "lifo", "stealing"))):
+        assert_identical(run(threads, policy), expected, f"{threads} threads, {policy}")
+
+
+@pytest.mark.parametrize("plan", ["direct", "tiled"])
+def test_backward_then_forward_overlap_the_updates(rng, plan):
+    graph = small_graph("dense_3d")
+    net, expected = pair(graph, plan=plan, bundle=8, threads=3, optimiser={"rate": 0.01, "momentum": 0.5, "weight_decay": 0.01})
+    with net:
+        for number in range(10):
+            inputs = smooth_inputs(expected, rng)
+            outputs = [n.forward(inputs, "train") for n in (net, expected)]
+            assert_close(*outputs, NETWORK_TOLERANCE, f"output of round {number}")
+            gradient = np.ones_like(outputs[0])
+            for n in (net, expected):
+                n.backward(gradient)
+        assert_close(net.parameters(), expected.parameters(), NETWORK_TOLERANCE, "parameters")
+
+
+def test_dropout_masks_are_those_of_the_papers_engine(rng):
+    spec = znn.NetworkSpec.layered("d", 3, [{"dropout": 0.4}, {"conv": 9, "kernel": 1}])
+    graph = Graph.build(spec, output=(3, 4, 5))
+    x = random_inputs(graph, rng)
+    outputs = []
+    for bundle in (1, 8):
+        with znn.Network(graph, bundle=bundle, plan="direct", seed=5) as net:
+            outputs.append(net.forward(x, "train"))
+    assert_close(outputs[1], outputs[0], 1e-6)
+
+
+def test_depthwise_layers_and_foreign_methods_are_refused():
+    layer = [{"conv": 3, "kernel": 2, "depthwise": True}]
+    with pytest.raises(SpecError, match="conv1.*depthwise.*bundle"):
+        znn.Network(znn.NetworkSpec.layered("n", 3, layer), 3, bundle=8)
+    with pytest.raises(PlanError, match="fft.*bundle 8"):
+        znn.Network(znn.NetworkSpec.layered("n", 1, [{"conv": 2, "kernel": 2}]), 3, bundle=8, plan="fft")
+    with pytest.raises(PlanError, match="tiled.*bundle 1"):
+        znn.Network(znn.NetworkSpec.layered("n", 1, [{"conv": 2, "kernel": 2}]), 3, plan="tiled")
+    with pytest.raises(SpecError, match="bundle is 7"):
+        znn.Network(znn.NetworkSpec.layered("n", 1, [{"conv": 2, "kernel": 2}]), 3, bundle=7)
+
+
+def test_autotuning_chooses_among_measured_candidates_and_remembers(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZNN_CACHE", str(tmp_path))
+    graph = small_graph("strided_3d")
+    with znn.Network(graph, bundle=8, plan="autotune") as net:
+        first = net.plan
+    assert first.source == "autotune" and all(layer.seconds > 0 and layer.alternatives for layer in first.layers.values())
+    with znn.Network(graph, bundle=8, plan="autotune") as net:
+        assert net.plan == first
+
+
+def check(graph, plan, seed):
+    rng = np.random.default_rng(seed)
+    assume(not any(edge.spec.depthwise for edge in graph.edges))
+    net, expected = pair(graph, seed=seed, plan=plan, bundle=8, threads=1 + seed % 3, patches=(None, 2)[seed % 2])
+    patches = (None, 2)[seed % 2]
+    try:
+        with net:
+            inputs = smooth_inputs(expected, rng, patches, tries=10)
+            assert_close(net.forward(inputs), expected.forward(inputs), NETWORK_TOLERANCE, "output")
+            train_alike(net, expected, rng, 2, patches)
+    except IllPosed:
+        assume(False)
+
+
+@plans
+@random_networks
+@given(graph=layered_graphs(), seed=seeds)
+def test_random_layered_networks(plan, graph, seed):
+    check(graph, plan, seed)
+
+
+@plans
+@random_networks
+@given(graph=acyclic_graphs(), seed=seeds)
+def test_random_acyclic_networks(plan, graph, seed):
+    check(graph, plan, seed)
