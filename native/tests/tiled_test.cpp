@@ -42,14 +42,14 @@ struct Case {
     bool direct;
     Extent tile;
     Transfer transfer, activation;
-    bool bias, accumulate_output, accumulate_gradient, derivative, update, small_caches, memoize;
+    bool bias, accumulate_output, accumulate_gradient, derivative, update, small_caches, memoize, fused;
 
     std::string text() const {
         const Problem& q = problem;
         return std::to_string(q.in_maps) + "->" + std::to_string(q.out_maps) + " input " + to_string(q.input) + " kernel " +
                to_string(q.kernel) + " sparsity " + to_string(q.sparsity) + " bundle " + std::to_string(bundle) +
                (direct ? " direct" : " tile " + to_string(tile)) + " transfer " + std::to_string(int(transfer)) +
-               (small_caches ? " slabs" : "") + (memoize ? "" : " not memoized");
+               (small_caches ? " slabs" : "") + (memoize ? "" : " not memoized") + (fused ? " fused" : "");
     }
 };
 
@@ -115,7 +115,9 @@ private:
         Machine machine;
         if (c_.small_caches) machine.l2_bytes = 4 << 10, machine.l3_bytes = 16 << 10;
         machine.piece_s = std::uniform_real_distribution<double>(0, 3e-5)(random_);
-        plan_ = c_.direct ? plan_direct(c_.problem, V_, machine) : plan_tiled(c_.problem, V_, c_.tile, machine, c_.memoize);
+        plan_ = c_.direct  ? plan_direct(c_.problem, V_, machine)
+                : c_.fused ? plan_fused(c_.problem, V_, c_.tile, machine)
+                           : plan_tiled(c_.problem, V_, c_.tile, machine, c_.memoize);
         n_ = c_.problem.input, m_ = plan_.output;
         images_.clear();
         images_.push_back(random_image(plan_.in_bundles, n_));   // input, and activation of the derivative
@@ -312,7 +314,7 @@ Case random_case(std::mt19937& random) {
         c.transfer = Transfer(pick(0, 3)), c.activation = Transfer(pick(0, 3));
         c.bias = pick(0, 1), c.accumulate_output = pick(0, 2) == 0, c.accumulate_gradient = pick(0, 2) == 0;
         c.derivative = pick(0, 1), c.update = pick(0, 1), c.small_caches = pick(0, 2) == 0;
-        c.memoize = pick(0, 1);
+        c.memoize = pick(0, 1), c.fused = q.in_maps <= 4 && pick(0, 1);
         return c;
     }
 }

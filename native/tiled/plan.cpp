@@ -300,6 +300,23 @@ LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Mach
     return p;
 }
 
+LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Machine& machine) {
+    if (problem.in_maps > 4)
+        throw std::invalid_argument("convolution layer: the fused method is for at most 4 input maps, got " +
+                                    std::to_string(problem.in_maps));
+    LayerPlan p = plan_tiled(problem, bundle, tile, machine);
+    p.fused = true;
+    const double transform = transform_seconds(p, false, false, machine);
+    p.fused_tiles = clamp_count(machine.piece_s / (transform * p.out_bundles), p.tiles);
+    p.fused_tiles = ceil_div(p.fused_tiles, kFusedTiles) * kFusedTiles;
+    p.update_chunks = std::min(ceil_div(p.tiles, 2 * kFusedTiles), 32);
+    p.pieces[int(Phase::input_transform)] = p.pieces[int(Phase::forward_product)] = 0;
+    p.pieces[int(Phase::forward_inverse)] = ceil_div(p.tiles, p.fused_tiles);
+    p.pieces[int(Phase::update_product)] = p.update_chunks;
+    p.scratch += std::size_t(FusedSizes(p).total()) * bundle * sizeof(float);
+    return p;
+}
+
 LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine) {
     LayerPlan p = base_plan(problem, bundle);
     const Extent k = problem.kernel;
@@ -356,6 +373,7 @@ std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
         return floats * sizeof(float);
     }
     const std::size_t pencils = p.pencils, in_kernels = kernel_pencil(p, int(in)) * V, out_kernels = kernel_pencil(p, int(out)) * V;
+    if (p.fused && (buffer == Buffer::input_spectra || buffer == Buffer::output_spectra)) return 0;
     switch (buffer) {
         case Buffer::kernels_forward: floats = p.out_bundles * pencils * in_kernels; break;
         case Buffer::kernels_backward: floats = p.in_bundles * pencils * out_kernels; break;
@@ -364,14 +382,15 @@ std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
         case Buffer::input_gradient_spectra: floats = p.in_slab * p.passing_slabs; break;
         case Buffer::output_spectra: floats = p.out_slab * p.passing_slabs; break;
         case Buffer::halo: floats = p.axis[p.split].tiles > 1 ? p.in_bundles * p.strips * HaloShape(p).volume * V : 0; break;
-        case Buffer::update_spectra: floats = p.out_bundles * pencils * in_kernels; break;
+        case Buffer::update_spectra: floats = p.update_chunks * p.out_bundles * pencils * in_kernels; break;
     }
     return floats * sizeof(float);
 }
 
 int first_piece(const LayerPlan& p, Phase phase, int slab) {
     const int all = piece_count(p, phase);
-    if (slab >= p.slabs) return all;
+    if (slab >= p.slabs || all == 0) return all;
+    if (p.fused && (phase == Phase::forward_inverse || phase == Phase::update_product)) return slab ? all : 0;
     if (slab == 0) return 0;
     switch (phase) {
         case Phase::input_transform: return slab * tile_pieces(p, p.tiles_per_slab, p.in_bundles, p.transform_tiles);
@@ -456,6 +475,17 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
                                   (p.axis[p.split].k - 1) / p.axis[p.split].M);
     set(Phase::update_product, product_seconds(p, in, p.out_bundles, machine) + memory_in + memory_out);
     set(Phase::update_inverse, kernel_seconds(p, in, p.out_bundles, machine) * 1.2);
+    if (p.fused) {
+        const double expand = double(p.tiles) / kFusedTiles * p.pencils * in * p.out_bundles * kernel_line_ops(p.axis[0]) *
+                              p.bundle / machine.expand_flops;
+        const double inputs = p.in_bundles * p.tiles * transform_seconds(p, false, false, machine);
+        const double outputs = p.out_bundles * p.tiles * transform_seconds(p, false, true, machine);
+        // Products of a few maps are copies more than arithmetic: twice the bytes of the spectra through L2.
+        const double pass = p.tiles * 16.0 * p.bundle * double(p.pencils) * p.line * p.out_bundles * in / 20e9;
+        set(Phase::input_transform, 0), set(Phase::forward_product, 0);
+        set(Phase::forward_inverse, inputs + outputs + expand + pass);
+        set(Phase::update_product, inputs + outputs + pass);
+    }
     return c;
 }
 
