@@ -222,10 +222,12 @@ private:
             const int map = int(i / (m_.volume() * V_) * V_ + i % V_);
             double x = output_[i] + (c_.accumulate_output ? images_[1].data[i] : 0);
             if (c_.bias) x += images_[7].data[map];
+            if (map < out_maps()) output_size_ = std::max(output_size_, std::abs(x));
             output_[i] = apply(c_.transfer, x);
         }
         for (std::size_t i = 0; i < gradient_.size(); ++i) {
             gradient_[i] += c_.accumulate_gradient ? images_[3].data[i] : 0;
+            gradient_size_ = std::max(gradient_size_, std::abs(gradient_[i]));
             if (c_.derivative) gradient_[i] *= derivative(c_.activation, images_[0].data[i]);
         }
         weights_.assign(images_[4].data, images_[4].data + images_[4].floats);
@@ -244,6 +246,7 @@ private:
 
     bool compare() {
         Error e[5];
+        e[0].largest = output_size_, e[1].largest = gradient_size_;
         compare_image(e[0], b_.output, output_, m_, out_maps());
         compare_image(e[1], b_.input_gradient, gradient_, n_, in_maps());
         for (std::size_t i = 0; i < weights_.size(); ++i) {  // padded lanes must be zero
@@ -269,6 +272,7 @@ private:
     Extent n_, m_;
     Buffers b_;
     std::vector<Aligned> images_, work_, scratch_;
+    double output_size_ = 1e-30, gradient_size_ = 1e-30;  // largest values before f and times f'
     std::vector<double> output_, gradient_, kernel_gradient_, weights_, momenta_;
 
 public:

@@ -158,7 +158,8 @@ struct Machine {
     std::size_t l2_bytes = 512 << 10, l3_bytes = 32 << 20;
     double piece_s = 3e-4;  // aimed-at duration of a piece
     // Constants of the cost model, see calibrate().
-    double product_flops = 75e9, direct_flops = 75e9, transform_flops = 20e9, expand_flops = 30e9, memory_bytes = 12e9;
+    double product_flops = 75e9, direct_flops = 75e9, transform_flops = 20e9, expand_flops = 30e9, memory_bytes = 12e9,
+           spectra_bytes = 10e9;  // spectra between transforms and L3, bytes per second
 };
 
 // Bundle widths this processor's code path has (8; on AVX-512 also 16), and its name: baseline | avx2 | avx512.
