@@ -81,7 +81,7 @@ make_environment() {
     ensure_venv_module
     say "making $venv with $("$python" --version)"
     "$python" -m venv --clear "$venv"
-    "$venv/bin/python" -m pip install --quiet --upgrade pip
+    "$venv/bin/python" -m pip install -qq --upgrade pip
 }
 
 # The engine is built in place (editable), in a build folder that is kept, so that a change recompiles little.
@@ -95,8 +95,8 @@ install_engine() {
     command -v ninja >/dev/null 2>&1 || tools="$tools ninja"
     say "building the engine with $CXX and installing what it needs (some minutes the first time)"
     # shellcheck disable=SC2086  # several words are meant
-    "$python" -m pip install --quiet $tools
-    PATH=$venv/bin:$PATH "$python" -m pip install --quiet --no-build-isolation --editable ".[$extras]"
+    "$python" -m pip install -qq $tools
+    PATH=$venv/bin:$PATH "$python" -m pip install -qq --no-build-isolation --editable ".[$extras]"
     touch "$venv/.engine"
 }
 
@@ -108,8 +108,8 @@ install_torch() {
     [ -f "$venv/.torch" ] && [ "$(cat "$venv/.torch")" = "$torch" ] && return
     if ! has_torch; then
         say "looking for $torch"
-        "$venv/bin/python" -m pip install --quiet --retries 1 "$torch" 2>/dev/null ||
-            "$venv/bin/python" -m pip install --quiet --retries 1 --timeout 20 --extra-index-url "$torch_index" "$torch" 2>/dev/null ||
+        "$venv/bin/python" -m pip install -qq --retries 1 "$torch" 2>/dev/null ||
+            "$venv/bin/python" -m pip install -qq --retries 1 --timeout 20 --extra-index-url "$torch_index" "$torch" 2>/dev/null ||
             say "PyTorch's CPU build was not found: comparisons with it will be skipped (delete $venv/.torch to try again)"
     fi
     printf '%s\n' "$torch" > "$venv/.torch"

@@ -8,8 +8,10 @@
 namespace znn::kernels {
 
 namespace baseline { Table make_table(); }
-#ifdef ZNN_KERNELS_X86
+#ifdef ZNN_KERNELS_avx2
 namespace avx2 { Table make_table(); }
+#endif
+#ifdef ZNN_KERNELS_avx512
 namespace avx512 { Table make_table(); }
 #endif
 
@@ -19,12 +21,14 @@ const Table* table_for(const char* isa) {
         static const Table table = baseline::make_table();
         return &table;
     }
-#ifdef ZNN_KERNELS_X86
+#ifdef ZNN_KERNELS_avx2
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (name == "avx2" && has_avx2) {
         static const Table table = avx2::make_table();
         return &table;
     }
+#endif
+#ifdef ZNN_KERNELS_avx512
     if (name == "avx512" && has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
         static const Table table = avx512::make_table();

@@ -23,7 +23,7 @@ void Worker::end_event() {
 }
 
 void Worker::relabel(TaskLabel label) {
-    if (!tracing_) return;
+    if (!tracing()) return;
     end_event();
     label_ = label;
     in_event_ = true;
@@ -31,7 +31,7 @@ void Worker::relabel(TaskLabel label) {
 }
 
 void Worker::join_path(std::int64_t path_ns) {
-    if (!tracing_) return;
+    if (!tracing()) return;
     const std::int64_t now = now_ns();
     path_base_ = std::max(path_base_ + (now - path_start_), path_ns);
     path_start_ = now;
@@ -53,7 +53,10 @@ Executor::Executor(const ExecutorOptions& options)
         for (int i = 0; i < options.threads; ++i)
             threads_.emplace_back([this, i] { work(*workers_[i], processors_.empty() ? -1 : processors_[i]); });
     } catch (...) {  // the system refused a thread: end those that run
-        stop_.store(true);
+        {
+            std::lock_guard guard(sleep_mutex_);
+            stop_.store(true);
+        }
         work_arrived_.notify_all();
         for (std::thread& thread : threads_) thread.join();
         throw;
@@ -113,15 +116,15 @@ Task* Executor::wait_for_task(Worker& worker) {
 void Executor::work(Worker& worker, int processor) {
     if (processor >= 0) pin_this_thread(processor);
     while (!stop_.load(std::memory_order_relaxed)) {
-        const std::int64_t before = worker.tracing_ ? now_ns() : 0;
+        // Tracing may be switched on while this worker looks for a task: then `before` is not a time.
+        const std::int64_t before = worker.tracing() ? now_ns() : 0;
         Task* task = next_task(worker);
         if (task) {
-            if (worker.tracing_) worker.counters.queue_ns += now_ns() - before;
+            if (worker.tracing() && before) worker.counters.queue_ns += now_ns() - before;
         } else {
             task = wait_for_task(worker);
             if (!task) return;
-            // Tracing may have been switched on while this worker slept: then `before` is not a time.
-            if (worker.tracing_ && before) worker.counters.idle_ns += now_ns() - before;
+            if (worker.tracing() && before) worker.counters.idle_ns += now_ns() - before;
         }
         execute(task, worker);
     }
@@ -130,7 +133,7 @@ void Executor::work(Worker& worker, int processor) {
 void Executor::run_body(Task& task, Worker& worker) {
     ++worker.counters.tasks;
     if (failed() && !task.essential) return;
-    if (worker.tracing_) worker.begin_event(task.label);
+    if (worker.tracing()) worker.begin_event(task.label);
     try {
         task.run(worker);
     } catch (...) {
@@ -147,16 +150,13 @@ void Executor::run_body(Task& task, Worker& worker) {
 void Executor::execute(Task* task, Worker& worker) {
     // Tasks delegated to one another form a chain: run it as a loop, never by recursion.
     while (task) {
-        if (worker.tracing_) {
+        if (worker.tracing()) {
             worker.path_start_ = now_ns();
             worker.path_base_ = task->path_ns.exchange(0, std::memory_order_relaxed);
         }
         bool ready = true;
         if (!failed() || task->essential) ready = task->prepare(worker);
-        if (!ready) {
-            ++worker.counters.delegated;
-            return;  // still outstanding: whoever completes the forced task goes on with this one
-        }
+        if (!ready) return;  // still outstanding: whoever completes the forced task goes on with this one
         run_body(*task, worker);
         const std::int64_t path = worker.path_now();
         Task* follower = task->complete();
@@ -164,7 +164,7 @@ void Executor::execute(Task* task, Worker& worker) {
         task = nullptr;
         for (int n = 0; follower && follower != Task::complete_mark(); ++n) {
             Task* after = follower->take_follower();
-            if (worker.tracing_) follower->path_ns.store(path, std::memory_order_relaxed);
+            if (worker.tracing()) follower->path_ns.store(path, std::memory_order_relaxed);
             if (n == 0) {
                 task = follower;
             } else {
@@ -185,7 +185,7 @@ bool Executor::force(Task& task, Task& follower, Worker& worker) {
     if (queue_->remove(&task)) {
         available_.fetch_sub(1, std::memory_order_relaxed);
         ++worker.counters.forced;
-        if (worker.tracing_) worker.join_path(task.path_ns.exchange(0, std::memory_order_relaxed));
+        if (worker.tracing()) worker.join_path(task.path_ns.exchange(0, std::memory_order_relaxed));
         run_body(task, worker);
         // Others may have delegated to it meanwhile: they go back to the queue.
         Task* other = task.complete();
@@ -198,7 +198,10 @@ bool Executor::force(Task& task, Task& follower, Worker& worker) {
         }
         return true;
     }
-    return !task.delegate(&follower);
+    ++worker.counters.delegated;  // before: once delegated, the follower may end before this worker goes on
+    if (task.delegate(&follower)) return false;
+    --worker.counters.delegated;
+    return true;
 }
 
 void Executor::finish(std::int64_t count) {
@@ -234,7 +237,7 @@ void Executor::rethrow_failure() {
 }
 
 void Executor::set_trace(bool on) {
-    for (auto& worker : workers_) worker->tracing_ = on;
+    for (auto& worker : workers_) worker->tracing_.store(on, std::memory_order_relaxed);
 }
 
 std::vector<TraceEvent> Executor::take_events() {

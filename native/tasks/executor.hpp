@@ -41,11 +41,11 @@ class Worker {
 public:
     Worker(Executor& executor, int index) : executor(executor), index(index) {}
 
-    bool tracing() const { return tracing_; }
+    bool tracing() const { return tracing_.load(std::memory_order_relaxed); }
     // Ends the event in hand and begins one with another label (a task whose tail is another kind of work).
     void relabel(TaskLabel label);
     // Time that preceded this moment on the longest path through the tasks that led here.
-    std::int64_t path_now() const { return tracing_ ? path_base_ + (now_ns() - path_start_) : 0; }
+    std::int64_t path_now() const { return tracing() ? path_base_ + (now_ns() - path_start_) : 0; }
     // A predecessor with a longer path has been met (the other contributions of a sum).
     void join_path(std::int64_t path_ns);
 
@@ -59,7 +59,7 @@ private:
     void begin_event(TaskLabel label);
     void end_event();
 
-    bool tracing_ = false;
+    std::atomic<bool> tracing_{false};  // idle workers look at it while it is set
     bool in_event_ = false;
     TaskLabel label_;
     std::int64_t event_start_ = 0, path_base_ = 0, path_start_ = 0;

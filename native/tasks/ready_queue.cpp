@@ -106,28 +106,32 @@ public:
         Local& local = queues_[home];
         std::lock_guard guard(local.mutex);
         for (Task* task : tasks) {
-            task->home.store(home, std::memory_order_relaxed);
             local.list.push_front(task);
+            task->home.store(home, std::memory_order_relaxed);
         }
     }
     Task* pop(int worker) override {
         {
             std::lock_guard guard(queues_[worker].mutex);
-            if (Task* task = queues_[worker].list.pop_front()) return task;
+            if (Task* task = queues_[worker].list.pop_front()) return at_home_no_more(task);
         }
         for (int i = 1; i < count_; ++i) {
             Local& victim = queues_[(worker + i) % count_];
             std::lock_guard guard(victim.mutex);
-            if (Task* task = victim.list.pop_back()) return task;
+            if (Task* task = victim.list.pop_back()) return at_home_no_more(task);
         }
         return nullptr;
     }
     bool remove(Task* task) override {
-        Local& local = queues_[task->home.load(std::memory_order_relaxed)];
-        std::lock_guard guard(local.mutex);
-        if (!task->queued) return false;
-        local.list.unlink(task);
-        return true;
+        for (int home; (home = task->home.load(std::memory_order_relaxed)) >= 0;) {
+            Local& local = queues_[home];
+            std::lock_guard guard(local.mutex);
+            // It may have been taken, and even queued elsewhere, before the lock was ours.
+            if (task->home.load(std::memory_order_relaxed) != home) continue;
+            local.list.unlink(at_home_no_more(task));
+            return true;
+        }
+        return false;
     }
 
 private:
@@ -135,6 +139,10 @@ private:
         std::mutex mutex;
         TaskList list;
     };
+    static Task* at_home_no_more(Task* task) {
+        task->home.store(-1, std::memory_order_relaxed);
+        return task;
+    }
     int count_;
     std::unique_ptr<Local[]> queues_;
 };

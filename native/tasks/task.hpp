@@ -36,7 +36,7 @@ public:
     Task* previous = nullptr;
     Task* next = nullptr;
     bool queued = false;
-    std::atomic<int> home{0};
+    std::atomic<int> home{-1};  // stealing: the worker in whose list it is, changed under that list's lock; -1: none
 
     // ---- for FORCE: tasks to go on with when this one completes. `complete` marks the end of the list.
     static Task* complete_mark() { return reinterpret_cast<Task*>(std::uintptr_t{1}); }

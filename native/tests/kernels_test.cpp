@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <complex>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "kernels/kernels.hpp"
+#include "kernels/short_transform.hpp"
 
 using namespace znn;
 using namespace znn::kernels;
@@ -537,6 +539,99 @@ void test_losses(const Table& t) {
     for (Floats* array : all) delete array;
 }
 
+using Complex = std::complex<double>;
+
+// exp(2 pi i f j / t)
+Complex turn(int f, int j, int t) { return std::polar(1.0, 2 * M_PI * double(f * j % t) / t); }
+
+void test_lines(const Table& t) {
+    const int length = pick(1, 20), k = pick(1, length), m = pick(1, coin() ? 40 : 5);
+    const std::size_t narrow = std::size_t(2 * m), gap_in = std::size_t(pick(0, 3)), gap_out = std::size_t(pick(0, 3));
+    const std::string shape = "k " + std::to_string(k) + " t " + std::to_string(length) + " m " + std::to_string(m);
+    Floats table(std::size_t(2 * k) * (length / 2 + 1));
+    for (int f = 0; 2 * f <= length; ++f)
+        for (int j = 0; j < k; ++j) {
+            table[std::size_t(2 * (f * k + j))] = float(turn(f, j, length).real());
+            table[std::size_t(2 * (f * k + j) + 1)] = float(turn(f, j, length).imag());
+        }
+    const auto check = [&](bool expand) {
+        const int from = expand ? k : length, to = expand ? length : k;
+        const std::size_t in_stride = narrow + gap_in, out_stride = narrow + gap_out;
+        Floats in(in_stride * (from - 1) + narrow), out(out_stride * (to - 1) + narrow);
+        in.randomise(), out.fill(7);
+        Doubles wanted(out.size(), 7.0);
+        for (int b = 0; b < to; ++b)
+            for (int i = 0; i < m; ++i) {
+                Complex sum = 0;
+                for (int a = 0; a < from; ++a) {
+                    const float* x = in + std::size_t(a) * in_stride + 2 * i;
+                    sum += Complex(x[0], x[1]) * (expand ? std::conj(turn(b, a, length)) : turn(a, b, length));
+                }
+                wanted[std::size_t(b) * out_stride + 2 * i] = sum.real();
+                wanted[std::size_t(b) * out_stride + 2 * i + 1] = sum.imag();
+            }
+        (expand ? t.dft_expand(in, in_stride, k, std::size_t(m), out, out_stride, length, table)
+                : t.dft_reduce(in, in_stride, length, std::size_t(m), out, out_stride, k, table));
+        expect_small(relative_error(out, wanted, from), 1e-6, expand ? "dft_expand" : "dft_reduce", t, shape);
+    };
+    check(true);
+    check(false);
+}
+
+void test_rows(const Table& t) {
+    const std::size_t rows = std::size_t(pick(1, 9)), k = std::size_t(pick(1, 9)), floats = std::size_t(pick(1, 70));
+    const std::string shape = std::to_string(rows) + " rows of " + std::to_string(k) + " and " + std::to_string(floats);
+    Floats few(rows * k), many(rows * floats), basis(k * floats), out(rows * floats), back(rows * k);
+    few.randomise(), many.randomise(), basis.randomise(), out.fill(NAN), back.fill(NAN);
+    Doubles expanded(out.size(), 0.0), reduced(back.size(), 0.0);
+    for (std::size_t r = 0; r < rows; ++r)
+        for (std::size_t j = 0; j < k; ++j)
+            for (std::size_t i = 0; i < floats; ++i) {
+                expanded[r * floats + i] += double(few[r * k + j]) * basis[j * floats + i];
+                reduced[r * k + j] += double(many[r * floats + i]) * basis[j * floats + i];
+            }
+    t.rows_expand(few, rows, int(k), basis, floats, out);
+    expect_small(relative_error(out, expanded, double(k)), 1e-6, "rows_expand", t, shape);
+    t.rows_reduce(many, rows, floats, basis, int(k), back);
+    expect_small(relative_error(back, reduced, double(floats)), 1e-6, "rows_reduce", t, shape);
+}
+
+// Kernel to spectrum and back, on the instruction set that table() chose: with and without z, odd and even.
+void test_short_transform() {
+    const Extent t{coin() ? 1 : pick(1, 7), coin() ? pick(1, 9) : pick(1, 3), pick(1, 12)};
+    const Extent k{pick(1, t.z), pick(1, t.y), pick(1, t.x)};
+    const std::string shape = "k " + to_string(k) + " t " + to_string(t);
+    const ShortTransform transform(k, t);
+    const Extent half{t.z, t.y, t.x / 2 + 1};
+    expect(transform.spectrum_size() == half.volume(), "ShortTransform::spectrum_size " + shape);
+    Floats w(k.volume()), spectrum(2 * half.volume()), scratch(transform.scratch_floats()), back(k.volume());
+    w.randomise(), spectrum.fill(NAN), scratch.fill(NAN), back.fill(NAN);
+    const auto phase = [&](int fz, int fy, int fx, int z, int y, int x) { return turn(fz, z, t.z) * turn(fy, y, t.y) * turn(fx, x, t.x); };
+    Doubles wanted(spectrum.size());
+    each(half, [&](int fz, int fy, int fx) {
+        Complex sum = 0;
+        each(k, [&](int z, int y, int x) { sum += double(w[at(k, z, y, x)]) * std::conj(phase(fz, fy, fx, z, y, x)); });
+        wanted[2 * at(half, fz, fy, fx)] = sum.real();
+        wanted[2 * at(half, fz, fy, fx) + 1] = sum.imag();
+    });
+    transform.forward(w, spectrum, scratch);
+    expect_small(relative_error(spectrum, wanted, double(k.volume())), 1e-6, "ShortTransform::forward", table(), shape);
+
+    // The spectrum of any real image, not only of what a kernel can give.
+    Floats image(t.volume());
+    image.randomise(), scratch.fill(NAN);
+    each(half, [&](int fz, int fy, int fx) {
+        Complex sum = 0;
+        each(t, [&](int z, int y, int x) { sum += double(image[at(t, z, y, x)]) * std::conj(phase(fz, fy, fx, z, y, x)); });
+        spectrum[2 * at(half, fz, fy, fx)] = float(sum.real());
+        spectrum[2 * at(half, fz, fy, fx) + 1] = float(sum.imag());
+    });
+    Doubles first(k.volume());
+    each(k, [&](int z, int y, int x) { first[at(k, z, y, x)] = image[at(t, z, y, x)]; });
+    transform.inverse(spectrum, back, scratch);
+    expect_small(relative_error(back, first, 3), 1e-6, "ShortTransform::inverse", table(), shape);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -560,11 +655,14 @@ int main(int argc, char** argv) {
             test_transfer(*t);
             test_max(*t);
             test_losses(*t);
+            test_lines(*t);
+            test_rows(*t);
         }
         test_transfer_range(*t);
         test_large_gradient(*t);
         std::printf("%s: %ld passed\n", isa, passed - before);
     }
+    for (int i = 0; i < rounds / 3; ++i) test_short_transform();
     expect(table_for("sse9") == nullptr, "an unknown instruction set must not be found");
     std::printf("%ld passed, %ld failed\n", passed, failed);
     return failed == 0 && passed > 0 ? 0 : 1;

@@ -1,6 +1,6 @@
 // Times the phases of one layer on one thread: tiled FFT at given or chosen tiles, or direct.
 //
-//     tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | direct | best] [SECONDS]
+//     tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | best] [SECONDS]
 //
 // INPUT, KERNEL and TILE are z,y,x or one number for a cube. `best` (the default) tries the model's first candidates and
 // the direct method and reports the fastest. Prints the shortest time of every phase, its prediction, and the sums.
@@ -145,6 +145,8 @@ int main(int argc, char** argv) {
     if (how == "best")
         for (Extent tile : candidate_tiles(problem, bundle, machine, 4))
             plans.push_back(plan_tiled(problem, bundle, tile, machine));
+    else if (how.rfind("fused:", 0) == 0)
+        plans.push_back(plan_fused(problem, bundle, parse(how.substr(6)), machine));
     else if (how != "direct")
         plans.push_back(plan_tiled(problem, bundle, parse(how), machine));
     int best = -1;

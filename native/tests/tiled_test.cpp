@@ -42,14 +42,14 @@ struct Case {
     bool direct;
     Extent tile;
     Transfer transfer, activation;
-    bool bias, accumulate_output, accumulate_gradient, derivative, update, small_caches, memoize;
+    bool bias, accumulate_output, accumulate_gradient, derivative, update, small_caches, memoize, fused;
 
     std::string text() const {
         const Problem& q = problem;
         return std::to_string(q.in_maps) + "->" + std::to_string(q.out_maps) + " input " + to_string(q.input) + " kernel " +
                to_string(q.kernel) + " sparsity " + to_string(q.sparsity) + " bundle " + std::to_string(bundle) +
                (direct ? " direct" : " tile " + to_string(tile)) + " transfer " + std::to_string(int(transfer)) +
-               (small_caches ? " slabs" : "") + (memoize ? "" : " not memoized");
+               (small_caches ? " slabs" : "") + (memoize ? "" : " not memoized") + (fused ? " fused" : "");
     }
 };
 
@@ -115,7 +115,9 @@ private:
         Machine machine;
         if (c_.small_caches) machine.l2_bytes = 4 << 10, machine.l3_bytes = 16 << 10;
         machine.piece_s = std::uniform_real_distribution<double>(0, 3e-5)(random_);
-        plan_ = c_.direct ? plan_direct(c_.problem, V_, machine) : plan_tiled(c_.problem, V_, c_.tile, machine, c_.memoize);
+        plan_ = c_.direct  ? plan_direct(c_.problem, V_, machine)
+                : c_.fused ? plan_fused(c_.problem, V_, c_.tile, machine)
+                           : plan_tiled(c_.problem, V_, c_.tile, machine, c_.memoize);
         n_ = c_.problem.input, m_ = plan_.output;
         images_.clear();
         images_.push_back(random_image(plan_.in_bundles, n_));   // input, and activation of the derivative
@@ -220,10 +222,12 @@ private:
             const int map = int(i / (m_.volume() * V_) * V_ + i % V_);
             double x = output_[i] + (c_.accumulate_output ? images_[1].data[i] : 0);
             if (c_.bias) x += images_[7].data[map];
+            if (map < out_maps()) output_size_ = std::max(output_size_, std::abs(x));
             output_[i] = apply(c_.transfer, x);
         }
         for (std::size_t i = 0; i < gradient_.size(); ++i) {
             gradient_[i] += c_.accumulate_gradient ? images_[3].data[i] : 0;
+            gradient_size_ = std::max(gradient_size_, std::abs(gradient_[i]));
             if (c_.derivative) gradient_[i] *= derivative(c_.activation, images_[0].data[i]);
         }
         weights_.assign(images_[4].data, images_[4].data + images_[4].floats);
@@ -242,6 +246,7 @@ private:
 
     bool compare() {
         Error e[5];
+        e[0].largest = output_size_, e[1].largest = gradient_size_;
         compare_image(e[0], b_.output, output_, m_, out_maps());
         compare_image(e[1], b_.input_gradient, gradient_, n_, in_maps());
         for (std::size_t i = 0; i < weights_.size(); ++i) {  // padded lanes must be zero
@@ -267,6 +272,7 @@ private:
     Extent n_, m_;
     Buffers b_;
     std::vector<Aligned> images_, work_, scratch_;
+    double output_size_ = 1e-30, gradient_size_ = 1e-30;  // largest values before f and times f'
     std::vector<double> output_, gradient_, kernel_gradient_, weights_, momenta_;
 
 public:
@@ -312,7 +318,7 @@ Case random_case(std::mt19937& random) {
         c.transfer = Transfer(pick(0, 3)), c.activation = Transfer(pick(0, 3));
         c.bias = pick(0, 1), c.accumulate_output = pick(0, 2) == 0, c.accumulate_gradient = pick(0, 2) == 0;
         c.derivative = pick(0, 1), c.update = pick(0, 1), c.small_caches = pick(0, 2) == 0;
-        c.memoize = pick(0, 1);
+        c.memoize = pick(0, 1), c.fused = q.in_maps <= 4 && pick(0, 1);
         return c;
     }
 }

@@ -134,6 +134,22 @@ inline MapPiece map_piece(int bundles, int maps, int maps_per_piece, int index) 
     return {index / groups, first, std::min(maps, first + maps_per_piece)};
 }
 
+// ---- fused: scratch of the pipeline for few input maps, in vectors
+inline constexpr int kFusedTiles = 2;
+
+struct FusedSizes {
+    long in_pencil, out_pencil, inputs, outputs, sums;
+
+    explicit FusedSizes(const LayerPlan& p) {
+        in_pencil = 2 * (kFusedTiles * p.in_bundles * p.line | 1);
+        out_pencil = 2 * (kFusedTiles * p.line | 1);
+        inputs = in_pencil * p.pencils;
+        outputs = out_pencil * p.pencils;
+        sums = 2L * p.out_bundles * p.pencils * p.problem.in_maps * p.line;
+    }
+    long total() const { return inputs + outputs + sums; }
+};
+
 // ---- direct: bundles in nearly equal groups of at most `most`
 struct GroupRange {
     int first, last;

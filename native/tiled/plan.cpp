@@ -113,7 +113,7 @@ double transform_seconds(const LayerPlan& p, bool gradient, bool inverse, const 
     return ops * p.bundle / machine.transform_flops * (bytes > 0.7 * double(machine.l2_bytes) ? 1.35 : 1.0);
 }
 
-double spectra_bytes(const LayerPlan& p, int bundles) {
+double bytes_of_spectra(const LayerPlan& p, int bundles) {
     return 8.0 * p.bundle * double(p.pencils) * bundles * p.tiles * p.line;
 }
 
@@ -202,7 +202,7 @@ void arrange_tiles(LayerPlan& p, const Machine& machine, bool memoize) {
     const double pairs = double(p.problem.in_maps) * p.out_bundles;
     const double per_tile = 4 + 45.0 * (p.in_bundles + p.out_bundles) / pairs;
     const double fewest = 7 * kernel_line_ops(a[0]) / a[0].T / per_tile;
-    const double per_strip = spectra_bytes(p, p.in_bundles + p.out_bundles) / p.strips;
+    const double per_strip = bytes_of_spectra(p, p.in_bundles + p.out_bundles) / p.strips;
     const int strips = std::max({1, int(std::ceil(fewest / p.tiles_per_strip)), int(0.5 * double(machine.l3_bytes) / per_strip)});
     p.slabs = ceil_div(p.strips, strips);
     p.tiles_per_slab = ceil_div(p.strips, p.slabs) * p.tiles_per_strip;
@@ -300,6 +300,23 @@ LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Mach
     return p;
 }
 
+LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Machine& machine) {
+    if (problem.in_maps > 4)
+        throw std::invalid_argument("convolution layer: the fused method is for at most 4 input maps, got " +
+                                    std::to_string(problem.in_maps));
+    LayerPlan p = plan_tiled(problem, bundle, tile, machine);
+    p.fused = true;
+    const double transform = transform_seconds(p, false, false, machine);
+    p.fused_tiles = clamp_count(machine.piece_s / (transform * p.out_bundles), p.tiles);
+    p.fused_tiles = ceil_div(p.fused_tiles, kFusedTiles) * kFusedTiles;
+    p.update_chunks = std::min(ceil_div(p.tiles, 2 * kFusedTiles), 32);
+    p.pieces[int(Phase::input_transform)] = p.pieces[int(Phase::forward_product)] = 0;
+    p.pieces[int(Phase::forward_inverse)] = ceil_div(p.tiles, p.fused_tiles);
+    p.pieces[int(Phase::update_product)] = p.update_chunks;
+    p.scratch += std::size_t(FusedSizes(p).total()) * bundle * sizeof(float);
+    return p;
+}
+
 LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine) {
     LayerPlan p = base_plan(problem, bundle);
     const Extent k = problem.kernel;
@@ -356,6 +373,7 @@ std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
         return floats * sizeof(float);
     }
     const std::size_t pencils = p.pencils, in_kernels = kernel_pencil(p, int(in)) * V, out_kernels = kernel_pencil(p, int(out)) * V;
+    if (p.fused && (buffer == Buffer::input_spectra || buffer == Buffer::output_spectra)) return 0;
     switch (buffer) {
         case Buffer::kernels_forward: floats = p.out_bundles * pencils * in_kernels; break;
         case Buffer::kernels_backward: floats = p.in_bundles * pencils * out_kernels; break;
@@ -364,14 +382,15 @@ std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
         case Buffer::input_gradient_spectra: floats = p.in_slab * p.passing_slabs; break;
         case Buffer::output_spectra: floats = p.out_slab * p.passing_slabs; break;
         case Buffer::halo: floats = p.axis[p.split].tiles > 1 ? p.in_bundles * p.strips * HaloShape(p).volume * V : 0; break;
-        case Buffer::update_spectra: floats = p.out_bundles * pencils * in_kernels; break;
+        case Buffer::update_spectra: floats = p.update_chunks * p.out_bundles * pencils * in_kernels; break;
     }
     return floats * sizeof(float);
 }
 
 int first_piece(const LayerPlan& p, Phase phase, int slab) {
     const int all = piece_count(p, phase);
-    if (slab >= p.slabs) return all;
+    if (slab >= p.slabs || all == 0) return all;
+    if (p.fused && (phase == Phase::forward_inverse || phase == Phase::update_product)) return slab ? all : 0;
     if (slab == 0) return 0;
     switch (phase) {
         case Phase::input_transform: return slab * tile_pieces(p, p.tiles_per_slab, p.in_bundles, p.transform_tiles);
@@ -440,22 +459,37 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
                                                   p.out_bundles, machine) * useful * 1.1);
         return c;
     }
-    const double bytes_in = spectra_bytes(p, p.in_bundles), bytes_out = spectra_bytes(p, p.out_bundles);
+    const double bytes_in = bytes_of_spectra(p, p.in_bundles), bytes_out = bytes_of_spectra(p, p.out_bundles);
     // Spectra beyond L3 are written to and read from memory; slabs save one of the two ways.
     const double beyond = bytes_in + bytes_out > double(machine.l3_bytes) ? (p.slabs > 1 ? 0.5 : 1.0) : 0.0;
     const double memory_in = beyond * bytes_in / machine.memory_bytes, memory_out = beyond * bytes_out / machine.memory_bytes;
-    set(Phase::kernels_forward, kernel_seconds(p, in, p.out_bundles, machine));
-    set(Phase::kernels_backward, kernel_seconds(p, out, p.in_bundles, machine));
-    set(Phase::input_transform, p.in_bundles * p.tiles * transform_seconds(p, false, false, machine) + memory_in);
+    // Tiles' spectra go to L3 and come from there; kernels' do so in longer runs, twice as fast.
+    const double cache_in = bytes_in / machine.spectra_bytes, cache_out = bytes_out / machine.spectra_bytes;
+    const double cache_kernels = 8.0 * p.bundle * p.pencils * p.axis[0].k * in * p.out_bundles / (2 * machine.spectra_bytes);
+    set(Phase::kernels_forward, kernel_seconds(p, in, p.out_bundles, machine) + cache_kernels);
+    set(Phase::kernels_backward, kernel_seconds(p, out, p.in_bundles, machine) + cache_kernels);
+    set(Phase::input_transform, p.in_bundles * p.tiles * transform_seconds(p, false, false, machine) + memory_in + cache_in);
     set(Phase::forward_product, product_seconds(p, in, p.out_bundles, machine) + memory_in + memory_out);
-    set(Phase::forward_inverse, p.out_bundles * p.tiles * transform_seconds(p, false, true, machine) + memory_out);
-    set(Phase::gradient_transform, p.out_bundles * p.tiles * transform_seconds(p, true, false, machine) + memory_out);
+    set(Phase::forward_inverse, p.out_bundles * p.tiles * transform_seconds(p, false, true, machine) + memory_out + cache_out);
+    set(Phase::gradient_transform, p.out_bundles * p.tiles * transform_seconds(p, true, false, machine) + memory_out + cache_out);
     set(Phase::backward_product, product_seconds(p, out, p.in_bundles, machine) + memory_in + memory_out);
-    set(Phase::backward_inverse, p.in_bundles * p.tiles * transform_seconds(p, true, true, machine) + memory_in);
+    set(Phase::backward_inverse, p.in_bundles * p.tiles * transform_seconds(p, true, true, machine) + memory_in +
+                                     1.5 * cache_in);
     set(Phase::backward_join, 4.0 * p.in_bundles * p.bundle * double(p.problem.input.volume()) / machine.memory_bytes *
                                   (p.axis[p.split].k - 1) / p.axis[p.split].M);
     set(Phase::update_product, product_seconds(p, in, p.out_bundles, machine) + memory_in + memory_out);
-    set(Phase::update_inverse, kernel_seconds(p, in, p.out_bundles, machine) * 1.2);
+    set(Phase::update_inverse, kernel_seconds(p, in, p.out_bundles, machine) + cache_kernels);
+    if (p.fused) {
+        const double expand = double(p.tiles) / kFusedTiles * p.pencils * in * p.out_bundles * kernel_line_ops(p.axis[0]) *
+                              p.bundle / machine.expand_flops;
+        const double inputs = p.in_bundles * p.tiles * transform_seconds(p, false, false, machine);
+        const double outputs = p.out_bundles * p.tiles * transform_seconds(p, false, true, machine);
+        // Products of a few maps are copies more than arithmetic: twice the bytes of the spectra through L2.
+        const double pass = p.tiles * 16.0 * p.bundle * double(p.pencils) * p.line * p.out_bundles * in / 20e9;
+        set(Phase::input_transform, 0), set(Phase::forward_product, 0);
+        set(Phase::forward_inverse, inputs + outputs + expand + pass);
+        set(Phase::update_product, inputs + outputs + pass);
+    }
     return c;
 }
 
@@ -540,19 +574,19 @@ Machine calibrate() {
     float* scratch = arena.take(std::max(tiled.scratch, direct.scratch));
 
     // Each constant is scaled by how far its own phase is from the prediction.
-    const double kernels = time_phase(tiled, Phase::kernels_forward, b, scratch);
-    machine.expand_flops *= predict(tiled, machine).phase[int(Phase::kernels_forward)] / kernels;
-    const double transforms = time_phase(tiled, Phase::input_transform, b, scratch);
-    machine.transform_flops *= predict(tiled, machine).phase[int(Phase::input_transform)] / transforms;
-    const double products = time_phase(tiled, Phase::forward_product, b, scratch);
-    Machine free = machine;
-    free.product_flops = 1e30;
-    const double expand = predict(tiled, free).phase[int(Phase::forward_product)];
-    const double multiply = predict(tiled, machine).phase[int(Phase::forward_product)] - expand;
-    machine.product_flops *= multiply / std::max(products - expand, 0.2 * products);
+    auto fit = [&](const LayerPlan& plan, Phase phase, double Machine::*rate) {
+        const double measured = time_phase(plan, phase, b, scratch);
+        Machine infinite = machine;
+        infinite.*rate = 1e30;
+        const double rest = predict(plan, infinite).phase[int(phase)];  // what the constant has no part in
+        const double part = predict(plan, machine).phase[int(phase)] - rest;
+        machine.*rate *= part / std::max(measured - rest, 0.2 * measured);
+    };
+    fit(tiled, Phase::kernels_forward, &Machine::expand_flops);
+    fit(tiled, Phase::input_transform, &Machine::transform_flops);
+    fit(tiled, Phase::forward_product, &Machine::product_flops);
     time_phase(direct, Phase::kernels_forward, b, scratch);
-    const double straight = time_phase(direct, Phase::forward_inverse, b, scratch);
-    machine.direct_flops *= predict(direct, machine).phase[int(Phase::forward_inverse)] / straight;
+    fit(direct, Phase::forward_inverse, &Machine::direct_flops);
     // Memory: copies of a block larger than L3.
     const std::size_t block = machine.l3_bytes * 2;
     float *from = arena.take(block), *to = arena.take(block);

@@ -149,29 +149,24 @@ constexpr long kPrefetchFloats = 48 << 10;  // larger pencils would push out wha
 }  // namespace
 
 template <bool CONJ>
-static void product_of(const LayerPlan& p, int slab, int p0, int p1, const Buffers& b, float* scratch) {
+static void product_of(const LayerPlan& p, const Buffers& b, int tiles, SpectraView spectra, SpectraView result, int p0,
+                       int p1, int first, int last, float* scratch) {
     const Axis& axis = p.axis[0];
-    const int T = axis.T, tiles = p.slab_tiles(slab), bundles = CONJ ? p.out_bundles : p.in_bundles;
-    const int maps = CONJ ? p.problem.in_maps : p.problem.out_maps, chunk = CONJ ? p.chunk_out : p.chunk_in;
-    const long in_pencil = CONJ ? p.in_pencil : p.out_pencil, out_pencil = CONJ ? p.out_pencil : p.in_pencil;
-    const float* spectra = CONJ ? b.at(Buffer::input_spectra) + p.kept_in(slab)
-                                : b.at(Buffer::gradient_spectra) + p.kept_out(slab);
-    float* result = CONJ ? b.at(Buffer::output_spectra) + p.passing_out(slab)
-                         : b.at(Buffer::input_gradient_spectra) + p.passing_in(slab);
+    const int T = axis.T, maps = CONJ ? p.problem.in_maps : p.problem.out_maps, chunk = CONJ ? p.chunk_out : p.chunk_in;
     const V* kernels = vec(b.at(CONJ ? Buffer::kernels_forward : Buffer::kernels_backward));
     const long line = 2 * p.line, step = 2 * maps + 2, kernel = kernel_pencil(p, maps);
     V* expanded = vec(scratch);
     V* buffer = expanded + long(chunk) * T * step;
 
-    const int group = std::min(group_of(tiles), bundles);
+    const int group = std::min({group_of(tiles), last - first, chunk});
     const Blocks full = Blocks::make<CONJ>(tiles, group);
     for (int pencil = p0; pencil < p1; ++pencil) {
-        const float* a = spectra + pencil * in_pencil;
-        V* c = vec(result + pencil * out_pencil);
-        Prefetcher ahead(a + in_pencil, in_pencil, long(T) * ceil_div(bundles, group),
-                         pencil + 1 < p1 && in_pencil <= kPrefetchFloats);
-        for (int o0 = 0; o0 < bundles; o0 += chunk) {
-            const int o1 = std::min(bundles, o0 + chunk);
+        const float* a = spectra.data + pencil * spectra.pencil;
+        V* c = vec(result.data + pencil * result.pencil);
+        Prefetcher ahead(a + spectra.pencil, spectra.pencil, long(T) * ceil_div(last - first, group),
+                         pencil + 1 < p1 && spectra.pencil <= kPrefetchFloats);
+        for (int o0 = first; o0 < last; o0 += chunk) {
+            const int o1 = std::min(last, o0 + chunk);
             for (int o = o0; o < o1; ++o)
                 kernel_line(axis, kernels + (long(o) * p.pencils + pencil) * kernel, 2, 2 * axis.k,
                             expanded + (o - o0) * T * step, step, 2, maps, buffer);
@@ -180,7 +175,7 @@ static void product_of(const LayerPlan& p, int slab, int p0, int p1, const Buffe
                     ahead.step();
                     const Block block{a + 2 * kV * f, line * kV, line * kV * tiles, maps,
                                       expanded + ((o - o0) * T + f) * step, T * step,
-                                      c + o * tiles * line + 2 * f, line, line * tiles};
+                                      c + (o - first) * tiles * line + 2 * f, line, line * tiles};
                     if (o + group <= o1)
                         full.run(block);
                     else
@@ -191,11 +186,21 @@ static void product_of(const LayerPlan& p, int slab, int p0, int p1, const Buffe
     }
 }
 
+void forward_pencils(const LayerPlan& p, const Buffers& b, int tiles, SpectraView spectra, SpectraView result, int p0,
+                     int p1, int o0, int o1, float* scratch) {
+    product_of<true>(p, b, tiles, spectra, result, p0, p1, o0, o1, scratch);
+}
+
 void product(const LayerPlan& p, bool forward, int slab, int p0, int p1, const Buffers& b, float* scratch) {
+    const int tiles = p.slab_tiles(slab);
     if (forward)
-        product_of<true>(p, slab, p0, p1, b, scratch);
+        product_of<true>(p, b, tiles, {b.at(Buffer::input_spectra) + p.kept_in(slab), p.in_pencil},
+                         {b.at(Buffer::output_spectra) + p.passing_out(slab), p.out_pencil}, p0, p1, 0, p.out_bundles,
+                         scratch);
     else
-        product_of<false>(p, slab, p0, p1, b, scratch);
+        product_of<false>(p, b, tiles, {b.at(Buffer::gradient_spectra) + p.kept_out(slab), p.out_pencil},
+                          {b.at(Buffer::input_gradient_spectra) + p.passing_in(slab), p.in_pencil}, p0, p1, 0,
+                          p.in_bundles, scratch);
 }
 
 // Sums over tiles of x conj(g): R maps of an input bundle by one output bundle. `out` steps by map.

@@ -126,6 +126,8 @@ struct LayerPlan {
     std::size_t in_slab = 0, out_slab = 0;       // floats from slab to slab
     long plane = 0;                              // complex vectors of a plane of pencils in scratch
     int transform_tiles = 1, product_pencils = 1, update_pencils = 1, kernel_maps_in = 1, kernel_maps_out = 1;
+    bool fused = false;                          // few input maps: no spectra between the phases of forward and update
+    int fused_tiles = 1;                         // per piece
     int chunk_out = 1, chunk_in = 1;             // bundles whose expanded kernels fit in L2 together
 
     // ---- direct
@@ -156,7 +158,8 @@ struct Machine {
     std::size_t l2_bytes = 512 << 10, l3_bytes = 32 << 20;
     double piece_s = 3e-4;  // aimed-at duration of a piece
     // Constants of the cost model, see calibrate().
-    double product_flops = 75e9, direct_flops = 75e9, transform_flops = 20e9, expand_flops = 30e9, memory_bytes = 12e9;
+    double product_flops = 75e9, direct_flops = 75e9, transform_flops = 20e9, expand_flops = 30e9, memory_bytes = 12e9,
+           spectra_bytes = 10e9;  // spectra between transforms and L3, bytes per second
 };
 
 // Bundle widths this processor's code path has (8; on AVX-512 also 16), and its name: baseline | avx2 | avx512.
@@ -176,6 +179,11 @@ std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Ma
 // `memoize`: keep all spectra of inputs and output gradients for the update, else those of two slabs.
 LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Machine& machine = {}, bool memoize = true);
 LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine = {});
+
+// The same for few input maps (at most 4), with tiles taken through all of forward (or update) at once: input_transform
+// and forward_product have no pieces, forward_inverse needs kernels_forward only, update_product nothing. The backward
+// phases are as in plan_tiled; a layer that needs no input gradient does without their buffers.
+LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Machine& machine = {});
 
 std::size_t buffer_bytes(const LayerPlan& plan, Buffer buffer);
 inline std::size_t scratch_bytes(const LayerPlan& plan) { return plan.scratch; }  // per worker, 64-byte aligned

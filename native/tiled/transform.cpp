@@ -72,12 +72,7 @@ void middle_inverse(const LayerPlan& p, const TileScratch& t, const V* pencils) 
     }
 }
 
-// The box of an image that belongs to a tile: where it begins, how much of it exists, at which tile position it lies.
-struct Box {
-    const float* origin;
-    long step[3];   // vectors
-    int count[3], at[3];
-};
+}  // namespace
 
 void forward_tile(const LayerPlan& p, const Box& box, V* out, long out_line, float* scratch) {
     const TileScratch t(p, scratch);
@@ -114,6 +109,8 @@ void forward_tile(const LayerPlan& p, const Box& box, V* out, long out_line, flo
     codelets(T0).c2c(t.planes, t.planes + 1, 2 * p.plane, 2, out, out + 1, 2, out_line, p.pencils);
 }
 
+namespace {
+
 // Inverse of one tile up to the planes of pencils.
 void inverse_lines(const LayerPlan& p, const TileScratch& t, const V* in, long in_line) {
     codelets(p.axis[0].T).c2c(in + 1, in, 2, in_line, t.planes + 1, t.planes, 2 * p.plane, 2, p.pencils);
@@ -134,66 +131,79 @@ void inverse_rows(const LayerPlan& p, const TileScratch& t, int i0, int first, i
     }
 }
 
+}  // namespace
+
+Box input_box(const LayerPlan& p, const TilePlace& place, const float* image) {
+    Box box;
+    long offset = 0;
+    for (int a = 0; a < 3; ++a) {
+        const Axis& axis = p.axis[a];
+        const int first = place.q[a] * axis.M;
+        box.count[a] = std::max(0, std::min(axis.T, axis.inputs(place.r[a]) - first));
+        box.at[a] = 0;
+        box.step[a] = axis.in_step * axis.s;
+        offset += axis.in_step * (place.r[a] + long(axis.s) * first);
+    }
+    box.origin = image + offset * kV;
+    return box;
+}
+
+Box output_box(const LayerPlan& p, const TilePlace& place, const float* image) {
+    Box box;
+    long offset = 0;
+    for (int a = 0; a < 3; ++a) {
+        const Axis& axis = p.axis[a];
+        const int first = place.q[a] * axis.M;
+        box.count[a] = std::max(0, std::min(axis.M, axis.outputs(place.r[a]) - first));
+        box.at[a] = axis.center;
+        box.step[a] = axis.out_step * axis.s;
+        offset += axis.out_step * (place.r[a] + long(axis.s) * first);
+    }
+    box.origin = image + offset * kV;
+    return box;
+}
+
+void write_output_tile(const LayerPlan& p, const TilePlace& place, const Buffers& b, int bundle, const V* spectra,
+                       long in_line, float* scratch) {
+    const Box box = output_box(p, place, b.output + bundle * b.output_stride);
+    if (std::min({box.count[0], box.count[1], box.count[2]}) <= 0) return;
+    const TileScratch t(p, scratch);
+    const float* bias = b.bias ? b.bias + bundle * kV : nullptr;
+    V* origin = vec(const_cast<float*>(box.origin));
+    inverse_lines(p, t, spectra, in_line);
+    for (int i0 = 0; i0 < box.count[0]; ++i0) {
+        inverse_rows(p, t, i0 + box.at[0], box.at[1], box.count[1]);
+        for (int i1 = 0; i1 < box.count[1]; ++i1)
+            finish_forward(t.rows + i1 * p.axis[2].T + box.at[2], origin + i0 * box.step[0] + i1 * box.step[1],
+                           box.step[2], box.count[2], bias, b.transfer, b.accumulate_output);
+    }
+}
+
+namespace {
+
 // ---- phases
 
 void transform_tiles(const LayerPlan& p, bool gradient, int index, const Buffers& b, float* scratch) {
-    const int bundles = gradient ? p.out_bundles : p.in_bundles;
-    const TilePiece piece = tile_piece(p, index, bundles, p.transform_tiles);
-    const float* image = gradient ? b.output_gradient + piece.bundle * b.output_gradient_stride
-                                  : b.input + piece.bundle * b.input_stride;
+    const TilePiece piece = tile_piece(p, index, gradient ? p.out_bundles : p.in_bundles, p.transform_tiles);
     float* spectra = gradient ? b.at(Buffer::gradient_spectra) + p.kept_out(piece.slab)
                               : b.at(Buffer::input_spectra) + p.kept_in(piece.slab);
     const long pencil = (gradient ? p.out_pencil : p.in_pencil) / kV;
-    const int slab_tiles = p.slab_tiles(piece.slab);
     for (int t = piece.first; t < piece.last; ++t) {
         const TilePlace place = tile_place(p, piece.slab * p.tiles_per_slab + t);
-        Box box;
-        long offset = 0;
-        for (int a = 0; a < 3; ++a) {
-            const Axis& axis = p.axis[a];
-            const int first = place.q[a] * axis.M;
-            const long step = gradient ? axis.out_step : axis.in_step;
-            box.count[a] = std::max(0, gradient ? std::min(axis.M, axis.outputs(place.r[a]) - first)
-                                                : std::min(axis.T, axis.inputs(place.r[a]) - first));
-            box.at[a] = gradient ? axis.center : 0;
-            box.step[a] = step * axis.s;
-            offset += step * (place.r[a] + long(axis.s) * first);
-        }
-        box.origin = image + offset * kV;
-        V* out = vec(spectra) + (long(piece.bundle) * slab_tiles + t) * 2 * p.line;
+        const Box box = gradient ? output_box(p, place, b.output_gradient + piece.bundle * b.output_gradient_stride)
+                                 : input_box(p, place, b.input + piece.bundle * b.input_stride);
+        V* out = vec(spectra) + (long(piece.bundle) * p.slab_tiles(piece.slab) + t) * 2 * p.line;
         forward_tile(p, box, out, pencil, scratch);
     }
 }
 
 void forward_inverse(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const TilePiece piece = tile_piece(p, index, p.out_bundles, p.transform_tiles);
-    const TileScratch t(p, scratch);
-    const float* spectra = b.at(Buffer::output_spectra) + p.passing_out(piece.slab);
-    const int slab_tiles = p.slab_tiles(piece.slab);
-    float* image = b.output + piece.bundle * b.output_stride;
-    const float* bias = b.bias ? b.bias + piece.bundle * kV : nullptr;
-    const Axis *z = &p.axis[0], *y = &p.axis[1], *x = &p.axis[2];
-    for (int tile = piece.first; tile < piece.last; ++tile) {
-        const TilePlace place = tile_place(p, piece.slab * p.tiles_per_slab + tile);
-        int count[3];
-        long offset = 0;
-        for (int a = 0; a < 3; ++a) {
-            const Axis& axis = p.axis[a];
-            const int first = place.q[a] * axis.M;
-            count[a] = std::min(axis.M, axis.outputs(place.r[a]) - first);
-            offset += axis.out_step * (place.r[a] + long(axis.s) * first);
-        }
-        if (std::min({count[0], count[1], count[2]}) <= 0) continue;
-        inverse_lines(p, t, vec(spectra) + (long(piece.bundle) * slab_tiles + tile) * 2 * p.line, p.out_pencil / kV);
-        for (int i0 = 0; i0 < count[0]; ++i0) {
-            inverse_rows(p, t, i0 + z->center, y->center, count[1]);
-            for (int i1 = 0; i1 < count[1]; ++i1) {
-                V* dst = vec(image) + offset + i0 * z->out_step * z->s + i1 * y->out_step * y->s;
-                finish_forward(t.rows + i1 * x->T + x->center, dst, x->out_step * x->s, count[2], bias, b.transfer,
-                               b.accumulate_output);
-            }
-        }
-    }
+    const V* spectra = vec(b.at(Buffer::output_spectra) + p.passing_out(piece.slab));
+    for (int t = piece.first; t < piece.last; ++t)
+        write_output_tile(p, tile_place(p, piece.slab * p.tiles_per_slab + t), b, piece.bundle,
+                          spectra + (long(piece.bundle) * p.slab_tiles(piece.slab) + t) * 2 * p.line, p.out_pencil / kV,
+                          scratch);
 }
 
 // Voxels of a sub-lattice that no output reaches get no gradient.
@@ -386,7 +396,11 @@ void update_inverse(const LayerPlan& p, int index, const Buffers& b, float* scra
     const long row = 2 * t.row_frequencies;
     V* gradient = vec(scratch) + TileScratchSizes(p).total();
     for (int i = piece.first; i < piece.last; ++i) {
-        const V* spectra = vec(b.at(Buffer::update_spectra)) + piece.bundle * p.pencils * pencil + i * k0 * 2;
+        V* spectra = vec(b.at(Buffer::update_spectra)) + piece.bundle * p.pencils * pencil + i * k0 * 2;
+        for (int chunk = 1; chunk < p.update_chunks; ++chunk)
+            for (long j = 0; j < p.pencils; ++j)
+                for (long v = 0; v < 2 * k0; ++v)
+                    spectra[j * pencil + v] += spectra[(long(chunk) * p.out_bundles * p.pencils + j) * pencil + v];
         for (int j0 = 0; j0 < k0; ++j0) {
             for (int f2 = 0; f2 < F2; ++f2) {
                 const V* in = spectra + p.first_pencil(f2) * pencil + 2 * j0;
@@ -430,7 +444,8 @@ void run_tiled(const LayerPlan& p, Phase phase, int index, const Buffers& b, flo
         case Phase::kernels_backward: return kernels_backward(p, index, b, scratch);
         case Phase::input_transform: return transform_tiles(p, false, index, b, scratch);
         case Phase::gradient_transform: return transform_tiles(p, true, index, b, scratch);
-        case Phase::forward_inverse: return forward_inverse(p, index, b, scratch);
+        case Phase::forward_inverse:
+            return p.fused ? forward_fused(p, index, b, scratch) : forward_inverse(p, index, b, scratch);
         case Phase::backward_inverse: return backward_inverse(p, index, b, scratch);
         case Phase::backward_join: return backward_join(p, index, b);
         case Phase::update_inverse: return update_inverse(p, index, b, scratch);
@@ -442,6 +457,7 @@ void run_tiled(const LayerPlan& p, Phase phase, int index, const Buffers& b, flo
                            std::min(p.pencils, first + p.product_pencils), b, scratch);
         }
         case Phase::update_product: {
+            if (p.fused) return update_fused(p, index, b, scratch);
             const int groups = p.out_bundles, per_slab = groups * ceil_div(p.pencils, p.update_pencils);
             const int slab = index / per_slab, o = index % groups;
             const int first = index % per_slab / groups * p.update_pencils;

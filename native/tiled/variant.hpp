@@ -29,7 +29,34 @@ TransformOps transform_ops(int extent);
 void run_tiled(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
 void run_direct(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
 
-// product.cpp: pencils [p0, p1) of one slab.
+// transform.cpp
+// The box of an image that belongs to a tile: where it begins, how much of it exists, at which tile position it lies.
+struct Box {
+    const float* origin;
+    long step[3];  // vectors
+    int count[3], at[3];
+};
+Box input_box(const LayerPlan& plan, const TilePlace& place, const float* image);
+Box output_box(const LayerPlan& plan, const TilePlace& place, const float* image);
+// Spectra of one tile: pencils `out_line` vectors apart.
+void forward_tile(const LayerPlan& plan, const Box& box, V* out, long out_line, float* scratch);
+void write_output_tile(const LayerPlan& plan, const TilePlace& place, const Buffers& b, int bundle, const V* spectra,
+                       long in_line, float* scratch);
+
+// fused.cpp
+void forward_fused(const LayerPlan& plan, int index, const Buffers& b, float* scratch);
+void update_fused(const LayerPlan& plan, int index, const Buffers& b, float* scratch);
+
+// product.cpp
+// Spectra of `tiles` tiles: pencils `pencil` floats apart, [bundle][tile][line] inside.
+struct SpectraView {
+    float* data;
+    long pencil;
+};
+// result[out bundles o0..o1) of pencils [p0, p1); result.data is where bundle o0 lies.
+void forward_pencils(const LayerPlan& plan, const Buffers& b, int tiles, SpectraView spectra, SpectraView result, int p0,
+                     int p1, int o0, int o1, float* scratch);
+// Pencils [p0, p1) of one slab.
 void product(const LayerPlan& plan, bool forward, int slab, int p0, int p1, const Buffers& b, float* scratch);
 void update_product(const LayerPlan& plan, int slab, int o, int p0, int p1, const Buffers& b, float* scratch);
 
