@@ -25,10 +25,12 @@ from znn.spec import Extent, format_extent
 
 FORMAT = "znn plan"
 VERSION = 1
-METHODS = (*EDGE_METHODS, "tiled")
+METHODS = (*EDGE_METHODS, "tiled", "fused")
 # Which of them an engine has: the paper's, with one map per node, or the one with bundles of maps.
-OF_BUNDLE_1, OF_BUNDLES = EDGE_METHODS, ("direct", "tiled")
+OF_BUNDLE_1, OF_BUNDLES = EDGE_METHODS, ("direct", "tiled", "fused")
+FUSED_MAPS = 4  # most input maps of the fused method (native/tiled/tiled.hpp)
 CANDIDATE_TILES = 4
+WORTH_MEASURING = 2.5
 
 # Rates of the cost model, in operations per second. Only their ratios decide; autotuning measures instead.
 DIRECT_RATE, TRANSFORM_RATE, PRODUCT_RATE = 30e9, 12e9, 12e9
@@ -41,7 +43,7 @@ EDGE_OVERHEAD_S = 1.5e-6
 class LayerPlan:
     """How one convolution layer is computed.
 
-    transform: extent at which one sub-lattice is transformed (fft), or a tile (tiled). seconds: of one round with one worker, by the
+    transform: extent at which one sub-lattice is transformed (fft), or a tile (tiled, fused). seconds: of one round with one worker, by the
     model or as composed from measurements; alternatives: the same for the candidates not chosen, by their description.
     """
 
@@ -76,7 +78,7 @@ class Plan:
                 raise PlanError(f"method of edge {name!r} is {method!r}, expected one of {', '.join(METHODS)}")
             if method == "fft" and extent is None and name in conv_names(graph):
                 extent = transform_extent(graph.edge(name))
-            if method == "tiled" and extent is None and bundle != 1 and name in conv_names(graph):
+            if method in ("tiled", "fused") and extent is None and bundle != 1 and name in conv_names(graph):
                 extent = _tiles(graph, graph.edge(name), bundle, 1)[0]
             layers[name] = LayerPlan(method, tuple(extent) if extent else None)
         plan = cls(layers)
@@ -97,8 +99,8 @@ class Plan:
                                 f"with bundle {bundle}")
             if layer.method == "fft":
                 _check_transform(graph.edge(name), layer.transform)
-            if layer.method == "tiled":
-                _tiled(graph, graph.edge(name), bundle, _core.tiled_predict, layer.transform, _core.TiledMachine())
+            if layer.method in ("tiled", "fused"):
+                _predict(graph, graph.edge(name), bundle, Candidate(layer.method, layer.transform))
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` reads it back."""
@@ -374,11 +376,27 @@ def _tiles(graph: Graph, edge: GraphEdge, bundle: int, count: int) -> list[Exten
 
 
 def _tiled_candidates(graph: Graph, edge: GraphEdge, bundle: int) -> list[Candidate]:
+    """What is worth a measurement: the methods and tile extents that the cost model puts near its best."""
     tiles = _tiled(graph, edge, bundle, _core.tiled_candidates, machine(), CANDIDATE_TILES)
-    return [Candidate("direct", None), *(Candidate("tiled", tuple(tile)) for tile in tiles)]
+    few = graph.nodes[edge.source].maps <= FUSED_MAPS
+    all_of_them = [Candidate("direct", None), *(Candidate(method, tuple(tile)) for tile in tiles
+                                                for method in ("tiled", *["fused"] * few))]
+    seconds = {candidate: sum(_predict(graph, edge, bundle, candidate)) for candidate in all_of_them}
+    ranked = sorted(all_of_them, key=seconds.get)
+    return [c for c in ranked if seconds[c] <= WORTH_MEASURING * seconds[ranked[0]]][:CANDIDATE_TILES]
 
 
-MACHINE_RATES = ("product_flops", "direct_flops", "transform_flops", "expand_flops", "memory_bytes")
+def _predict(graph: Graph, edge: GraphEdge, bundle: int, candidate: Candidate) -> tuple[float, float, float]:
+    """Seconds of forward, backward and update on one core by the cost model. Raises PlanError for what cannot be."""
+    return _tiled(graph, edge, bundle, _core.tiled_predict, *_native(candidate), machine())
+
+
+def _native(candidate: Candidate) -> tuple[Any, Extent]:
+    return getattr(_core.Method, candidate.method), candidate.transform or (1, 1, 1)
+
+
+MACHINE_RATES = ("product_flops", "direct_flops", "transform_flops", "expand_flops", "memory_bytes",
+                 "spectra_bytes")
 
 
 @lru_cache(maxsize=None)
@@ -404,7 +422,7 @@ def tiled_model_plan(graph: Graph, bundle: int, patches: int = 1) -> Plan:
         edge = graph.edge(name)
         seconds = {}
         for candidate in _tiled_candidates(graph, edge, bundle):
-            phases = _tiled(graph, edge, bundle, _core.tiled_predict, candidate.transform, machine())
+            phases = _predict(graph, edge, bundle, candidate)
             seconds[candidate] = patches * (phases[0] + phases[1] * wanted[edge.source] + phases[2])
         layers[name] = _choose(seconds)
     return Plan(layers, "model")
@@ -430,26 +448,21 @@ def tiled_autotune_plan(graph: Graph, bundle: int, patches: int = 1,
 
 
 BACKWARD_PHASES = (1, 6, 7, 8)  # kernels_backward, backward_product, backward_inverse, backward_join (tiled.hpp)
-TILED_BUDGET_S, TILED_LEAST, TILED_MOST = 1.0, 3, 15
+TILED_BUDGET_S, TILED_LEAST, TILED_MOST = 0.3, 2, 15
 
 
 def _time_tiled(graph: Graph, edge: GraphEdge, bundle: int, tried: list[Candidate]) -> dict[Candidate, list[float]]:
-    """Median seconds of each phase; a candidate whose first lap takes three times the best one's is timed no further."""
-    samples: dict[Candidate, list[list[float]]] = {}
-    probes = {}
+    """Median seconds of each phase. One probe at a time: a large layer's buffers would not fit in memory together."""
+    measured = {}
     for candidate in tried:
-        probe = _tiled(graph, edge, bundle, _core.TiledProbe, candidate.transform)
-        lap = [probe.run(phase) for phase in range(_core.TILED_PHASES)]
-        samples[candidate], probes[candidate] = [lap], probe
-    best = min(sum(laps[0]) for laps in samples.values())
-    racing = [c for c in tried if sum(samples[c][0]) <= 3 * best]
-    for lap in range(TILED_MOST):
-        for candidate in racing:
-            samples[candidate].append([probes[candidate].run(phase) for phase in range(_core.TILED_PHASES)])
-        if lap + 1 >= TILED_LEAST and (lap + 1) * best * len(racing) > TILED_BUDGET_S:
-            break
-    # The first lap met cold memory; it counts only where there is no other.
-    return {c: [statistics.median(values) for values in zip(*(laps[1:] or laps))] for c, laps in samples.items()}
+        probe = _tiled(graph, edge, bundle, _core.TiledProbe, *_native(candidate))
+        for phase in range(_core.TILED_PHASES):  # meets cold memory: not counted
+            probe.run(phase)
+        laps: list[list[float]] = []
+        while len(laps) < TILED_LEAST or (len(laps) < TILED_MOST and sum(map(sum, laps)) < TILED_BUDGET_S):
+            laps.append([probe.run(phase) for phase in range(_core.TILED_PHASES)])
+        measured[candidate] = [statistics.median(values) for values in zip(*laps)]
+    return measured
 
 
 def _choose(seconds: Mapping[Candidate, float]) -> LayerPlan:

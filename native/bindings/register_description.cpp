@@ -12,7 +12,7 @@ void register_description(py::module_& module) {
         .value("conv", EdgeKind::conv).value("max_filter", EdgeKind::max_filter).value("max_pool", EdgeKind::max_pool)
         .value("dropout", EdgeKind::dropout).value("crop", EdgeKind::crop).value("identity", EdgeKind::identity);
     py::enum_<Method>(module, "Method").value("direct", Method::direct).value("fft", Method::fft)
-        .value("tiled", Method::tiled);
+        .value("tiled", Method::tiled).value("fused", Method::fused);
     py::enum_<Policy>(module, "Policy")
         .value("priority", Policy::priority).value("fifo", Policy::fifo).value("lifo", Policy::lifo)
         .value("stealing", Policy::stealing);

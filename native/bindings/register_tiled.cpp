@@ -1,8 +1,7 @@
 #include <pybind11/stl.h>
 
-#include <optional>
-
 #include "bindings/arrays.hpp"
+#include "engine/description.hpp"
 #include "engine/tiled_probe.hpp"
 
 namespace znn::bindings {
@@ -17,8 +16,14 @@ tiled::Problem problem_of(int in_maps, int out_maps, E input, E kernel, E sparsi
     return {in_maps, out_maps, extent(input), extent(kernel), extent(sparsity)};
 }
 
-tiled::LayerPlan plan_of(const tiled::Problem& problem, int bundle, std::optional<E> tile) {
-    return tile ? tiled::plan_tiled(problem, bundle, extent(*tile)) : tiled::plan_direct(problem, bundle);
+tiled::LayerPlan plan_of(const tiled::Problem& problem, int bundle, Method method, E tile) {
+    switch (method) {
+        case Method::tiled: return tiled::plan_tiled(problem, bundle, extent(tile));
+        case Method::fused: return tiled::plan_fused(problem, bundle, extent(tile));
+        case Method::direct: return tiled::plan_direct(problem, bundle);
+        case Method::fft: break;
+    }
+    throw py::value_error("the fft method works on single maps, not on bundles");
 }
 
 // (forward, backward, update) seconds on one core by the cost model.
@@ -37,7 +42,8 @@ void register_tiled(py::module_& module) {
         .def_readwrite("direct_flops", &Machine::direct_flops)
         .def_readwrite("transform_flops", &Machine::transform_flops)
         .def_readwrite("expand_flops", &Machine::expand_flops)
-        .def_readwrite("memory_bytes", &Machine::memory_bytes);
+        .def_readwrite("memory_bytes", &Machine::memory_bytes)
+        .def_readwrite("spectra_bytes", &Machine::spectra_bytes);
     module.def("tiled_calibrate", &tiled::calibrate, py::call_guard<py::gil_scoped_release>());
     module.def("has_bundle", &tiled::has_bundle);
     module.def("preferred_bundle", &tiled::preferred_bundle);
@@ -50,13 +56,13 @@ void register_tiled(py::module_& module) {
         return tiles;
     });
     module.def("tiled_predict", [](int in_maps, int out_maps, E input, E kernel, E sparsity, int bundle,
-                                   std::optional<E> tile, const Machine& machine) {
-        return seconds_of(plan_of(problem_of(in_maps, out_maps, input, kernel, sparsity), bundle, tile), machine);
+                                   Method method, E tile, const Machine& machine) {
+        return seconds_of(plan_of(problem_of(in_maps, out_maps, input, kernel, sparsity), bundle, method, tile), machine);
     });
     py::class_<TiledProbe>(module, "TiledProbe")
-        .def(py::init([](int in_maps, int out_maps, E input, E kernel, E sparsity, int bundle, std::optional<E> tile) {
+        .def(py::init([](int in_maps, int out_maps, E input, E kernel, E sparsity, int bundle, Method method, E tile) {
             return std::make_unique<TiledProbe>(
-                plan_of(problem_of(in_maps, out_maps, input, kernel, sparsity), bundle, tile));
+                plan_of(problem_of(in_maps, out_maps, input, kernel, sparsity), bundle, method, tile));
         }))
         .def("run", [](TiledProbe& probe, int phase) { return probe.run(static_cast<tiled::Phase>(phase)); },
              py::call_guard<py::gil_scoped_release>());

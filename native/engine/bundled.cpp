@@ -78,7 +78,11 @@ void BundledNetwork::build_conv(int e) {
     auto conv = std::make_unique<Conv>();
     conv->edge = e;
     const tiled::Problem problem{source.d.maps, target.d.maps, source.d.extent, d.kernel, d.sparsity};
-    conv->plan = d.method == Method::tiled ? tiled::plan_tiled(problem, V_, d.transform) : tiled::plan_direct(problem, V_);
+    switch (d.method) {
+        case Method::tiled: conv->plan = tiled::plan_tiled(problem, V_, d.transform); break;
+        case Method::fused: conv->plan = tiled::plan_fused(problem, V_, d.transform); break;
+        default: conv->plan = tiled::plan_direct(problem, V_); break;
+    }
     conv->has_backward = source.has_backward;
     const std::size_t floats = tiled::kernel_floats(conv->plan);
     conv->kernels = AlignedFloats(floats);
@@ -271,9 +275,9 @@ void BundledNetwork::build_forward() {
         }
         n.ready->before(*forward_end_);
     }
-    // A direct layer's update reads the source's image itself: nobody may write it before.
+    // The update of a direct or fused layer reads the source's image itself: nobody may write it before.
     for (auto& conv : convs_) {
-        if (!conv || conv->plan.method != tiled::Method::direct) continue;
+        if (!conv || (conv->plan.method == tiled::Method::tiled && !conv->plan.fused)) continue;
         for (Stage* writer : nodes_[edge_descriptions_[conv->edge].source]->writers)
             gate(writer, conv->operands_free);
     }
@@ -427,7 +431,9 @@ void BundledNetwork::update_conv(int e) {
     Stage* forward = add_conv(Pass::update, e, PieceOf::kernels_forward, -1);
     conv.prepare_forward = add_conv(Pass::prepare, e, PieceOf::kernels_forward, -1);
     conv.prepare_forward->await(1);
-    if (!conv.has_backward) {
+    if (conv.plan.fused) {
+        conv.gradient_transforms = {target.gradient_ready};
+    } else if (!conv.has_backward) {
         conv.gradient_transforms.push_back(add_conv(Pass::update, e, PieceOf::gradient_transform, -1));
         target.gradient_ready->before(*conv.gradient_transforms.back());
     }

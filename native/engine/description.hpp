@@ -14,7 +14,7 @@
 namespace znn {
 
 enum class EdgeKind { conv, max_filter, max_pool, dropout, crop, identity };
-enum class Method { direct, fft, tiled };  // fft: bundle 1 only; tiled: bundles only
+enum class Method { direct, fft, tiled, fused };  // fft: bundle 1 only; tiled and fused: bundles only
 
 struct NodeGroupDescription {
     std::string name;
@@ -40,7 +40,7 @@ struct EdgeGroupDescription {
     bool depthwise = false;         // conv: map i to map i only
     float rate = 1, decay = 1;      // multipliers of learning rate and weight decay
     Method method = Method::direct; // conv
-    Extent transform{1, 1, 1};      // fft: extent of the transform of one sub-lattice; tiled: of a tile
+    Extent transform{1, 1, 1};      // fft: extent of the transform of one sub-lattice; tiled, fused: of a tile
 };
 
 struct NetworkOptions {

@@ -103,9 +103,10 @@ std::unique_ptr<ConvMethod> make_method(Method method, const ConvShape& shape, E
     switch (method) {
         case Method::direct: return std::make_unique<DirectMethod>(shape);
         case Method::fft: return std::make_unique<FftMethod>(shape, transform);
-        case Method::tiled: break;
+        case Method::tiled:
+        case Method::fused: break;
     }
-    throw std::runtime_error("the tiled method works on bundles of maps, not on single ones");
+    throw std::runtime_error("the tiled and fused methods work on bundles of maps, not on single ones");
 }
 
 }  // namespace znn
