@@ -117,6 +117,11 @@ std::size_t voxels(const NodeGroupDescription& node, int patches) {
     return node.extent.volume() * std::size_t(node.maps) * std::size_t(patches);
 }
 
+std::size_t kernel_floats(const Description& net, const EdgeGroupDescription& edge) {
+    const int from = edge.depthwise ? 1 : net.nodes[std::size_t(edge.source)].maps;
+    return edge.kernel.volume() * std::size_t(from) * std::size_t(net.nodes[std::size_t(edge.target)].maps);
+}
+
 std::vector<float> random_array(std::size_t floats, Random& random) {
     std::vector<float> array(floats);
     for (float& x : array) x = random.normal();
@@ -136,7 +141,7 @@ public:
         : net_(net), patches_(options.patches), random_(seed), network_(net.nodes, net.edges, options) {
         for (std::size_t i = 0; i < net.edges.size(); ++i)
             if (net.edges[i].kind == EdgeKind::conv) {
-                auto kernels = random_array(network_.kernel_floats(int(i)), random_);
+                auto kernels = random_array(kernel_floats(net, net.edges[i]), random_);
                 const float spread = 1.0f / std::sqrt(float(net.edges[i].kernel.volume()));
                 for (float& w : kernels) w *= spread;
                 network_.set_kernels(int(i), Network::Which::value, kernels.data());
@@ -190,7 +195,7 @@ private:
     void keep_parameters(Network::Which which) {
         for (std::size_t i = 0; i < net_.edges.size(); ++i)
             if (net_.edges[i].kind == EdgeKind::conv) {
-                results_.emplace_back(network_.kernel_floats(int(i)));
+                results_.emplace_back(kernel_floats(net_, net_.edges[i]));
                 network_.get_kernels(int(i), which, results_.back().data());
             }
         for (std::size_t i = 0; i < net_.nodes.size(); ++i) {
