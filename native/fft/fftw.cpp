@@ -114,7 +114,8 @@ RealTransform::RealTransform(Extent t) {
 }
 
 const RealTransform& RealTransform::of(Extent t) {
-    static std::map<std::tuple<int, int, int>, std::unique_ptr<RealTransform>> plans;
+    // Never freed, nor destroyed at exit: a network may outlive it, and FFTW would seem to leak.
+    static auto& plans = *new std::map<std::tuple<int, int, int>, std::unique_ptr<RealTransform>>;
     std::lock_guard guard(planner);
     if (!library.handle) throw std::runtime_error("the fft method needs FFTW, and no libfftw3f is loaded");
     auto& plan = plans[{t.z, t.y, t.x}];
