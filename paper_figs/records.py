@@ -22,7 +22,12 @@ from znn_bench.stats import Estimate  # noqa: E402
 
 __all__ = ["ROOT", "Data", "Estimate", "Record", "by", "paired_ratio", "stats", "store"]
 
-ENGINES = {"znn": "ZNN", "torch_cpu": "PyTorch, CPU", "torch_gpu": "PyTorch, GPU"}
+ENGINES = {
+    "znn": "ZNN, the paper's engine",
+    "znn_bundled": "ZNN, bundles and tiles",
+    "torch_cpu": "PyTorch, CPU",
+    "torch_gpu": "PyTorch, GPU",
+}
 
 
 class Data:

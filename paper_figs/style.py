@@ -11,7 +11,7 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p"]
 LINES = ["-", "--", ":", "-."]
 PHASES = {"forward": "#0072B2", "backward": "#D55E00", "update": "#009E73"}
 WIDE, COLUMN = 7.2, 3.5  # inches: two columns of print, one column
-ENGINE_COLOURS = {"znn": "#0072B2", "torch_cpu": "#D55E00", "torch_gpu": "#009E73"}
+ENGINE_COLOURS = {"znn": "#0072B2", "znn_bundled": "#56B4E9", "torch_cpu": "#D55E00", "torch_gpu": "#009E73"}
 
 
 def pyplot() -> Any:

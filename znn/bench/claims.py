@@ -308,7 +308,7 @@ def _gpu(evidence: Evidence, limits: dict) -> Found:
         by_problem = _groups(evidence.of(experiment), "problem_text")
         for records in by_problem.values():
             ours = min((r for r in records if r.adapter_name == "znn"), key=_seconds, default=None)
-            for other in (r for r in records if ours and r.adapter_name != "znn"):
+            for other in (r for r in records if ours and r.adapter_name.startswith("torch")):
                 e = _ratio(other, ours)
                 gpu = other.adapter_name == "torch_gpu"
                 ahead += gpu and e.low > limits["ahead"]

@@ -7,7 +7,9 @@ import importlib
 
 from .base import Adapter, AdapterError, Computed, Session, Timed
 
-BUILT_IN = ("znn", "torch_cpu", "torch_gpu", "theory", "trace", "shares", "simulate", "cachegrind")
+BUILT_IN = (
+    "znn", "znn_bundled", "torch_cpu", "torch_gpu", "theory", "trace", "shares", "simulate", "cachegrind"
+)
 
 __all__ = ["BUILT_IN", "Adapter", "AdapterError", "Computed", "Session", "Timed", "load"]
 

@@ -10,7 +10,7 @@ from ..memory import network_bytes
 from ..problem import Problem
 from .base import MOMENTUM, Session, Timed, by_name_or_single, named
 
-OPTIONS = ("threads", "plan", "policy", "sum", "memoize", "allocator", "pin", "trace")
+OPTIONS = ("threads", "plan", "policy", "sum", "memoize", "allocator", "pin", "trace", "bundle")
 
 LEVELS = ("critical_path_s", "pool_bytes", "pool_blocks", "kernel_spectra_bytes", "processors")
 
