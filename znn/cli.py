@@ -176,7 +176,7 @@ def plan(options) -> None:
     from znn.files import atomic_write
 
     graph = _graph(options)
-    with znn.Network(graph, threads=options.threads, plan=options.method) as net:
+    with znn.Network(graph, threads=options.threads, bundle=options.bundle, plan=options.method) as net:
         print(net.plan)
         if options.save:
             with atomic_write(options.save, "w") as file:
@@ -204,6 +204,7 @@ def train(options) -> None:
             "balance",
             "seed",
             "threads",
+            "bundle",
             "plan",
             "sum",
         )
@@ -252,6 +253,7 @@ def infer(options) -> None:
         raw=options.raw,
         fresh=options.fresh,
         threads=options.threads,
+        bundle=options.bundle,
         plan=options.plan,
         progress=lambda done, tiles, seconds: progress.show(done / tiles, seconds, f"tile {done} of {tiles}"),
     )
@@ -272,7 +274,7 @@ def bench(options) -> None:
     threads = options.threads or sorted({1, len(os.sched_getaffinity(0))})
     inputs, gradients = _random_images(graph, graph.inputs), _random_images(graph, graph.outputs)
     cases = [(method, count) for method in options.methods for count in threads]
-    nets = [znn.Network(graph, plan=method, threads=count) for method, count in cases]
+    nets = [znn.Network(graph, threads=count, **_engine_of(method)) for method, count in cases]
     samples: list[list[float]] = [[] for _ in cases]
     try:
         for net in nets:
@@ -292,11 +294,19 @@ def bench(options) -> None:
         f"output {', '.join(format_extent(graph.node(name).extent) for name in graph.outputs)}, "
         f"a round is backward + forward, median of {options.rounds} interleaved rounds"
     )
-    print(f"{'method':<10}{'threads':>8}{'s/round':>12}{'spread':>9}{'output voxels/s':>18}")
+    print(f"{'method':<18}{'threads':>8}{'s/round':>12}{'spread':>9}{'output voxels/s':>18}")
     for (method, count), times in zip(cases, samples):
         median = float(np.median(times[1:]))
         spread = (np.percentile(times[1:], 75) - np.percentile(times[1:], 25)) / median
-        print(f"{method:<10}{count:>8}{median:>12.4f}{spread:>9.0%}{graph.output_voxels / median:>18,.0f}")
+        print(f"{method:<18}{count:>8}{median:>12.4f}{spread:>9.0%}{graph.output_voxels / median:>18,.0f}")
+
+
+def _engine_of(method: str) -> dict:
+    """A plan of the paper's engine, or, as bundled or bundled:PLAN, of the one with bundles of maps."""
+    engine, _, plan_name = method.partition(":")
+    if engine == "bundled":
+        return {"bundle": 8, "plan": plan_name or "model"}
+    return {"plan": method}
 
 
 def _random_images(graph: Graph, names: Sequence[str]) -> dict:
@@ -312,7 +322,9 @@ def trace(options) -> None:
 
     graph = _graph(options)
     inputs, targets = _random_images(graph, graph.inputs), _random_images(graph, graph.outputs)
-    with znn.Network(graph, plan=options.plan, threads=options.threads, trace=True) as net:
+    with znn.Network(
+        graph, plan=options.plan, bundle=options.bundle, threads=options.threads, trace=True
+    ) as net:
         for _ in range(options.rounds):
             net.train_step(inputs, targets)
         net.sync()
@@ -431,13 +443,25 @@ def _add_net(parser, output: bool = True) -> None:
         )
 
 
-def _add_engine(parser, plan_default: str = "model") -> None:
+def parse_bundle(text: str) -> int | str:
+    """Maps per bundle: a number or auto."""
+    return text if text == "auto" else _positive(text)
+
+
+def _add_engine(parser, plan_default: str = "model", bundle: int | str = 1) -> None:
     parser.add_argument("--threads", type=_positive, help="workers; default: one per usable physical core")
+    parser.add_argument(
+        "--bundle",
+        type=parse_bundle,
+        default=bundle,
+        metavar="MAPS",
+        help=f"maps per bundle: 1 (the paper's engine), 8, or auto, the fastest (default {bundle})",
+    )
     parser.add_argument(
         "--plan",
         default=plan_default,
         metavar="PLAN",
-        help=f"model, autotune, direct, fft or a saved plan (default {plan_default})",
+        help=f"model, autotune, a method or a saved plan (default {plan_default})",
     )
 
 
@@ -466,7 +490,10 @@ def _add_plan(commands) -> None:
         "plan my-net.toml --output 8 --method model",
     )
     _add_net(parser)
-    parser.add_argument("--method", default="autotune", help="autotune (default), model, direct or fft")
+    parser.add_argument("--method", default="autotune", help="autotune (default), model, or a method everywhere")
+    parser.add_argument(
+        "--bundle", type=parse_bundle, default=1, metavar="MAPS", help="maps per bundle: 1 (default), 8 or auto"
+    )
     parser.add_argument("--threads", type=_positive, help="workers; default: one per usable physical core")
     parser.add_argument("--save", metavar="FILE", help="save the plan as JSON, for --plan FILE elsewhere")
 
@@ -527,7 +554,7 @@ def _add_train(commands) -> None:
         "--keep-every", type=_positive, metavar="ROUNDS", help="keep a checkpoint every so many rounds"
     )
     how.add_argument("--seed", type=int, default=default.seed)
-    _add_engine(how)
+    _add_engine(how, bundle="auto")
     how.add_argument(
         "--sum",
         choices=("wait-free", "locked", "ordered"),
@@ -573,15 +600,16 @@ def _add_bench(commands) -> None:
         bench,
         "measure seconds per round of one net by method and threads",
         "bench scaling_3d --width 10",
-        "bench 3d_5 --output 8 --methods direct fft --threads 1 2",
+        "bench 3d_5 --output 8 --methods fft bundled bundled:autotune --threads 1 2",
     )
     _add_net(parser)
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=["model", "direct", "fft"],
+        default=["model", "direct", "fft", "bundled"],
         metavar="PLAN",
-        help="plans to compare (default: model direct fft)",
+        help="plans to compare, bundled or bundled:PLAN for the engine with bundles of maps "
+        "(default: model direct fft bundled)",
     )
     parser.add_argument(
         "--threads", nargs="+", type=_positive, help="numbers of workers (default: 1 and all)"

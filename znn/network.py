@@ -27,8 +27,8 @@ class Network:
 
     spec       a NetworkSpec or a Graph; with a spec, `output` or `input` gives the extents (see `Graph.build`)
     threads    workers; default: one per usable physical core
-    bundle     maps per node: 1 is the paper's engine, 8 (or 16) the bundled one, "auto" the width this processor is
-               fastest with; policy, sum, memoize and allocator are matters of the paper's engine
+    bundle     maps per node: 1 is the paper's engine, 8 (or 16) the bundled one, "auto" the fastest that this network,
+               plan and processor allow; policy, sum, memoize and allocator are matters of the paper's engine
     plan       "model", "autotune", a method's name (bundle 1: direct, fft; bundles: direct, tiled), a mapping
                {edge: method}, a Plan, or the path of a saved one
     policy     order of ready tasks: priority (the paper's), fifo, lifo, stealing
@@ -67,7 +67,7 @@ class Network:
         for name in options.MEMOIZE:
             setattr(settings, f"memoize_{name}", name in kept)
         settings.threads = _thread_count(threads)
-        settings.bundle = self.bundle = _bundle(bundle, self.graph)
+        settings.bundle = self.bundle = _bundle(bundle, self.graph, plan)
         settings.patches, settings.seed = self.patches, self.seed
         settings.pin, settings.trace, settings.input_gradient = bool(pin), bool(trace), bool(input_gradient)
         if not isinstance(optimiser, SGD):
@@ -322,10 +322,10 @@ def _graph(spec: Any, output: Any, input: Any) -> Graph:  # noqa: A002
     return Graph.build(spec, output=output, input=input)
 
 
-def _bundle(bundle: Any, graph: Graph) -> int:
+def _bundle(bundle: Any, graph: Graph, plan: Any) -> int:
     depthwise = next((edge.name for edge in graph.edges if edge.spec.depthwise), None)
     if bundle == "auto":
-        return 1 if depthwise else _core.preferred_bundle(8, 8)
+        return 1 if depthwise or planning.needs_single_maps(plan) else _core.preferred_bundle(8, 8)
     if bundle != 1 and not (isinstance(bundle, int) and _core.has_bundle(bundle)):
         raise SpecError(f"bundle is {bundle!r}, expected 1, 8" + (", 16" if _core.has_bundle(16) else "") + " or 'auto'")
     if bundle != 1 and depthwise:

@@ -159,6 +159,16 @@ def conv_names(graph: Graph) -> list[str]:
     return [edge.name for edge in graph.edges if edge.kind == "conv"]
 
 
+def needs_single_maps(plan: Any) -> bool:
+    """Whether a plan, as `resolve` takes it, uses a method that bundles of maps do not have."""
+    if isinstance(plan, (str, os.PathLike)) and os.path.isfile(plan):
+        plan = Plan.load(plan)
+    if isinstance(plan, Plan):
+        return any(layer.method not in OF_BUNDLES for layer in plan.layers.values())
+    choices = plan.values() if isinstance(plan, Mapping) else [plan]
+    return any(choice == "fft" or (isinstance(choice, tuple) and choice[:1] == ("fft",)) for choice in choices)
+
+
 def resolve(plan: Any, graph: Graph, patches: int = 1, memoize: Iterable[str] = ("kernels", "images", "gradients"),
             bundle: int = 1) -> Plan:
     """What `znn.Network(plan=...)` accepts, as a checked Plan.

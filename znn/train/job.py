@@ -30,7 +30,7 @@ from znn.train.synthetic import cell_volume
 from znn.train.volumes import Volume, make_volume, read_volume
 
 # What a resumed run may change without becoming another run.
-_FREE = ("rounds", "minutes", "keep_every", "threads", "plan", "sum")
+_FREE = ("rounds", "minutes", "keep_every", "threads", "bundle", "plan", "sum")
 _RAND_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 _RAND_SECTIONS = 8
 _HELD_OUT = 0.2  # share of the sections held out where the user does not say
@@ -69,6 +69,7 @@ class Settings:
     balance: bool = False
     seed: int = 0
     threads: int | None = None
+    bundle: int | str = "auto"
     plan: str = "model"
     sum: str = "wait-free"
 
@@ -156,7 +157,7 @@ def run_job(
 def _network(settings: Settings, spec: NetworkSpec, checkpoint, smallest: Sequence[int]):
     import znn
 
-    engine = {"threads": settings.threads, "plan": settings.plan, "sum": settings.sum}
+    engine = {"threads": settings.threads, "bundle": settings.bundle, "plan": settings.plan, "sum": settings.sum}
     if checkpoint is not None:
         return checkpoint.network(**engine)
     output = settings.output or default_output(spec, smallest)
