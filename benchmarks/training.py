@@ -26,6 +26,23 @@ class Round(Rounds):
         self.net.forward(self.image, phase="train")
 
 
+class BundledRound(Rounds):
+    """The same net with several maps per node, by the plan of the cost model."""
+
+    params = [[8, 16], [16, 40], [1, 2]]
+    param_names = ["bundle", "width", "threads"]
+    timeout = 300
+
+    def setup(self, bundle: int, width: int, threads: int) -> None:
+        check(scaling_3d(2), 2, bundle=bundle)
+        self.start(scaling_3d(width), 12, bundle=bundle, threads=threads)
+        self.net.forward(self.image, phase="train")
+
+    def time_round(self, *_: object) -> None:
+        self.net.backward(self.target)
+        self.net.forward(self.image, phase="train")
+
+
 class Memory(Rounds):
     """The most memory the process takes for a round of the 3D scaling net."""
 

@@ -87,4 +87,7 @@ def test_asv_runs_every_benchmark(tmp_path):
     results = {name: row[column] for name, row in data["results"].items()}
     assert len(results) >= 15
     for name, values in results.items():
-        assert values and all(value is not None and math.isfinite(value) and value > 0 for value in values), (name, values)
+        # A failure is null, what this processor has no code for (a bundle of 16) is skipped and NaN.
+        ran = [value for value in values or [None] if value is None or not math.isnan(value)]
+        assert ran and all(value is not None and 0 < value < math.inf for value in ran), (name, values)
+        assert len(ran) == len(values) or "Bundled" in name, (name, values)
