@@ -5,8 +5,10 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <vector>
 
+#include "engine/bundled.hpp"
 #include "engine/network.hpp"
 #include "fft/fftw.hpp"
 #include "tests/check.hpp"
@@ -138,43 +140,47 @@ std::vector<const float*> pointers(const Arrays& arrays) {
 class Script {
 public:
     Script(const Description& net, const NetworkOptions& options, unsigned seed)
-        : net_(net), patches_(options.patches), random_(seed), network_(net.nodes, net.edges, options) {
+        : net_(net), patches_(options.patches), random_(seed) {
+        if (options.bundle == 1)
+            network_ = std::make_unique<Network>(net.nodes, net.edges, options);
+        else
+            network_ = std::make_unique<BundledNetwork>(net.nodes, net.edges, options);
         for (std::size_t i = 0; i < net.edges.size(); ++i)
             if (net.edges[i].kind == EdgeKind::conv) {
                 auto kernels = random_array(kernel_floats(net, net.edges[i]), random_);
                 const float spread = 1.0f / std::sqrt(float(net.edges[i].kernel.volume()));
                 for (float& w : kernels) w *= spread;
-                network_.set_kernels(int(i), Network::Which::value, kernels.data());
+                network_->set_kernels(int(i), NetworkBase::Which::value, kernels.data());
             }
     }
 
     Arrays run(int rounds) {
-        const bool trace = network_.options().trace;
+        const bool trace = network_->options().trace;
         for (int round = 0; round < rounds; ++round) {
-            network_.set_step({0.02f, 0.5f, 0.001f, 1.0f});
+            network_->set_step({0.02f, 0.5f, 0.001f, 1.0f});
             switch (random_.pick(0, 5)) {
                 case 0:
-                    network_.forward(pointers(data(true)), true);
+                    network_->forward(pointers(data(true)), true);
                     keep_outputs();
-                    network_.backward(pointers(data(false)));
+                    network_->backward(pointers(data(false)));
                     break;
                 case 1:
-                    network_.forward(pointers(data(true)), false);
+                    network_->forward(pointers(data(true)), false);
                     keep_outputs();
                     break;
-                case 2: network_.forward(pointers(data(true)), true); break;  // never used
+                case 2: network_->forward(pointers(data(true)), true); break;  // never used
                 default: {
                     const Arrays inputs = data(true), targets = data(false);
                     const std::vector<const float*> weights(targets.size(), nullptr);
-                    results_.push_back({float(network_.train_step(pointers(inputs), pointers(targets), weights))});
+                    results_.push_back({float(network_->train_step(pointers(inputs), pointers(targets), weights))});
                 }
             }
-            if (random_.pick(0, 7) == 0) network_.sync();
-            if (random_.pick(0, 7) == 0) keep_parameters(Network::Which::value);
+            if (random_.pick(0, 7) == 0) network_->sync();
+            if (random_.pick(0, 7) == 0) keep_parameters(NetworkBase::Which::value);
         }
-        keep_parameters(Network::Which::value);
-        keep_parameters(Network::Which::momentum);
-        if (trace) expect(!network_.executor().take_events().empty(), "nothing was traced");
+        keep_parameters(NetworkBase::Which::value);
+        keep_parameters(NetworkBase::Which::momentum);
+        if (trace) expect(!network_->executor().take_events().empty(), "nothing was traced");
         return std::move(results_);
     }
 
@@ -189,25 +195,25 @@ private:
         for (std::size_t i = 0; i < net_.nodes.size(); ++i)
             if (net_.nodes[i].output) {
                 results_.emplace_back(voxels(net_.nodes[i], patches_));
-                network_.copy_output(int(i), results_.back().data());
+                network_->copy_output(int(i), results_.back().data());
             }
     }
-    void keep_parameters(Network::Which which) {
+    void keep_parameters(NetworkBase::Which which) {
         for (std::size_t i = 0; i < net_.edges.size(); ++i)
             if (net_.edges[i].kind == EdgeKind::conv) {
                 results_.emplace_back(kernel_floats(net_, net_.edges[i]));
-                network_.get_kernels(int(i), which, results_.back().data());
+                network_->get_kernels(int(i), which, results_.back().data());
             }
         for (std::size_t i = 0; i < net_.nodes.size(); ++i) {
             results_.emplace_back(std::size_t(net_.nodes[i].maps));
-            network_.get_biases(int(i), which, results_.back().data());
+            network_->get_biases(int(i), which, results_.back().data());
         }
     }
 
     const Description& net_;
     const int patches_;
     Random random_;
-    Network network_;
+    std::unique_ptr<NetworkBase> network_;
     Arrays results_;
 };
 
@@ -272,6 +278,41 @@ void stress(int number, bool fft, unsigned seed) {
     expect(apart < 1e-2, "network " + std::to_string(number) + ": direct and fft differ by " + std::to_string(apart));
 }
 
+// The engine with bundles of maps: the same bits for any threads and policy, and nearly those of single maps.
+void stress_bundles(int number, unsigned seed) {
+    Random random(seed * 1000 + unsigned(number));
+    Description net = random_network(false, random);
+    for (auto& edge : net.edges) {
+        if (edge.depthwise) return;
+        if (edge.kind != EdgeKind::conv || random.coin()) continue;
+        const tiled::Problem problem{net.nodes[edge.source].maps, net.nodes[edge.target].maps, net.nodes[edge.source].extent,
+                                     edge.kernel, edge.sparsity};
+        const auto tiles = tiled::candidate_tiles(problem, 8, {}, 4);
+        if (tiles.empty()) continue;
+        edge.method = problem.in_maps <= 4 && random.coin() ? Method::fused : Method::tiled;
+        edge.transform = tiles[std::size_t(random.pick(0, int(tiles.size()) - 1))];
+    }
+    NetworkOptions calm;
+    calm.sum = SumKind::ordered;
+    calm.patches = random.pick(0, 2) ? 1 : 2;
+    calm.loss = kernels::Loss(random.pick(0, 2));
+    calm.input_gradient = random.coin();
+    calm.seed = seed;
+    calm.bundle = 8;
+    const Arrays expected = Script(net, calm, seed).run(8);
+    for (int i = 0; i < 3; ++i) {
+        NetworkOptions options = calm;
+        options.threads = random.pick(2, 8);
+        options.policy = Policy(random.pick(0, 3));
+        options.pin = false;
+        expect(identical(Script(net, options, seed).run(8), expected), "bundles, " + describe(options, number) + ": differs");
+    }
+    for (auto& edge : net.edges) edge.method = Method::direct;
+    calm.bundle = 1;
+    const double apart = difference(Script(net, calm, seed).run(8), expected);
+    expect(apart < 1e-2, "network " + std::to_string(number) + ": bundles and single maps differ by " + std::to_string(apart));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -281,6 +322,9 @@ int main(int argc, char** argv) {
         set_fftw_rigour("estimate");  // the same plan in every run
         load_fftw(argv[3]);
     }
-    for (int i = 0; i < networks; ++i) stress(i, argc > 3, seed);
+    for (int i = 0; i < networks; ++i) {
+        stress(i, argc > 3, seed);
+        stress_bundles(i, seed);
+    }
     return report();
 }
