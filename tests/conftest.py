@@ -1,6 +1,8 @@
 """Fixtures for all tests."""
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 
