@@ -1,10 +1,16 @@
-"""Fixtures for all tests."""
+"""Fixtures and set-up for all tests."""
 from __future__ import annotations
 
 import signal
 
 import numpy as np
 import pytest
+
+
+def pytest_configure() -> None:
+    """A shell that runs us in the background has Ctrl-C ignored, by us and by every process we start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
