@@ -357,7 +357,8 @@ Stage* BundledNetwork::simple_backward(int e, bool accumulate, Stage* previous) 
                        });
     target.gradient_ready->before(*stage);
     if (previous) previous->before(*stage);
-    if (takes_derivative_at_maxima(e)) {
+    simples_[e]->derivative_at_maxima = takes_derivative_at_maxima(e);
+    if (simples_[e]->derivative_at_maxima) {
         source.bias_sums.assign(std::size_t(count) * V_, 0.0);
         if (source.d.bias) stage->when_done([this, &source, count](Worker*) { update_biases(source, count); });
     }
@@ -577,24 +578,32 @@ int BundledNetwork::parts(int e) const {
     return disjoint ? std::min(target.d.extent.z, target.chunks) : 1;
 }
 
+// Which part of which bundle a piece of a simple edge is about: extents there, and where it begins.
+BundledNetwork::Cut BundledNetwork::cut_of(int e, int piece) const {
+    const EdgeGroupDescription& d = edge_descriptions_[e];
+    const Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
+    const int cuts = parts(e), part = piece % cuts;
+    Cut cut{piece / cuts, source.d.extent, target.d.extent, 0, 0};
+    const int first = cut.out.z * part / cuts, end = cut.out.z * (part + 1) / cuts;
+    cut.in_first = cut.image * source.stride;
+    cut.out_first = cut.image * target.stride + std::size_t(first) * cut.out.y * cut.out.x * V_;
+    if (cuts == 1) return cut;
+    cut.in_first += std::size_t(first) * d.stride.z * cut.in.y * cut.in.x * V_;
+    cut.in.z = (end - first) * d.stride.z;
+    cut.out.z = end - first;
+    return cut;
+}
+
 void BundledNetwork::simple_forward_piece(int e, int piece, bool accumulate, Worker& worker) {
     const kernels::Table& f = kernels::table();
     const EdgeGroupDescription& d = edge_descriptions_[e];
     const Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
-    const int cuts = parts(e), part = piece % cuts, image = piece / cuts;
-    Extent in = source.d.extent, out = target.d.extent;
-    const int first = out.z * part / cuts, end = out.z * (part + 1) / cuts;
-    const std::size_t out_offset = std::size_t(first) * out.y * out.x * V_;
-    const std::size_t in_offset = std::size_t(first) * d.stride.z * in.y * in.x * V_;
-    if (cuts > 1) {
-        in.z = (end - first) * d.stride.z;
-        out.z = end - first;
-    }
-    const float* from = source.image.data() + image * source.stride + (cuts > 1 ? in_offset : 0);
-    float* to = target.image.data() + image * target.stride + out_offset;
+    const auto [image, in, out, in_first, out_first] = cut_of(e, piece);
+    const float* from = source.image.data() + in_first;
+    float* to = target.image.data() + out_first;
     const std::size_t floats = out.volume() * V_;
     float* result = accumulate ? worker.scratch.get(floats, 1) : to;
-    float* state = simples_[e]->state.data() + (simples_[e]->state.size() ? image * target.stride + out_offset : 0);
+    float* state = simples_[e]->state.size() ? simples_[e]->state.data() + out_first : nullptr;
     switch (d.kind) {
         case EdgeKind::max_pool:
             f.max_pool(from, in, d.window, d.stride, V_, result, reinterpret_cast<std::int32_t*>(state));
@@ -621,25 +630,17 @@ void BundledNetwork::simple_backward_piece(int e, int piece, bool accumulate, Wo
     const kernels::Table& f = kernels::table();
     const EdgeGroupDescription& d = edge_descriptions_[e];
     Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
-    const int cuts = parts(e), part = piece % cuts, image = piece / cuts;
-    Extent in = source.d.extent, out = target.d.extent;
-    const int first = out.z * part / cuts, end = out.z * (part + 1) / cuts;
-    const std::size_t out_offset = std::size_t(first) * out.y * out.x * V_;
-    const std::size_t in_offset = std::size_t(first) * d.stride.z * in.y * in.x * V_;
-    if (cuts > 1) {
-        in.z = (end - first) * d.stride.z;
-        out.z = end - first;
-    }
+    const auto [image, in, out, in_first, out_first] = cut_of(e, piece);
     const std::size_t floats = in.volume() * V_;
-    float* gradient = target.gradient.data() + image * target.stride + out_offset;
-    float* to = source.gradient.data() + image * source.stride + (cuts > 1 ? in_offset : 0);
+    float* gradient = target.gradient.data() + out_first;
+    float* to = source.gradient.data() + in_first;
     float* result = accumulate ? worker.scratch.get(floats, 1) : to;
-    float* state = simples_[e]->state.data() + (simples_[e]->state.size() ? image * target.stride + out_offset : 0);
+    float* state = simples_[e]->state.size() ? simples_[e]->state.data() + out_first : nullptr;
     switch (d.kind) {
         case EdgeKind::max_pool:
         case EdgeKind::max_filter:
-            if (takes_derivative_at_maxima(e))
-                f.transfer_backward(gradient, target.image.data() + image * target.stride + out_offset, out.volume() * V_, V_,
+            if (simples_[e]->derivative_at_maxima)
+                f.transfer_backward(gradient, target.image.data() + out_first, out.volume() * V_, V_,
                                     source.d.transfer, &source.bias_sums[std::size_t(piece) * V_]);
             std::memset(result, 0, floats * sizeof(float));
             f.max_backward(gradient, reinterpret_cast<std::int32_t*>(state), out.volume(), V_, result);

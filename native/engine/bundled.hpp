@@ -69,6 +69,7 @@ private:
     // A layer of other edges.
     struct Simple {
         AlignedFloats state;  // indices of maxima, or the mask of dropout
+        bool derivative_at_maxima = false;  // see takes_derivative_at_maxima
     };
 
     enum class Pass { forward, backward, update, prepare };
@@ -99,6 +100,12 @@ private:
     TaskLabel label(Pass pass, int kind, int group) const;
 
     // ---- pieces
+    struct Cut {
+        int image;                         // patch * bundles + bundle
+        Extent in, out;                    // of the part
+        std::size_t in_first, out_first;   // floats from the beginning of all images
+    };
+    Cut cut_of(int edge, int piece) const;
     void load(const Nodes& nodes, const float* data, int piece);
     void run_loss(int output, int piece, Worker& worker);
     void simple_forward_piece(int edge, int piece, bool accumulate, Worker& worker);
