@@ -88,6 +88,7 @@ def draw(rows, plt):
                 color=colour,
                 ls="--",
                 lw=0.8,
+                label="cost model" if side == sides[-1] else None,
             )
         axis.axhline(1, color="0.4", lw=0.8)
         axis.set(

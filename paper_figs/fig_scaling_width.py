@@ -68,7 +68,8 @@ def draw(rows, plt):
                 )
                 axis.axhline(line[0]["cores"], color="0.6", lw=0.8)
                 if setting == settings[0] and all(r["brent"] != "" for r in line):
-                    axis.plot(widths, [r["brent"] for r in line], color=colour, ls="--", lw=0.7)
+                    bound = "Brent's bound" if machine == machines[-1] else None
+                    axis.plot(widths, [r["brent"] for r in line], color=colour, ls="--", lw=0.7, label=bound)
         top = max(max(r["high"], r["cores"]) for r in rows if r["net"] == net)
         axis.set(title=net, xlabel="width (feature maps per layer)", ylim=(0, 1.1 * top))
     axes[0, 0].set_ylabel("speedup at all physical cores")
