@@ -1,5 +1,5 @@
 // The generated transforms of one variant; ZNN_PART selects which part of the functions this unit compiles.
-#include "tiled/variant.hpp"
+#include "tiled/vectors.hpp"
 
 namespace znn::tiled::ZNN_VARIANT {
 

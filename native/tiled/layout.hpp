@@ -8,11 +8,6 @@ namespace znn::tiled {
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Vector operations of one line of a transform.
-struct TransformOps {
-    int real, complex, inverse;
-};
-
 // ---- scratch of tile and kernel transforms, in vectors
 struct TileScratchSizes {
     long planes, plane, rows, line, row_frequencies;

@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "tiled/layout.hpp"
+#include "tiled/transform_ops.hpp"
 #include "tiled/tiled.hpp"
 
 namespace znn::tiled {

@@ -3,28 +3,9 @@
 #pragma once
 #include "tiled/layout.hpp"
 #include "tiled/tiled.hpp"
+#include "tiled/vectors.hpp"
 
 namespace znn::tiled::ZNN_VARIANT {
-
-inline constexpr int kV = ZNN_V;
-typedef float V __attribute__((vector_size(ZNN_V * 4), may_alias));
-typedef int VI __attribute__((vector_size(ZNN_V * 4), may_alias));
-
-inline V* vec(float* p) { return reinterpret_cast<V*>(p); }
-inline const V* vec(const float* p) { return reinterpret_cast<const V*>(p); }
-
-#define ZNN_INLINE inline __attribute__((always_inline))
-
-// Strides are in vectors. `in_line`, `out_line`: from line to line.
-struct Codelets {
-    int n;
-    void (*r2c)(const V* x, long is, long in_line, V* yr, V* yi, long os, long out_line, long lines);
-    void (*c2c)(const V* xr, const V* xi, long is, long in_line, V* yr, V* yi, long os, long out_line, long lines);
-    void (*c2r)(const V* xr, const V* xi, long is, long in_line, V* y, long os, long out_line, long lines);
-    int r2c_ops, c2c_ops, c2r_ops;
-};
-const Codelets& codelets(int extent);
-TransformOps transform_ops(int extent);
 
 void run_tiled(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
 void run_direct(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
