@@ -130,19 +130,17 @@ inline MapPiece map_piece(int bundles, int maps, int maps_per_piece, int index) 
 }
 
 // ---- fused: scratch of the pipeline for few input maps, in vectors
-inline constexpr int kFusedTiles = 2;
-
 struct FusedSizes {
-    long in_pencil, out_pencil, inputs, outputs, sums;
+    long pencil, box, inputs, sums, lines;
 
     explicit FusedSizes(const LayerPlan& p) {
-        in_pencil = 2 * (kFusedTiles * p.in_bundles * p.line | 1);
-        out_pencil = 2 * (kFusedTiles * p.line | 1);
-        inputs = in_pencil * p.pencils;
-        outputs = out_pencil * p.pencils;
-        sums = 2L * p.out_bundles * p.pencils * p.problem.in_maps * p.line;
+        pencil = 2 * ((p.problem.in_maps * p.line) | 1);  // an odd number of pairs: pencils spread over the cache's sets
+        box = long(p.axis[0].T) * p.axis[1].T * p.axis[2].T;
+        inputs = pencil * p.pencils;
+        sums = inputs * p.out_bundles;  // forward: the kernels of one bundle
+        lines = 2L * 8 * p.line;
     }
-    long total() const { return inputs + outputs + sums; }
+    long total() const { return box + inputs + sums + lines; }
 };
 
 // ---- direct: bundles in nearly equal groups of at most `most`

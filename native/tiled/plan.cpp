@@ -301,18 +301,21 @@ LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Mach
     return p;
 }
 
+constexpr int kFusedPieces = 32;  // wanted in forward, most in update, where each has its own sums
+
 LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Machine& machine) {
     if (problem.in_maps > 4)
         throw std::invalid_argument("convolution layer: the fused method is for at most 4 input maps, got " +
                                     std::to_string(problem.in_maps));
     LayerPlan p = plan_tiled(problem, bundle, tile, machine);
     p.fused = true;
-    const double transform = transform_seconds(p, false, false, machine);
-    p.fused_tiles = clamp_count(machine.piece_s / (transform * p.out_bundles), p.tiles);
-    p.fused_tiles = ceil_div(p.fused_tiles, kFusedTiles) * kFusedTiles;
-    p.update_chunks = std::min(ceil_div(p.tiles, 2 * kFusedTiles), 32);
+    // As many tiles together as a vector has lanes, evenly; cut by bundles too where groups are few.
+    const int groups = ceil_div(p.tiles, bundle);
+    p.fused_tiles = ceil_div(p.tiles, groups);
+    p.fused_parts = std::clamp(ceil_div(kFusedPieces, groups), 1, p.out_bundles);
+    p.update_chunks = std::min(groups, kFusedPieces);
     p.pieces[int(Phase::input_transform)] = p.pieces[int(Phase::forward_product)] = 0;
-    p.pieces[int(Phase::forward_inverse)] = ceil_div(p.tiles, p.fused_tiles);
+    p.pieces[int(Phase::forward_inverse)] = ceil_div(p.tiles, p.fused_tiles) * p.fused_parts;
     p.pieces[int(Phase::update_product)] = p.update_chunks;
     p.scratch += std::size_t(FusedSizes(p).total()) * bundle * sizeof(float);
     return p;
@@ -481,7 +484,7 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
     set(Phase::update_product, product_seconds(p, in, p.out_bundles, machine) + memory_in + memory_out);
     set(Phase::update_inverse, kernel_seconds(p, in, p.out_bundles, machine) + cache_kernels);
     if (p.fused) {
-        const double expand = double(p.tiles) / kFusedTiles * p.pencils * in * p.out_bundles * kernel_line_ops(p.axis[0]) *
+        const double expand = double(p.tiles) / p.fused_tiles * p.pencils * in * p.out_bundles * kernel_line_ops(p.axis[0]) *
                               p.bundle / machine.expand_flops;
         const double inputs = p.in_bundles * p.tiles * transform_seconds(p, false, false, machine);
         const double outputs = p.out_bundles * p.tiles * transform_seconds(p, false, true, machine);

@@ -146,11 +146,15 @@ struct Prefetcher {
 
 constexpr long kPrefetchFloats = 48 << 10;  // larger pencils would push out what is in use
 
-}  // namespace
+// Pencils `pencil` floats apart, [bundle][tile][line] inside.
+struct SpectraView {
+    float* data;
+    long pencil;
+};
 
 template <bool CONJ>
-static void product_of(const LayerPlan& p, const Buffers& b, int tiles, SpectraView spectra, SpectraView result, int p0,
-                       int p1, int first, int last, float* scratch) {
+void product_of(const LayerPlan& p, const Buffers& b, int tiles, SpectraView spectra, SpectraView result, int p0, int p1,
+                int first, int last, float* scratch) {
     const Axis& axis = p.axis[0];
     const int T = axis.T, maps = CONJ ? p.problem.in_maps : p.problem.out_maps, chunk = CONJ ? p.chunk_out : p.chunk_in;
     const V* kernels = vec(b.at(CONJ ? Buffer::kernels_forward : Buffer::kernels_backward));
@@ -186,10 +190,7 @@ static void product_of(const LayerPlan& p, const Buffers& b, int tiles, SpectraV
     }
 }
 
-void forward_pencils(const LayerPlan& p, const Buffers& b, int tiles, SpectraView spectra, SpectraView result, int p0,
-                     int p1, int o0, int o1, float* scratch) {
-    product_of<true>(p, b, tiles, spectra, result, p0, p1, o0, o1, scratch);
-}
+}  // namespace
 
 void product(const LayerPlan& p, bool forward, int slab, int p0, int p1, const Buffers& b, float* scratch) {
     const int tiles = p.slab_tiles(slab);

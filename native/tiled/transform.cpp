@@ -74,7 +74,7 @@ void middle_inverse(const LayerPlan& p, const TileScratch& t, const V* pencils) 
 
 }  // namespace
 
-void forward_tile(const LayerPlan& p, const Box& box, V* out, long out_line, float* scratch) {
+void forward_planes(const LayerPlan& p, const Box& box, float* scratch) {
     const TileScratch t(p, scratch);
     const int T0 = p.axis[0].T, T1 = p.axis[1].T, T2 = p.axis[2].T;
     const bool middle = T1 > 1;
@@ -106,7 +106,12 @@ void forward_tile(const LayerPlan& p, const Box& box, V* out, long out_line, flo
             real.r2c(x, is, in_line, pencils, pencils + 1, 2, 0, 1);
         }
     }
-    codelets(T0).c2c(t.planes, t.planes + 1, 2 * p.plane, 2, out, out + 1, 2, out_line, p.pencils);
+}
+
+void forward_tile(const LayerPlan& p, const Box& box, V* out, long out_line, float* scratch) {
+    forward_planes(p, box, scratch);
+    const V* planes = vec(scratch);
+    codelets(p.axis[0].T).c2c(planes, planes + 1, 2 * p.plane, 2, out, out + 1, 2, out_line, p.pencils);
 }
 
 namespace {
@@ -163,20 +168,24 @@ Box output_box(const LayerPlan& p, const TilePlace& place, const float* image) {
     return box;
 }
 
-void write_output_tile(const LayerPlan& p, const TilePlace& place, const Buffers& b, int bundle, const V* spectra,
-                       long in_line, float* scratch) {
+void finish_output_tile(const LayerPlan& p, const TilePlace& place, const Buffers& b, int bundle, float* scratch) {
     const Box box = output_box(p, place, b.output + bundle * b.output_stride);
     if (std::min({box.count[0], box.count[1], box.count[2]}) <= 0) return;
     const TileScratch t(p, scratch);
     const float* bias = b.bias ? b.bias + bundle * kV : nullptr;
     V* origin = vec(const_cast<float*>(box.origin));
-    inverse_lines(p, t, spectra, in_line);
     for (int i0 = 0; i0 < box.count[0]; ++i0) {
         inverse_rows(p, t, i0 + box.at[0], box.at[1], box.count[1]);
         for (int i1 = 0; i1 < box.count[1]; ++i1)
             finish_forward(t.rows + i1 * p.axis[2].T + box.at[2], origin + i0 * box.step[0] + i1 * box.step[1],
                            box.step[2], box.count[2], bias, b.transfer, b.accumulate_output);
     }
+}
+
+void write_output_tile(const LayerPlan& p, const TilePlace& place, const Buffers& b, int bundle, const V* spectra,
+                       long in_line, float* scratch) {
+    inverse_lines(p, TileScratch(p, scratch), spectra, in_line);
+    finish_output_tile(p, place, b, bundle, scratch);
 }
 
 namespace {

@@ -21,6 +21,10 @@ Box input_box(const LayerPlan& plan, const TilePlace& place, const float* image)
 Box output_box(const LayerPlan& plan, const TilePlace& place, const float* image);
 // Spectra of one tile: pencils `out_line` vectors apart.
 void forward_tile(const LayerPlan& plan, const Box& box, V* out, long out_line, float* scratch);
+// All of it but the last transform, that of the lines: [i0][pencil] at the beginning of scratch, planes 2 plan.plane apart.
+void forward_planes(const LayerPlan& plan, const Box& box, float* scratch);
+// Inverse of a tile whose lines are done, from [i0][pencil] at the beginning of scratch to the output.
+void finish_output_tile(const LayerPlan& plan, const TilePlace& place, const Buffers& b, int bundle, float* scratch);
 void write_output_tile(const LayerPlan& plan, const TilePlace& place, const Buffers& b, int bundle, const V* spectra,
                        long in_line, float* scratch);
 
@@ -29,14 +33,6 @@ void forward_fused(const LayerPlan& plan, int index, const Buffers& b, float* sc
 void update_fused(const LayerPlan& plan, int index, const Buffers& b, float* scratch);
 
 // product.cpp
-// Spectra of `tiles` tiles: pencils `pencil` floats apart, [bundle][tile][line] inside.
-struct SpectraView {
-    float* data;
-    long pencil;
-};
-// result[out bundles o0..o1) of pencils [p0, p1); result.data is where bundle o0 lies.
-void forward_pencils(const LayerPlan& plan, const Buffers& b, int tiles, SpectraView spectra, SpectraView result, int p0,
-                     int p1, int o0, int o1, float* scratch);
 // Pencils [p0, p1) of one slab.
 void product(const LayerPlan& plan, bool forward, int slab, int p0, int p1, const Buffers& b, float* scratch);
 void update_product(const LayerPlan& plan, int slab, int o, int p0, int p1, const Buffers& b, float* scratch);
