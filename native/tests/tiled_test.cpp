@@ -49,7 +49,7 @@ struct Case {
         return std::to_string(q.in_maps) + "->" + std::to_string(q.out_maps) + " input " + to_string(q.input) + " kernel " +
                to_string(q.kernel) + " sparsity " + to_string(q.sparsity) + " bundle " + std::to_string(bundle) +
                (direct ? " direct" : " tile " + to_string(tile)) + " transfer " + std::to_string(int(transfer)) +
-               (small_caches ? " slabs" : "") + (memoize ? "" : " not memoized") + (fused ? " fused" : "");
+               (problem.pool.volume() > 1 ? " pool " + to_string(problem.pool) : "") + (small_caches ? " slabs" : "") + (memoize ? "" : " not memoized") + (fused ? " fused" : "");
     }
 };
 
@@ -118,11 +118,12 @@ private:
         plan_ = c_.direct  ? plan_direct(c_.problem, V_, machine)
                 : c_.fused ? plan_fused(c_.problem, V_, c_.tile, machine)
                            : plan_tiled(c_.problem, V_, c_.tile, machine, c_.memoize);
-        n_ = c_.problem.input, m_ = plan_.output;
+        n_ = c_.problem.input, m_ = plan_.output, w_ = c_.problem.pool;
+        pooled_ = {m_.z / w_.z, m_.y / w_.y, m_.x / w_.x};
         images_.clear();
         images_.push_back(random_image(plan_.in_bundles, n_));   // input, and activation of the derivative
-        images_.push_back(random_image(plan_.out_bundles, m_));  // output, old values
-        images_.push_back(random_image(plan_.out_bundles, m_));  // output gradient
+        images_.push_back(random_image(plan_.out_bundles, pooled_));  // output, old values
+        images_.push_back(random_image(plan_.out_bundles, pooled_));  // output gradient
         images_.push_back(random_image(plan_.in_bundles, n_));   // input gradient, old values
         const std::size_t kernels = kernel_floats(plan_);
         for (int i = 0; i < 3; ++i) images_.emplace_back(kernels, 0.0f);
@@ -141,7 +142,9 @@ private:
         b_.input = images_[0].data, b_.output = images_[1].data;
         b_.output_gradient = images_[2].data, b_.input_gradient = images_[3].data;
         b_.input_stride = b_.input_gradient_stride = n_.volume() * V_;
-        b_.output_stride = b_.output_gradient_stride = m_.volume() * V_;
+        b_.output_stride = b_.output_gradient_stride = pooled_.volume() * V_;
+        largest_.assign(images_[1].floats, -1);
+        b_.largest = largest_.data();
         b_.kernels = images_[4].data;
         b_.momenta = images_[5].data;
         b_.kernel_gradient = images_[6].data;
@@ -194,32 +197,57 @@ private:
         run_phase(Phase::update_inverse, 0);
     }
 
-    void compute_reference() {
+    // each(tap, index of an input voxel, index of the output voxel it is multiplied into)
+    template <class Each>
+    void each_product(int o, int i, Each each) {
         const Extent k = c_.problem.kernel, s = c_.problem.sparsity;
-        const std::size_t taps = k.volume();
+        for (std::size_t j = 0; j < k.volume(); ++j) {
+            const int jz = int(j / (k.y * k.x)), jy = int(j / k.x % k.y), jx = int(j % k.x);
+            for (int z = 0; z < m_.z; ++z)
+                for (int y = 0; y < m_.y; ++y)
+                    for (int x = 0; x < m_.x; ++x)
+                        each(j, at(i, n_, z + s.z * jz, y + s.y * jy, x + s.x * jx), at(o, m_, z, y, x));
+        }
+    }
+
+    // The maxima of all windows into output_, the given gradient to where they were.
+    void pool_reference(const std::vector<double>& sums, std::vector<double>& gradients) {
         output_.assign(images_[1].floats, 0);
+        for (int o = 0; o < out_maps(); ++o)
+            for (int z = 0; z < pooled_.z; ++z)
+                for (int y = 0; y < pooled_.y; ++y)
+                    for (int x = 0; x < pooled_.x; ++x) {
+                        std::size_t most = at(o, m_, z * w_.z, y * w_.y, x * w_.x);
+                        for (int i = 0; i < int(w_.volume()); ++i) {
+                            const std::size_t voxel = at(o, m_, z * w_.z + i / (w_.y * w_.x), y * w_.y + i / w_.x % w_.y,
+                                                         x * w_.x + i % w_.x);
+                            if (sums[voxel] > sums[most]) most = voxel;
+                        }
+                        const std::size_t pooled = at(o, pooled_, z, y, x);
+                        output_[pooled] = sums[most];
+                        gradients[most] = images_[2].data[pooled];
+                    }
+    }
+
+    void compute_reference() {
+        std::vector<double> sums(plan_.out_bundles * m_.volume() * V_, 0);
         gradient_.assign(images_[3].floats, 0);
         kernel_gradient_.assign(images_[4].floats, 0);
         for (int o = 0; o < out_maps(); ++o)
             for (int i = 0; i < in_maps(); ++i)
-                for (std::size_t j = 0; j < taps; ++j) {
-                    const int jz = int(j / (k.y * k.x)), jy = int(j / k.x % k.y), jx = int(j % k.x);
-                    const double w = images_[4].data[weight(o, i, j)];
-                    double sum = 0;
-                    for (int z = 0; z < m_.z; ++z)
-                        for (int y = 0; y < m_.y; ++y)
-                            for (int x = 0; x < m_.x; ++x) {
-                                const std::size_t in = at(i, n_, z + s.z * jz, y + s.y * jy, x + s.x * jx);
-                                const std::size_t out = at(o, m_, z, y, x);
-                                const double g = images_[2].data[out], v = images_[0].data[in];
-                                output_[out] += w * v;
-                                gradient_[in] += w * g;
-                                sum += v * g;
-                            }
-                    kernel_gradient_[weight(o, i, j)] = sum;
-                }
+                each_product(o, i, [&](std::size_t j, std::size_t in, std::size_t out) {
+                    sums[out] += double(images_[4].data[weight(o, i, j)]) * images_[0].data[in];
+                });
+        std::vector<double> gradients(sums.size(), 0);
+        pool_reference(sums, gradients);
+        for (int o = 0; o < out_maps(); ++o)
+            for (int i = 0; i < in_maps(); ++i)
+                each_product(o, i, [&](std::size_t j, std::size_t in, std::size_t out) {
+                    gradient_[in] += images_[4].data[weight(o, i, j)] * gradients[out];
+                    kernel_gradient_[weight(o, i, j)] += images_[0].data[in] * gradients[out];
+                });
         for (std::size_t i = 0; i < output_.size(); ++i) {
-            const int map = int(i / (m_.volume() * V_) * V_ + i % V_);
+            const int map = int(i / (pooled_.volume() * V_) * V_ + i % V_);
             double x = output_[i] + (c_.accumulate_output ? images_[1].data[i] : 0);
             if (c_.bias) x += images_[7].data[map];
             if (map < out_maps()) output_size_ = std::max(output_size_, std::abs(x));
@@ -251,7 +279,7 @@ private:
         const double sum = std::sqrt(double(m_.volume())) / 3;
         e[2].largest = sum;
         if (c_.update) e[3].largest = 0.05 * sum, e[4].largest = 0.5 * sum;
-        compare_image(e[0], b_.output, output_, m_, out_maps());
+        compare_image(e[0], b_.output, output_, pooled_, out_maps());
         compare_image(e[1], b_.input_gradient, gradient_, n_, in_maps());
         for (std::size_t i = 0; i < weights_.size(); ++i) {  // padded lanes must be zero
             e[2].add(b_.kernel_gradient[i], kernel_gradient_[i]);
@@ -273,7 +301,8 @@ private:
     std::mt19937& random_;
     int V_;
     LayerPlan plan_;
-    Extent n_, m_;
+    Extent n_, m_, w_, pooled_;
+    std::vector<std::int8_t> largest_;
     Buffers b_;
     std::vector<Aligned> images_, work_, scratch_;
     double output_size_ = 1e-30, gradient_size_ = 1e-30;  // largest values before f and times f'
@@ -323,6 +352,13 @@ Case random_case(std::mt19937& random) {
         c.bias = pick(0, 1), c.accumulate_output = pick(0, 2) == 0, c.accumulate_gradient = pick(0, 2) == 0;
         c.derivative = pick(0, 1), c.update = pick(0, 1), c.small_caches = pick(0, 2) == 0;
         c.memoize = pick(0, 1), c.fused = q.in_maps <= 4 && pick(0, 1);
+        if (c.direct || pick(0, 1)) return c;
+        const LayerPlan plan = plan_tiled(q, c.bundle, c.tile);
+        for (int Extent::*axis : {&Extent::z, &Extent::y, &Extent::x}) {
+            Extent window = q.pool;
+            window.*axis = pick(2, 3);
+            if (can_pool(plan, window)) q.pool = window;
+        }
         return c;
     }
 }

@@ -130,8 +130,7 @@ void update_fused(const LayerPlan& p, int index, const Buffers& b, float* scratc
         transform_inputs(p, b, f, first, tiles);
         for (int o = 0; o < p.out_bundles; ++o)
             for (int t = 0; t < tiles; ++t) {
-                forward_planes(p, output_box(p, tile_place(p, first + t), b.output_gradient + o * b.output_gradient_stride),
-                               f.rest);
+                forward_planes(p, gradient_box(p, tile_place(p, first + t), b, o), f.rest);
                 for (int p0 = 0; p0 < p.pencils; p0 += kBlock) {
                     const int count = std::min(kBlock, p.pencils - p0);
                     codelets(T).c2c(planes + 2 * p0, planes + 2 * p0 + 1, 2 * p.plane, 2, f.lines, f.lines + 1, 2, line, count);

@@ -10,7 +10,7 @@ inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // ---- scratch of tile and kernel transforms, in vectors
 struct TileScratchSizes {
-    long planes, plane, rows, line, row_frequencies;
+    long planes, plane, rows, line, maxima, row_frequencies;
 
     explicit TileScratchSizes(const LayerPlan& p) {
         const Axis* a = p.axis;
@@ -19,8 +19,9 @@ struct TileScratchSizes {
         plane = 2 * row_frequencies * a[1].T;
         rows = std::max(2L * a[1].T, long(a[1].T) * a[2].T);
         line = 2L * std::max({a[0].T, a[1].T, a[2].T});
+        maxima = p.pools() ? 2L * (a[1].T / a[1].pool) * (a[2].T / a[2].pool) : 0;
     }
-    long total() const { return planes + plane + rows + line; }
+    long total() const { return planes + plane + rows + line + maxima; }
 };
 
 // Kernel spectra: vectors from pencil to pencil, an odd number of pairs so that pencils spread over the cache's sets.

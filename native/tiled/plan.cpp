@@ -164,7 +164,9 @@ Axis make_axis(int n, int k, int s, int T) {
 void arrange_axes(LayerPlan& p) {
     const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity, T = p.tile, m = p.output;
     const Axis memory[3] = {make_axis(n.z, k.z, s.z, T.z), make_axis(n.y, k.y, s.y, T.y), make_axis(n.x, k.x, s.x, T.x)};
-    const long in_step[3] = {long(n.y) * n.x, n.x, 1}, out_step[3] = {long(m.y) * m.x, m.x, 1};
+    const Extent w = p.problem.pool;
+    const long in_step[3] = {long(n.y) * n.x, n.x, 1}, out_step[3] = {long(m.y / w.y) * (m.x / w.x), m.x / w.x, 1};
+    const int pool[3] = {w.z, w.y, w.x};
     const long kernel_step[3] = {long(k.y) * k.x, k.x, 1};
     int real = T.x > 1 ? 2 : T.y > 1 ? 1 : 0;
     int rest[2], count = 0;
@@ -178,6 +180,7 @@ void arrange_axes(LayerPlan& p) {
         p.axis[a].in_step = in_step[order[a]];
         p.axis[a].out_step = out_step[order[a]];
         p.axis[a].kernel_step = kernel_step[order[a]];
+        p.axis[a].pool = pool[order[a]];
     }
 }
 
@@ -296,6 +299,9 @@ LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Mach
     p.method = Method::tiled;
     p.tile = tile;
     arrange_axes(p);
+    if (p.pools() && !can_pool(p, problem.pool))
+        throw std::invalid_argument("convolution layer: tiles of " + to_string(tile) + " cannot pool windows of " +
+                                    to_string(problem.pool));
     arrange_tiles(p, machine, memoize);
     size_tiled_pieces(p, machine);
     return p;
@@ -327,6 +333,7 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     const int in = problem.in_maps, out = problem.out_maps;
     const long taps = long(k.volume());
     const bool pointwise = taps == 1;
+    if (p.pools()) throw std::invalid_argument("convolution layer: the direct method does not pool its output");
     p.method = Method::direct;
     p.few_outputs = out <= 4;
     p.group_out = p.group_in = 3;
@@ -358,6 +365,18 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     const long rows = 3L * (pointwise ? kRowVoxels : problem.input.x), turned = p.bundle * taps;
     p.scratch = std::size_t(std::max(rows, turned)) * p.bundle * sizeof(float);
     return p;
+}
+
+bool can_pool(const LayerPlan& p, Extent window) {
+    const int w[3] = {window.z, window.y, window.x};
+    if (p.method != Method::tiled || std::min({w[0], w[1], w[2]}) < 1 || window.volume() > 127) return false;
+    for (int a = 0; a < 3; ++a) {
+        const Axis& axis = p.axis[a];
+        const int length = w[p.order[a]];
+        if (length > 1 && axis.s > 1) return false;
+        if (axis.m % length || (axis.tiles > 1 && axis.M % length)) return false;
+    }
+    return true;
 }
 
 std::size_t kernel_floats(const LayerPlan& p) {

@@ -13,6 +13,7 @@
 // 1966) with the maps as the inner index of a complex matrix product per frequency.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "base/extent.hpp"
@@ -30,6 +31,9 @@ struct SgdStep {
 struct Problem {
     int in_maps = 0, out_maps = 0;
     Extent input, kernel, sparsity{1, 1, 1};
+    // Max-pooling of the output by disjoint windows, done where the output is written: of it exist only the maxima, and
+    // which voxel of a window was the largest. Monotone transfer functions and biases may as well come after it.
+    Extent pool{1, 1, 1};
 };
 
 // What must be complete before a phase's pieces may start: all pieces of the phases named, of the same slab.
@@ -65,8 +69,9 @@ inline constexpr int kBuffers = 8;
 struct Buffers {
     const float* input = nullptr;
     std::size_t input_stride = 0;  // floats from bundle to bundle
-    float* output = nullptr;
+    float* output = nullptr;           // pooled where the problem pools, and so is output_gradient
     std::size_t output_stride = 0;
+    std::int8_t* largest = nullptr;    // pooled: voxel of each window, laid out as output; written forward, read backward
     const float* output_gradient = nullptr;
     std::size_t output_gradient_stride = 0;
     float* input_gradient = nullptr;
@@ -98,7 +103,8 @@ struct Axis {
     int T = 1, M = 1;                            // tile extent, outputs per tile
     int residues = 1, tiles = 1;                 // sub-lattices that have outputs, tiles of each
     int center = 0;                              // position of kernel tap 0 is -center
-    long in_step = 1, out_step = 1, kernel_step = 1;  // voxels from one index to the next
+    int pool = 1;                                // window of the pooling of the output
+    long in_step = 1, out_step = 1, kernel_step = 1;  // voxels from one index to the next (output: after pooling)
     std::vector<float> cosines, sines;           // [T/2+1][k/2] for kernels short enough to be table-driven, else empty
 
     int outputs(int residue) const { return residue < m ? (m - residue + s - 1) / s : 0; }
@@ -142,6 +148,7 @@ struct LayerPlan {
     int first_pencil(int f2) const {             // of frequency f2 of axis 2
         return f2 == 0 ? 0 : axis[1].T / 2 + 1 + (f2 - 1) * axis[1].T;
     }
+    bool pools() const { return problem.pool.volume() > 1; }
     bool self_conjugate(int f2) const { return f2 == 0 || 2 * f2 == axis[2].T; }
     // Where a slab's spectra begin, floats.
     std::size_t kept_in(int slab) const { return std::size_t(slab % kept_slabs) * in_slab; }
@@ -184,6 +191,10 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
 // and forward_product have no pieces, forward_inverse needs kernels_forward only, update_product nothing. The backward
 // phases are as in plan_tiled; a layer that needs no input gradient does without their buffers.
 LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Machine& machine = {});
+
+// Whether a layer planned without pooling could pool its output by these windows (Problem::pool): no window may be cut by
+// a tile's border, and every voxel must lie in one. The direct method cannot.
+bool can_pool(const LayerPlan& plan, Extent window);
 
 std::size_t buffer_bytes(const LayerPlan& plan, Buffer buffer);
 inline std::size_t scratch_bytes(const LayerPlan& plan) { return plan.scratch; }  // per worker, 64-byte aligned

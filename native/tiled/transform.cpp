@@ -14,7 +14,7 @@ namespace {
 
 // Scratch of a tile: planes of pencils, one plane before its middle transform, rows of voxels, one line.
 struct TileScratch {
-    V *planes, *plane, *rows, *line;
+    V *planes, *plane, *rows, *line, *maxima;
     long row_frequencies;
 
     TileScratch(const LayerPlan& p, float* scratch) {
@@ -23,6 +23,7 @@ struct TileScratch {
         plane = planes + s.planes;
         rows = plane + s.plane;
         line = rows + s.rows;
+        maxima = line + s.line;
         row_frequencies = s.row_frequencies;
     }
 };
@@ -74,7 +75,37 @@ void middle_inverse(const LayerPlan& p, const TileScratch& t, const V* pencils) 
 
 }  // namespace
 
+// Plane z of a pooled gradient, spread to the voxels that were the largest of their windows.
+static void spread_plane(const LayerPlan& p, const Box& box, int z, V* rows) {
+    const int w0 = p.axis[0].pool, w1 = p.axis[1].pool, w2 = p.axis[2].pool;
+    for (int y = 0; y < box.count[1]; ++y) {
+        const long at = z / w0 * box.step[0] + y / w1 * box.step[1];
+        const V* g = vec(box.origin) + at;
+        const std::int8_t* largest = box.largest + at * kV;
+        const int row = (z % w0 * w1 + y % w1) * w2;
+        V* out = rows + y * p.axis[2].T + box.at[2];
+        for (int x = 0; x < box.count[2]; x += w2, g += box.step[2], largest += box.step[2] * kV) {
+            const VI voxel = load_bytes(largest);
+            for (int i = 0; i < w2; ++i) *out++ = voxel == row + i ? *g : V{};
+        }
+    }
+}
+
+// The rows of plane z, far apart in the image: fetched while the plane before is worked on.
+static void prefetch_plane(const Box& box, int z, const int pool[3]) {
+    if (z >= box.count[0] || z % pool[0]) return;
+    const long bytes = box.count[2] / pool[2] * box.step[2] * long(sizeof(V));
+    for (int y = 0; y < box.count[1]; y += pool[1]) {
+        const long at = (z / pool[0] * box.step[0] + y / pool[1] * box.step[1]) * kV;
+        const char* row = reinterpret_cast<const char*>(box.origin + at);
+        for (long i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
+        if (!box.largest) continue;
+        for (long i = 0; i < bytes / 4; i += 64) __builtin_prefetch(box.largest + at + i);
+    }
+}
+
 void forward_planes(const LayerPlan& p, const Box& box, float* scratch) {
+    const int whole[3] = {1, 1, 1}, windows[3] = {p.axis[0].pool, p.axis[1].pool, p.axis[2].pool};
     const TileScratch t(p, scratch);
     const int T0 = p.axis[0].T, T1 = p.axis[1].T, T2 = p.axis[2].T;
     const bool middle = T1 > 1;
@@ -90,9 +121,13 @@ void forward_planes(const LayerPlan& p, const Box& box, float* scratch) {
             std::fill(pencils, pencils + 2 * p.pencils, V{});
             continue;
         }
+        prefetch_plane(box, z + 1, box.largest ? windows : whole);
         const V* x = vec(box.origin) + z * box.step[0];
         long is = box.step[2], in_line = box.step[1];
-        if (padded) {
+        if (box.largest) {
+            spread_plane(p, box, z, t.rows);
+            x = t.rows, is = 1, in_line = T2;
+        } else if (padded) {
             for (int y = 0; y < box.count[1]; ++y)
                 for (int i = 0; i < box.count[2]; ++i)
                     t.rows[y * T2 + box.at[2] + i] = x[y * box.step[1] + i * box.step[2]];
@@ -162,10 +197,60 @@ Box output_box(const LayerPlan& p, const TilePlace& place, const float* image) {
         box.count[a] = std::max(0, std::min(axis.M, axis.outputs(place.r[a]) - first));
         box.at[a] = axis.center;
         box.step[a] = axis.out_step * axis.s;
-        offset += axis.out_step * (place.r[a] + long(axis.s) * first);
+        offset += axis.out_step * ((place.r[a] + long(axis.s) * first) / axis.pool);
     }
     box.origin = image + offset * kV;
     return box;
+}
+
+Box gradient_box(const LayerPlan& p, const TilePlace& place, const Buffers& b, int bundle) {
+    Box box = output_box(p, place, b.output_gradient + bundle * b.output_gradient_stride);
+    if (p.pools()) box.largest = b.largest + (box.origin - b.output_gradient);
+    return box;
+}
+
+// Rows of plane i0 of a tile to the maxima of their windows, begun with the window's first plane. W: both extents of the
+// window where they are known to the compiler, else 0.
+template <int W>
+static void pool_plane(const LayerPlan& p, const TileScratch& t, const Box& box, int i0) {
+    const int w1 = W ? W : p.axis[1].pool, w2 = W ? W : p.axis[2].pool, first = i0 % p.axis[0].pool * w1 * w2;
+    V* maximum = t.maxima;
+    VI* voxel = reinterpret_cast<VI*>(t.maxima) + 1;
+    for (int y = 0; y < box.count[1]; y += w1)
+        for (int x = 0; x < box.count[2]; x += w2, maximum += 2, voxel += 2) {
+            const V* in = t.rows + y * p.axis[2].T + box.at[2] + x;
+            V most = first ? *maximum : in[0];
+            VI where = first ? *voxel : VI{};
+            for (int j = 0; j < w1; ++j)
+                for (int i = 0; i < w2; ++i) {
+                    const V value = in[j * p.axis[2].T + i];
+                    const VI more = value > most;
+                    where = more ? VI{} + (first + j * w2 + i) : where;
+                    most = more ? value : most;
+                }
+            *maximum = most, *voxel = where;
+        }
+}
+
+static void finish_pooled_tile(const LayerPlan& p, const Box& box, const Buffers& b, const float* bias, const TileScratch& t) {
+    const Axis* a = p.axis;
+    for (int i0 = 0; i0 < box.count[0]; ++i0) {
+        inverse_rows(p, t, i0 + box.at[0], box.at[1], box.count[1]);
+        (a[1].pool == 2 && a[2].pool == 2 ? pool_plane<2> : pool_plane<0>)(p, t, box, i0);
+        if ((i0 + 1) % a[0].pool) continue;
+        const V* in = t.maxima;
+        for (int y = 0; y < box.count[1] / a[1].pool; ++y) {
+            const long at = i0 / a[0].pool * box.step[0] + y * box.step[1];
+            V* out = vec(const_cast<float*>(box.origin)) + at;
+            std::int8_t* largest = b.largest + (box.origin - b.output) + at * kV;
+            const int count = box.count[2] / a[2].pool;
+            for (int x = 0; x < count; ++x, in += 2) {
+                t.rows[x] = in[0];
+                store_bytes(*reinterpret_cast<const VI*>(in + 1), largest + x * box.step[2] * kV);
+            }
+            finish_forward(t.rows, out, box.step[2], count, bias, b.transfer, b.accumulate_output);
+        }
+    }
 }
 
 void finish_output_tile(const LayerPlan& p, const TilePlace& place, const Buffers& b, int bundle, float* scratch) {
@@ -173,6 +258,7 @@ void finish_output_tile(const LayerPlan& p, const TilePlace& place, const Buffer
     if (std::min({box.count[0], box.count[1], box.count[2]}) <= 0) return;
     const TileScratch t(p, scratch);
     const float* bias = b.bias ? b.bias + bundle * kV : nullptr;
+    if (p.pools()) return finish_pooled_tile(p, box, b, bias, t);
     V* origin = vec(const_cast<float*>(box.origin));
     for (int i0 = 0; i0 < box.count[0]; ++i0) {
         inverse_rows(p, t, i0 + box.at[0], box.at[1], box.count[1]);
@@ -199,7 +285,7 @@ void transform_tiles(const LayerPlan& p, bool gradient, int index, const Buffers
     const long pencil = (gradient ? p.out_pencil : p.in_pencil) / kV;
     for (int t = piece.first; t < piece.last; ++t) {
         const TilePlace place = tile_place(p, piece.slab * p.tiles_per_slab + t);
-        const Box box = gradient ? output_box(p, place, b.output_gradient + piece.bundle * b.output_gradient_stride)
+        const Box box = gradient ? gradient_box(p, place, b, piece.bundle)
                                  : input_box(p, place, b.input + piece.bundle * b.input_stride);
         V* out = vec(spectra) + (long(piece.bundle) * p.slab_tiles(piece.slab) + t) * 2 * p.line;
         forward_tile(p, box, out, pencil, scratch);

@@ -7,6 +7,14 @@
 
 namespace znn::tiled::ZNN_VARIANT {
 
+// Bytes to integers and back. By way of shorts: compilers take the direct way element by element.
+ZNN_INLINE VI load_bytes(const std::int8_t* p) {
+    return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const VB*>(p), VS), VI);
+}
+ZNN_INLINE void store_bytes(VI x, std::int8_t* p) {
+    *reinterpret_cast<VB*>(p) = __builtin_convertvector(__builtin_convertvector(x, VS), VB);
+}
+
 void run_tiled(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
 void run_direct(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
 
@@ -16,9 +24,11 @@ struct Box {
     const float* origin;
     long step[3];  // vectors
     int count[3], at[3];
+    const std::int8_t* largest = nullptr;  // of a pooled gradient: Buffers::largest from the origin on; steps are pooled ones
 };
 Box input_box(const LayerPlan& plan, const TilePlace& place, const float* image);
 Box output_box(const LayerPlan& plan, const TilePlace& place, const float* image);
+Box gradient_box(const LayerPlan& plan, const TilePlace& place, const Buffers& b, int bundle);
 // Spectra of one tile: pencils `out_line` vectors apart.
 void forward_tile(const LayerPlan& plan, const Box& box, V* out, long out_line, float* scratch);
 // All of it but the last transform, that of the lines: [i0][pencil] at the beginning of scratch, planes 2 plan.plane apart.

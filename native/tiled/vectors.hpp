@@ -7,6 +7,8 @@ namespace znn::tiled::ZNN_VARIANT {
 inline constexpr int kV = ZNN_V;
 typedef float V __attribute__((vector_size(ZNN_V * 4), may_alias));
 typedef int VI __attribute__((vector_size(ZNN_V * 4), may_alias));
+typedef short VS __attribute__((vector_size(ZNN_V * 2)));
+typedef signed char VB __attribute__((vector_size(ZNN_V), may_alias, aligned(1)));
 
 inline V* vec(float* p) { return reinterpret_cast<V*>(p); }
 inline const V* vec(const float* p) { return reinterpret_cast<const V*>(p); }
