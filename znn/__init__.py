@@ -10,7 +10,7 @@ from znn.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from znn.errors import CheckpointError, DataError, EngineError, PlanError, SpecError, ZnnError
 from znn.graph import Graph
 from znn.network import Network
-from znn.options import SGD
+from znn.options import SGD, Adam
 from znn.plan import Plan
 from znn.spec import EdgeSpec, Init, NetworkSpec, NodeSpec
 from znn.trace import Trace
@@ -18,7 +18,7 @@ from znn.trace import Trace
 __version__ = "0.1.0"
 
 __all__ = [
-    "SGD", "Checkpoint", "CheckpointError", "DataError", "EdgeSpec", "EngineError", "Graph", "Init", "Network",
+    "SGD", "Adam", "Checkpoint", "CheckpointError", "DataError", "EdgeSpec", "EngineError", "Graph", "Init", "Network",
     "NetworkSpec", "NodeSpec", "Plan", "PlanError", "SpecError", "Trace", "ZnnError", "errors", "init",
     "load_checkpoint", "save_checkpoint", "spec", "zoo",
 ]

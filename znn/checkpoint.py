@@ -10,6 +10,7 @@ one never runs code. Its members are
     parameters/NAME     float32: kernels (out, in, z, y, x) under the name of their edge group, in the paper's
                         orientation (true convolution), biases (maps,) under the name of their node group
     momenta/NAME        float32: the optimiser's state of each parameter, of the parameter's shape
+    second_moments/NAME float32: likewise, Adam's running means of squared gradients; absent with SGD
 
 and the header holds
 
@@ -20,7 +21,8 @@ and the header holds
     patches         patches per round
     round           rounds trained so far
     seed            seed of the engine (initial parameters, dropout)
-    optimiser       {"kind": "SGD", "rate": ..., "momentum": ..., "weight_decay": ...}
+    optimiser       {"kind": "SGD" or "Adam", "rate": ..., "momentum": ..., "weight_decay": ..., and with Adam
+                    "square_momentum": ..., "epsilon": ...}
     learning_rate   the rate in force, which a schedule may have changed since
     arrays          {member: [shape, dtype]} of every other member; a file that lacks one of them is damaged
     extra           any JSON value the writer wants back (state of a sampler, a history, ...)
@@ -37,7 +39,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +82,14 @@ class Checkpoint:
     parameters: dict[str, np.ndarray]
     momenta: dict[str, np.ndarray]
     extra: Any = None
+    second_moments: dict[str, np.ndarray] = field(default_factory=dict)
 
     def network(self, **engine_options):
         """A `znn.Network` that goes on where the saved one stopped.
 
         `engine_options` (threads, plan, sum, policy, patches, output, ...) go to `znn.Network` and win over
-        what the file says. Under `sum="ordered"` and an unchanged plan, training goes on bit-identically.
+        what the file says. Under `sum="ordered"` and an unchanged plan, training goes on bit-identically. With an
+        optimiser of another kind its momenta, and the count of rounds, begin at zero.
         """
         import znn
 
@@ -97,9 +101,11 @@ class Checkpoint:
             "parameters": self.parameters,
         } | engine_options
         net = znn.Network(self.spec, **options)
-        net.set_momenta(self.momenta)
-        net.learning_rate = self.learning_rate
-        net.round = self.round
+        if type(net.optimiser).__name__ == self.optimiser.get("kind"):
+            net.set_momenta(self.momenta)
+            net.set_second_moments(self.second_moments)
+            net.learning_rate = self.learning_rate
+            net.round = self.round
         return net
 
     def make_optimiser(self):
@@ -108,7 +114,7 @@ class Checkpoint:
 
         settings = dict(self.optimiser)
         kind = settings.pop("kind", None)
-        known = {cls.__name__: cls for cls in (znn.SGD,)}
+        known = {cls.__name__: cls for cls in (znn.SGD, znn.Adam)}
         if kind not in known:
             raise CheckpointError(
                 f"checkpoint: unknown optimiser {kind!r}; this version knows {sorted(known)}"
@@ -129,6 +135,7 @@ def save_checkpoint(path: str | os.PathLike, net, extra: Any = None) -> None:
     net.sync()
     arrays = {f"parameters/{name}": np.asarray(value) for name, value in net.parameters().items()}
     arrays |= {f"momenta/{name}": np.asarray(value) for name, value in net.momenta().items()}
+    arrays |= {f"second_moments/{name}": np.asarray(value) for name, value in net.second_moments().items()}
     header = _encode_header(path, net, arrays, extra)
     try:
         with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -241,6 +248,7 @@ def _assemble(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Ch
         learning_rate=float(header["learning_rate"]),
         parameters=group("parameters/"),
         momenta=group("momenta/"),
+        second_moments=group("second_moments/"),
         extra=header["extra"],
     )
 

@@ -193,10 +193,13 @@ def train(options) -> None:
             "hold_out",
             "target",
             "patches",
+            "optimiser",
             "rate",
             "momentum",
             "weight_decay",
             "schedule",
+            "warm_up",
+            "elastic",
             "rounds",
             "minutes",
             "validate_every",
@@ -207,6 +210,7 @@ def train(options) -> None:
             "bundle",
             "plan",
             "sum",
+            "tensorboard",
         )
     }
     spec = None if options.net is None else load_network(options.net)
@@ -499,7 +503,7 @@ def _add_plan(commands) -> None:
 
 
 def _add_train(commands) -> None:
-    from znn.train.job import Settings
+    from znn.train.job import RATES, Settings
     from znn.train.loop import SCHEDULES
     from znn.train.volumes import TARGETS
 
@@ -511,6 +515,7 @@ def _add_train(commands) -> None:
         "train",
         "train --images volume.tif --labels labels.tif --hold-out 6 --minutes 10",
         "train --net my-net.toml --images a.h5:raw b.h5:raw --labels a.h5:seg b.h5:seg --output 4,32,32",
+        "train --optimiser adam --elastic 4 --schedule step --tensorboard",
         "train --rounds 2000 --sum ordered     # bit-identical, whatever happens on the way",
     )
     data = parser.add_argument_group("data (without it: a synthetic volume of cells)")
@@ -539,15 +544,34 @@ def _add_train(commands) -> None:
     how = parser.add_argument_group("training")
     how.add_argument("--minutes", type=float, help="train for so long (default 5, unless --rounds is given)")
     how.add_argument("--rounds", type=_positive, help="train so many rounds")
+    how.add_argument("--optimiser", choices=sorted(RATES), default=default.optimiser, help="default sgd")
     how.add_argument(
-        "--rate", type=float, default=default.rate, help=f"learning rate (default {default.rate})"
+        "--rate",
+        type=float,
+        help="learning rate (default " + ", ".join(f"{rate:g} for {name}" for name, rate in RATES.items()) + ")",
     )
-    how.add_argument("--momentum", type=float, default=default.momentum)
+    how.add_argument("--momentum", type=float, default=default.momentum, help=f"default {default.momentum}")
     how.add_argument("--weight-decay", type=float, default=default.weight_decay)
-    how.add_argument("--schedule", choices=SCHEDULES, default=default.schedule)
+    how.add_argument(
+        "--schedule", choices=SCHEDULES, default=default.schedule, help=f"of the rate (default {default.schedule})"
+    )
+    how.add_argument(
+        "--warm-up",
+        type=float,
+        default=default.warm_up,
+        metavar="SHARE",
+        help=f"share of the run over which the rate rises (default {default.warm_up})",
+    )
     how.add_argument("--balance", action="store_true", help="give rare classes more weight")
     how.add_argument(
-        "--no-augment", action="store_true", help="no flips, transpositions and intensity jitter"
+        "--no-augment", action="store_true", help="no flips, transpositions, deformation and intensity jitter"
+    )
+    how.add_argument(
+        "--elastic",
+        type=float,
+        default=default.elastic,
+        metavar="VOXELS",
+        help="deform patches elastically, by so many voxels (default 0: not)",
     )
     how.add_argument("--validate-every", type=_positive, default=default.validate_every, metavar="ROUNDS")
     how.add_argument(
@@ -565,6 +589,9 @@ def _add_train(commands) -> None:
         "--folder", help="where the run lives (default: runs/NET); a run found there is resumed"
     )
     parser.add_argument("--fresh", action="store_true", help="discard the run found in the folder")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="also write event files (pip install 'znn[tensorboard]')"
+    )
 
 
 def _add_infer(commands) -> None:

@@ -13,7 +13,7 @@ from znn import plan as planning
 from znn.errors import DataError, EngineError, SpecError, ZnnError
 from znn.graph import Graph, GraphEdge, GraphNode
 from znn.init import initial_parameters
-from znn.options import SGD
+from znn.options import SGD, Adam
 from znn.spec import NetworkSpec
 from znn.trace import EVENT, Trace
 
@@ -38,7 +38,7 @@ class Network:
     patches    patches per round (a minibatch)
     seed       of the initial parameters and of dropout
     parameters as `parameters()` returns them, instead of initial ones
-    optimiser  a `znn.SGD`
+    optimiser  a `znn.SGD` or `znn.Adam`
     trace      record who ran which task when, see `trace()`
     pin        pin each worker to a core
     input_gradient  also propagate the gradient to the inputs
@@ -51,7 +51,7 @@ class Network:
     def __init__(self, spec: NetworkSpec | Graph, output: Any = None, input: Any = None, *,  # noqa: A002
                  threads: int | None = None, bundle: int | str = 1, plan: Any = "model", policy: str = "priority", sum: str = "wait-free",
                  memoize: Iterable[str] = options.MEMOIZE, allocator: str = "pools", patches: int = 1, seed: int = 0,
-                 parameters: Mapping[str, np.ndarray] | None = None, optimiser: SGD = SGD(), trace: bool = False,
+                 parameters: Mapping[str, np.ndarray] | None = None, optimiser: SGD | Adam = SGD(), trace: bool = False,
                  pin: bool = True, input_gradient: bool = False) -> None:
         self._lock = threading.RLock()
         self._core: Any = None
@@ -70,9 +70,10 @@ class Network:
         settings.bundle = self.bundle = _bundle(bundle, self.graph, plan)
         settings.patches, settings.seed = self.patches, self.seed
         settings.pin, settings.trace, settings.input_gradient = bool(pin), bool(trace), bool(input_gradient)
-        if not isinstance(optimiser, SGD):
-            raise SpecError(f"optimiser is {optimiser!r}, expected a znn.SGD")
+        if not isinstance(optimiser, (SGD, Adam)):
+            raise SpecError(f"optimiser is {optimiser!r}, expected a znn.SGD or znn.Adam")
         self.optimiser = optimiser
+        settings.second_moments = optimiser.second_moments
         self.plan = planning.resolve(plan, self.graph, self.patches, kept, self.bundle)
         parameters = initial_parameters(self.graph, self.seed) if parameters is None else parameters
         self._check_state(parameters, complete=True)
@@ -85,7 +86,7 @@ class Network:
         edges = [_edge_description(edge, self.plan) for edge in self.graph.edges]
         self._core = self._run(lambda: _core.Network(nodes, edges, self._settings))
         fftw.keep_wisdom()
-        self._set_state(parameters, momentum=False)
+        self._set_state(parameters, "value")
         self.learning_rate = self.optimiser.rate
 
     # ---- rounds -------------------------------------------------------------------------------------------
@@ -145,23 +146,38 @@ class Network:
     # ---- state --------------------------------------------------------------------------------------------
     def parameters(self) -> dict[str, np.ndarray]:
         """Copies of all parameters: kernels (out, in, z, y, x) by edge name, biases (maps,) by node name."""
-        return self._get_state(momentum=False)
+        return self._get_state("value")
 
     def set_parameters(self, parameters: Mapping[str, np.ndarray]) -> None:
         """Replace some or all parameters. Raises DataError and changes nothing if any does not fit."""
         with self._open():
             self._check_state(parameters)
-            self._set_state(parameters, momentum=False)
+            self._set_state(parameters, "value")
 
     def momenta(self) -> dict[str, np.ndarray]:
         """Copies of the optimiser's momenta, named and shaped like the parameters."""
-        return self._get_state(momentum=True)
+        return self._get_state("momentum")
 
     def set_momenta(self, momenta: Mapping[str, np.ndarray]) -> None:
         """Replace some or all momenta. Raises DataError and changes nothing if any does not fit."""
         with self._open():
             self._check_state(momenta)
-            self._set_state(momenta, momentum=True)
+            self._set_state(momenta, "momentum")
+
+    def second_moments(self) -> dict[str, np.ndarray]:
+        """Copies of Adam's running means of squared gradients, named and shaped like the parameters; {} with SGD."""
+        return self._get_state("second_moment") if self.optimiser.second_moments else {}
+
+    def set_second_moments(self, second_moments: Mapping[str, np.ndarray]) -> None:
+        """Replace some or all second moments. Raises DataError and changes nothing if any does not fit, is negative, or
+        the optimiser has none."""
+        with self._open():
+            self._check_state(second_moments)
+            if second_moments and not self.optimiser.second_moments:
+                raise DataError(f"second moments are given, but {self.optimiser} has none")
+            if any(np.any(value < 0) for value in second_moments.values()):
+                raise DataError("second moments are means of squares: expected no negative number")
+            self._set_state(second_moments, "second_moment")
 
     @property
     def round(self) -> int:
@@ -183,7 +199,7 @@ class Network:
     def learning_rate(self, value: float) -> None:
         rate = options.number("learning_rate", value, 0)
         with self._open():
-            self._core.set_step(rate, self.optimiser.momentum, self.optimiser.weight_decay)
+            self._core.set_step(*self.optimiser.step(rate))
             self._rate = rate
 
     # ---- what happened ------------------------------------------------------------------------------------
@@ -303,15 +319,17 @@ class Network:
             item = self.graph.edge(name) if is_edge else self.graph.node(name)
             yield name, "kernels" if is_edge else "biases", item.index
 
-    def _get_state(self, momentum: bool) -> dict[str, np.ndarray]:
+    def _get_state(self, which: str) -> dict[str, np.ndarray]:
+        state = getattr(_core.Network.State, which)
         with self._open():
-            return {name: self._run(lambda: getattr(self._core, f"get_{kind}")(index, momentum))
+            return {name: self._run(lambda: getattr(self._core, f"get_{kind}")(index, state))
                     for name, kind, index in self._each_parameter()}
 
-    def _set_state(self, state: Mapping[str, np.ndarray], momentum: bool) -> None:
+    def _set_state(self, state: Mapping[str, np.ndarray], which: str) -> None:
+        kept = getattr(_core.Network.State, which)
         for name, kind, index in self._each_parameter():
             if name in state:
-                self._run(lambda: getattr(self._core, f"set_{kind}")(index, momentum, np.ascontiguousarray(state[name])))
+                self._run(lambda: getattr(self._core, f"set_{kind}")(index, kept, np.ascontiguousarray(state[name])))
 
 
 def _graph(spec: Any, output: Any, input: Any) -> Graph:  # noqa: A002

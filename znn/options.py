@@ -61,8 +61,46 @@ class SGD:
     rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 0.0
+    second_moments = False  # whether the engine keeps any
 
     def __post_init__(self) -> None:
         number("rate", self.rate, 0)
         number("momentum", self.momentum, 0, 1)
         number("weight_decay", self.weight_decay, 0)
+
+    def step(self, rate: float) -> tuple[float, ...]:
+        """What the engine takes: rate, momentum, weight decay, momentum of the squares, epsilon."""
+        return (rate, self.momentum, self.weight_decay, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980), with PyTorch's formulas and defaults.
+
+    g' = g + weight_decay * w, m = momentum * m + (1 - momentum) * g', s = square_momentum * s + (1 - square_momentum) * g'^2,
+    w = w - rate * m / (1 - momentum^t) / (sqrt(s / (1 - square_momentum^t)) + epsilon) in round t, from 1, where g is the
+    gradient of the loss per output voxel. Biases do not decay. Raises SpecError.
+    """
+
+    rate: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    square_momentum: float = 0.999
+    epsilon: float = 1e-8
+    second_moments = True
+
+    def __post_init__(self) -> None:
+        number("rate", self.rate, 0)
+        number("weight_decay", self.weight_decay, 0)
+        for name in ("momentum", "square_momentum"):
+            if number(name, getattr(self, name), 0) >= 1:
+                raise SpecError(f"{name} is {getattr(self, name)!r}, expected a number from 0 to below 1")
+        if number("epsilon", self.epsilon, 0) < 1e-30:
+            raise SpecError(f"epsilon is {self.epsilon!r}, expected a positive number")
+
+    def step(self, rate: float) -> tuple[float, ...]:
+        """What the engine takes: rate, momentum, weight decay, momentum of the squares, epsilon."""
+        return (rate, self.momentum, self.weight_decay, self.square_momentum, self.epsilon)
+
+
+OPTIMISERS = {"sgd": SGD, "adam": Adam}

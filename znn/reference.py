@@ -214,6 +214,17 @@ def sgd_step(weights: Array, momenta: Array, gradient: Array, rate: float, momen
     return weights - rate * momenta, momenta
 
 
+def adam_step(weights: Array, momenta: Array, second_moments: Array, gradient: Array, rate: float, t: int,
+              momentum: float = 0.9, square_momentum: float = 0.999, epsilon: float = 1e-8,
+              weight_decay: float = 0.0) -> tuple[Array, Array, Array]:
+    """Adam (Kingma and Ba 2015), its algorithm 1, in round t from 1. Returns the new (w, m, s)."""
+    gradient = gradient + weight_decay * weights
+    momenta = momentum * momenta + (1 - momentum) * gradient
+    second_moments = square_momentum * second_moments + (1 - square_momentum) * gradient**2
+    mean, square = momenta / (1 - momentum**t), second_moments / (1 - square_momentum**t)
+    return weights - rate * mean / (np.sqrt(square) + epsilon), momenta, second_moments
+
+
 # ---- whole networks -------------------------------------------------------------------------------
 class ReferenceNetwork:
     """A training network with the methods and formulas of `znn.Network`, in float64 and without tasks.
@@ -223,18 +234,20 @@ class ReferenceNetwork:
     outputs come in the same rank, as a dict where there are several. The loss and its gradients are divided
     by the output voxels N = patches * z * y * x of each output node; `backward(G)` takes G as the gradient
     before that division. `sums` and `images` hold, by node name, what the last forward computed before and
-    after the transfer functions (patches first).
+    after the transfer functions (patches first). SGD, or, where `square_momentum` is given, Adam.
     """
 
     def __init__(self, graph: Any, parameters: Mapping[str, Array], rate: float = 0.01, momentum: float = 0.9,
-                 weight_decay: float = 0.0):
+                 weight_decay: float = 0.0, square_momentum: float | None = None, epsilon: float = 1e-8):
         self.graph = graph
+        self.square_momentum, self.epsilon = square_momentum, epsilon
         self.learning_rate, self.momentum, self.weight_decay = rate, momentum, weight_decay
         self.round = 0
         self.sums: dict[str, Array] = {}
         self.images: dict[str, Array] = {}
         self._parameters = {name: np.array(value, np.float64) for name, value in parameters.items()}
         self._momenta = {name: np.zeros_like(value) for name, value in self._parameters.items()}
+        self._second_moments = {name: np.zeros_like(value) for name, value in self._parameters.items()}
         self._gradients: dict[str, Array] = {}
         self._image_gradients: dict[str, Array] = {}
         self._argmax: dict[str, list[Array]] = {}
@@ -253,6 +266,9 @@ class ReferenceNetwork:
 
     def set_momenta(self, momenta: Mapping[str, Array]) -> None:
         self._momenta.update(_same_shapes(self._momenta, momenta))
+
+    def second_moments(self) -> dict[str, Array]:
+        return {name: value.copy() for name, value in self._second_moments.items()}
 
     def gradients(self) -> dict[str, Array]:
         """The parameters' gradients of the last backward, divided by N, before weight decay."""
@@ -293,7 +309,7 @@ class ReferenceNetwork:
         return self._hand_out({name: self.images[name] for name in self.graph.outputs})
 
     def backward(self, output_gradients: Array | Mapping[str, Array]) -> None:
-        """Gradients for the last forward, and one step of SGD.
+        """Gradients for the last forward, and one step of the optimiser.
 
         output_gradients: shaped like the outputs, not divided by N.
         """
@@ -315,7 +331,7 @@ class ReferenceNetwork:
     def train_step(self, inputs: Array | Mapping[str, Array], targets: Array | Mapping[str, Array],
                    weights: Array | Mapping[str, Array] | None = None,
                    masks: Mapping[str, Array] | None = None) -> float:
-        """Forward in the train phase, loss, backward, SGD. Returns the loss per output voxel."""
+        """Forward in the train phase, loss, backward, the optimiser's step. Returns the loss per output voxel."""
         self.forward(inputs, "train", masks)
         targets = self._take_in(targets, self.graph.outputs)
         weights = {} if weights is None else self._by_name(weights, self.graph.outputs)
@@ -378,12 +394,19 @@ class ReferenceNetwork:
     def _update(self) -> None:
         groups = {node.name: (node.spec.rate, 0.0) for node in self.graph.nodes}
         groups |= {edge.name: (edge.spec.rate, edge.spec.weight_decay) for edge in self.graph.edges}
+        self.round += 1
         for name, gradient in self._gradients.items():
             rate, decay = groups[name]
-            self._parameters[name], self._momenta[name] = sgd_step(
-                self._parameters[name], self._momenta[name], gradient, self.learning_rate * rate,
-                self.momentum, self.weight_decay * decay)
-        self.round += 1
+            self._step(name, gradient, self.learning_rate * rate, self.weight_decay * decay)
+
+    def _step(self, name: str, gradient: Array, rate: float, decay: float) -> None:
+        weights, momenta = self._parameters[name], self._momenta[name]
+        if self.square_momentum is None:
+            self._parameters[name], self._momenta[name] = sgd_step(weights, momenta, gradient, rate, self.momentum, decay)
+        else:
+            self._parameters[name], self._momenta[name], self._second_moments[name] = adam_step(
+                weights, momenta, self._second_moments[name], gradient, rate, self.round, self.momentum,
+                self.square_momentum, self.epsilon, decay)
 
     # -- arrays at the border
     @staticmethod

@@ -35,6 +35,7 @@ void register_description(py::module_& module);
 void register_network(py::module_& module);
 void register_probe(py::module_& module);
 void register_tiled(py::module_& module);
+void register_layer(py::module_& module);
 void register_fft(py::module_& module);
 void register_info(py::module_& module);
 

@@ -6,6 +6,7 @@ PYBIND11_MODULE(_core, module) {
     znn::bindings::register_network(module);
     znn::bindings::register_probe(module);
     znn::bindings::register_tiled(module);
+    znn::bindings::register_layer(module);
     znn::bindings::register_fft(module);
     znn::bindings::register_info(module);
 }

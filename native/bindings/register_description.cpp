@@ -58,6 +58,7 @@ void register_description(py::module_& module) {
         .def_readwrite("pin", &NetworkOptions::pin)
         .def_readwrite("trace", &NetworkOptions::trace)
         .def_readwrite("input_gradient", &NetworkOptions::input_gradient)
+        .def_readwrite("second_moments", &NetworkOptions::second_moments)
         .def_readwrite("bundle", &NetworkOptions::bundle)
         .def_readwrite("patches", &NetworkOptions::patches)
         .def_readwrite("seed", &NetworkOptions::seed)

@@ -97,33 +97,37 @@ py::array take_events(NetworkBase& net) {
 
 void register_parameters(py::class_<NetworkBase>& network) {
     using Which = NetworkBase::Which;
+    py::enum_<Which>(network, "State")
+        .value("value", Which::value)
+        .value("momentum", Which::momentum)
+        .value("second_moment", Which::second_moment);
     network
         .def("get_kernels",
-             [](NetworkBase& net, int group, bool momentum) {
+             [](NetworkBase& net, int group, Which which) {
                  py::array_t<float> out(kernel_shape(net, group));
                  float* data = out.mutable_data();
                  py::gil_scoped_release release;
-                 net.get_kernels(group, momentum ? Which::momentum : Which::value, data);
+                 net.get_kernels(group, which, data);
                  return out;
              })
         .def("set_kernels",
-             [](NetworkBase& net, int group, bool momentum, const py::array& values) {
+             [](NetworkBase& net, int group, Which which, const py::array& values) {
                  const float* data = float_data(values, kernel_shape(net, group), "kernels");
                  py::gil_scoped_release release;
-                 net.set_kernels(group, momentum ? Which::momentum : Which::value, data);
+                 net.set_kernels(group, which, data);
              })
         .def("get_biases",
-             [](NetworkBase& net, int group, bool momentum) {
+             [](NetworkBase& net, int group, Which which) {
                  py::array_t<float> out(net.node_groups().at(group).maps);
                  float* data = out.mutable_data();
                  py::gil_scoped_release release;
-                 net.get_biases(group, momentum ? Which::momentum : Which::value, data);
+                 net.get_biases(group, which, data);
                  return out;
              })
-        .def("set_biases", [](NetworkBase& net, int group, bool momentum, const py::array& values) {
+        .def("set_biases", [](NetworkBase& net, int group, Which which, const py::array& values) {
             const float* data = float_data(values, {net.node_groups().at(group).maps}, "biases");
             py::gil_scoped_release release;
-            net.set_biases(group, momentum ? Which::momentum : Which::value, data);
+            net.set_biases(group, which, data);
         });
 }
 
@@ -185,7 +189,9 @@ void register_network(py::module_& module) {
         }))
         .def("sync", &NetworkBase::sync, py::call_guard<py::gil_scoped_release>())
         .def("set_step",
-             [](NetworkBase& net, float rate, float momentum, float decay) { net.set_step({rate, momentum, decay, 1.0f}); })
+             [](NetworkBase& net, float rate, float momentum, float decay, float square_momentum, float epsilon) {
+                 net.set_step({rate, momentum, decay, 1.0f, square_momentum, epsilon});
+             })
         .def_property("round", &NetworkBase::round, &NetworkBase::set_round)
         .def_property_readonly("threads", [](NetworkBase& net) { return net.executor().threads(); })
         .def_property_readonly("processors", [](NetworkBase& net) { return net.executor().processors(); })

@@ -16,9 +16,9 @@ tiled::Problem problem_of(int in_maps, int out_maps, E input, E kernel, E sparsi
     return {in_maps, out_maps, extent(input), extent(kernel), extent(sparsity)};
 }
 
-tiled::LayerPlan plan_of(const tiled::Problem& problem, int bundle, Method method, E tile) {
+tiled::LayerPlan plan_of(const tiled::Problem& problem, int bundle, Method method, E tile, bool memoize) {
     switch (method) {
-        case Method::tiled: return tiled::plan_tiled(problem, bundle, extent(tile));
+        case Method::tiled: return tiled::plan_tiled(problem, bundle, extent(tile), {}, memoize);
         case Method::fused: return tiled::plan_fused(problem, bundle, extent(tile));
         case Method::direct: return tiled::plan_direct(problem, bundle);
         case Method::fft: break;
@@ -26,11 +26,7 @@ tiled::LayerPlan plan_of(const tiled::Problem& problem, int bundle, Method metho
     throw py::value_error("the fft method works on single maps, not on bundles");
 }
 
-// (forward, backward, update) seconds on one core by the cost model.
-std::tuple<double, double, double> seconds_of(const tiled::LayerPlan& plan, const tiled::Machine& machine) {
-    const tiled::Cost cost = tiled::predict(plan, machine);
-    return {cost.forward(), cost.backward(), cost.update()};
-}
+std::vector<double> listed(const double (&values)[tiled::kPhases]) { return {values, values + tiled::kPhases}; }
 
 }  // namespace
 
@@ -44,26 +40,49 @@ void register_tiled(py::module_& module) {
         .def_readwrite("expand_flops", &Machine::expand_flops)
         .def_readwrite("memory_bytes", &Machine::memory_bytes)
         .def_readwrite("spectra_bytes", &Machine::spectra_bytes);
+    using Peaks = tiled::Peaks;
+    py::class_<Peaks>(module, "TiledPeaks")
+        .def(py::init<>())
+        .def_readwrite("flops", &Peaks::flops)
+        .def_readwrite("cache_bytes", &Peaks::cache_bytes)
+        .def_readwrite("memory_bytes", &Peaks::memory_bytes);
+    module.def("tiled_peaks", &tiled::measure_peaks, py::call_guard<py::gil_scoped_release>());
     module.def("tiled_calibrate", &tiled::calibrate, py::call_guard<py::gil_scoped_release>());
     module.def("has_bundle", &tiled::has_bundle);
     module.def("preferred_bundle", &tiled::preferred_bundle);
     module.def("tiled_candidates", [](int in_maps, int out_maps, E input, E kernel, E sparsity, int bundle,
-                                      const Machine& machine, int count) {
+                                      const Machine& machine, int count, bool backward, bool fused) {
         std::vector<E> tiles;
         for (Extent tile : tiled::candidate_tiles(problem_of(in_maps, out_maps, input, kernel, sparsity), bundle, machine,
-                                                  count))
+                                                  count, backward, fused))
             tiles.push_back(tuple_of(tile));
         return tiles;
     });
-    module.def("tiled_predict", [](int in_maps, int out_maps, E input, E kernel, E sparsity, int bundle,
-                                   Method method, E tile, const Machine& machine) {
-        return seconds_of(plan_of(problem_of(in_maps, out_maps, input, kernel, sparsity), bundle, method, tile), machine);
-    });
+    // A layer as it was planned: what it takes by the model, at least by its work, and in memory; and its probe.
+    py::class_<tiled::LayerPlan>(module, "TiledLayer")
+        .def(py::init([](int in_maps, int out_maps, E input, E kernel, E sparsity, int bundle, Method method, E tile,
+                         bool memoize) {
+                 return plan_of(problem_of(in_maps, out_maps, input, kernel, sparsity), bundle, method, tile, memoize);
+             }))
+        .def("predict", [](const tiled::LayerPlan& plan, const Machine& machine, bool backward) {
+            return listed(tiled::predict(plan, machine, backward).phase);
+        })
+        .def("takes_part", [](const tiled::LayerPlan& plan, int phase, bool backward) {
+            return tiled::takes_part(plan, tiled::Phase(phase), backward);
+        })
+        .def_property_readonly("flops", [](const tiled::LayerPlan& plan) { return listed(tiled::work(plan).flops); })
+        .def_property_readonly("bytes", [](const tiled::LayerPlan& plan) { return listed(tiled::work(plan).bytes); })
+        .def_property_readonly("buffer_bytes", [](const tiled::LayerPlan& plan) {
+            std::vector<std::size_t> bytes;
+            for (int b = 0; b < tiled::kBuffers; ++b) bytes.push_back(tiled::buffer_bytes(plan, tiled::Buffer(b)));
+            return bytes;
+        })
+        .def_property_readonly("kernel_bytes", [](const tiled::LayerPlan& plan) { return 4 * tiled::kernel_floats(plan); })
+        .def_property_readonly("scratch_bytes", [](const tiled::LayerPlan& plan) { return tiled::scratch_bytes(plan); })
+        .def_readonly("slabs", &tiled::LayerPlan::slabs)
+        .def_readonly("kept_slabs", &tiled::LayerPlan::kept_slabs);
     py::class_<TiledProbe>(module, "TiledProbe")
-        .def(py::init([](int in_maps, int out_maps, E input, E kernel, E sparsity, int bundle, Method method, E tile) {
-            return std::make_unique<TiledProbe>(
-                plan_of(problem_of(in_maps, out_maps, input, kernel, sparsity), bundle, method, tile));
-        }))
+        .def(py::init<const tiled::LayerPlan&, const Machine&, double>(), py::call_guard<py::gil_scoped_release>())
         .def("run", [](TiledProbe& probe, int phase) { return probe.run(static_cast<tiled::Phase>(phase)); },
              py::call_guard<py::gil_scoped_release>());
     module.attr("TILED_PHASES") = tiled::kPhases;

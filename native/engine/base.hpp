@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/update_step.hpp"
 #include "engine/description.hpp"
 #include "tasks/executor.hpp"
 
@@ -31,7 +32,7 @@ public:
     virtual void copy_input_gradient(int node_group, float* out) const = 0;
 
     // Parameters in the paper's orientation (kernels flipped back). These wait for the pending updates.
-    enum class Which { value, momentum };
+    enum class Which { value, momentum, second_moment };
     virtual void get_kernels(int edge_group, Which which, float* out) = 0;
     virtual void set_kernels(int edge_group, Which which, const float* in) = 0;
     virtual void get_biases(int node_group, Which which, float* out) = 0;
@@ -52,16 +53,21 @@ public:
     };
     virtual Path critical_path() const = 0;
 
-    void set_step(kernels::SgdStep step) { next_step_ = step; }
+    void set_step(UpdateStep step) { next_step_ = step; }
     const std::vector<NodeGroupDescription>& node_groups() const { return node_descriptions_; }
     const std::vector<EdgeGroupDescription>& edge_groups() const { return edge_descriptions_; }
     const NetworkOptions& options() const { return options_; }
 
 protected:
+    // The step of the round in hand, the one after `rounds` rounds.
+    UpdateStep step_of(std::uint64_t rounds) const {
+        return options_.second_moments ? next_step_.adam(rounds + 1) : next_step_;
+    }
+
     std::vector<NodeGroupDescription> node_descriptions_;
     std::vector<EdgeGroupDescription> edge_descriptions_;
     NetworkOptions options_;
-    kernels::SgdStep next_step_{};
+    UpdateStep next_step_;
 };
 
 }  // namespace znn

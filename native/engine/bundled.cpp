@@ -61,6 +61,7 @@ void BundledNetwork::build_nodes() {
         n.image = AlignedFloats(n.stride * n.bundles * options_.patches);
         n.bias = AlignedFloats(std::size_t(n.bundles) * V_);
         n.bias_momentum = AlignedFloats(std::size_t(n.bundles) * V_);
+        if (options_.second_moments) n.bias_second_moment = AlignedFloats(std::size_t(n.bundles) * V_);
         if (n.d.input) inputs_.push_back(int(i));
         if (n.d.output) outputs_.push_back(int(i));
     }
@@ -87,6 +88,7 @@ void BundledNetwork::build_conv(int e) {
     const std::size_t floats = tiled::kernel_floats(conv->plan);
     conv->kernels = AlignedFloats(floats);
     conv->momentum = AlignedFloats(floats);
+    if (options_.second_moments) conv->second_moment = AlignedFloats(floats);
     if (options_.patches > 1) conv->gradient = AlignedFloats(floats * options_.patches);
     for (int patch = 0; patch < options_.patches; ++patch) {
         tiled::Buffers b;
@@ -102,6 +104,7 @@ void BundledNetwork::build_conv(int e) {
         }
         b.kernels = conv->kernels.data();
         b.momenta = conv->momentum.data();
+        if (options_.second_moments) b.second_moments = conv->second_moment.data();
         b.update = options_.patches == 1;
         if (options_.patches > 1) b.kernel_gradient = conv->gradient.data() + patch * floats;
         conv->buffers.push_back(b);
@@ -456,9 +459,9 @@ void BundledNetwork::update_conv(int e) {
                           float* sum = conv.gradient.data() + first;
                           for (int patch = 1; patch < options_.patches; ++patch)
                               kernels::table().add(sum, sum + patch * floats, count);
-                          const tiled::SgdStep& s = conv.buffers[0].step;
-                          kernels::table().sgd(conv.kernels.data() + first, conv.momentum.data() + first, sum, count,
-                                               {s.rate, s.momentum, s.decay, s.scale});
+                          float* second = options_.second_moments ? conv.second_moment.data() + first : nullptr;
+                          kernels::table().update(conv.kernels.data() + first, conv.momentum.data() + first, second, sum,
+                                                  count, conv.buffers[0].step);
                       });
         inverse->before(*applied);
     }
@@ -666,7 +669,8 @@ void BundledNetwork::update_biases(Nodes& n, int parts) {
                     sum += n.bias_sums[(std::size_t(patch * n.bundles + bundle) * each + part) * V_ + lane];
             if (bundle * V_ + lane < n.d.maps) gradient[std::size_t(bundle) * V_ + lane] = float(sum);
         }
-    kernels::table().sgd(n.bias.data(), n.bias_momentum.data(), gradient.data(), gradient.size(), n.step);
+    float* second_moment = options_.second_moments ? n.bias_second_moment.data() : nullptr;
+    kernels::table().update(n.bias.data(), n.bias_momentum.data(), second_moment, gradient.data(), gradient.size(), n.step);
     n.bias_ready.open(nullptr);
 }
 
@@ -734,12 +738,12 @@ void BundledNetwork::arm_backward() {
     for (auto& conv : convs_) {
         if (!conv) continue;
         const EdgeGroupDescription& d = edge_descriptions_[conv->edge];
-        for (auto& b : conv->buffers) b.step = {step_.rate * d.rate, step_.momentum, step_.decay * d.decay, 1.0f};
+        for (auto& b : conv->buffers) b.step = step_.of_group(d.rate, d.decay);
         conv->kernels_ready.close();
         conv->operands_free.close();
     }
     for (auto& n : nodes_) {
-        n->step = {step_.rate * n->d.rate, step_.momentum, 0.0f, 1.0f};
+        n->step = step_.of_group(n->d.rate, 0);
         if (n->d.bias && n->has_backward) n->bias_ready.close();
     }
 }
@@ -750,7 +754,7 @@ void BundledNetwork::backward(const std::vector<const float*>& gradients) {
     target_data_ = gradients;
     given_ = true;
     losses_sum_.assign(task_count() + 1, 0.0);
-    step_ = next_step_;
+    step_ = step_of(round_);
     start_losses(nullptr);
     wait_for(backward_done_);
     ++round_;
@@ -763,7 +767,7 @@ double BundledNetwork::train_step(const std::vector<const float*>& inputs, const
     weight_data_ = weights;
     given_ = false;
     with_loss_ = true;
-    step_ = next_step_;
+    step_ = step_of(round_);
     losses_sum_.assign(task_count() + 1, 0.0);
     start_forward(inputs, true);
     wait_for(backward_done_);
@@ -807,27 +811,27 @@ void BundledNetwork::each_kernel(int e, Each each) const {
 
 void BundledNetwork::get_kernels(int e, Which which, float* out) {
     sync();
-    const float* in = (which == Which::value ? convs_[e]->kernels : convs_[e]->momentum).data();
+    const float* in = convs_[e]->state(which).data();
     each_kernel(e, [&](std::size_t plain, std::size_t bundled) { out[plain] = in[bundled]; });
 }
 
 void BundledNetwork::set_kernels(int e, Which which, const float* in) {
     sync();
-    float* out = (which == Which::value ? convs_[e]->kernels : convs_[e]->momentum).data();
+    float* out = convs_[e]->state(which).data();
     each_kernel(e, [&](std::size_t plain, std::size_t bundled) { out[bundled] = in[plain]; });
     convs_[e]->stale = true;
 }
 
 void BundledNetwork::get_biases(int group, Which which, float* out) {
     sync();
-    const Nodes& n = *nodes_[group];
-    std::copy_n((which == Which::value ? n.bias : n.bias_momentum).data(), n.d.maps, out);
+    Nodes& n = *nodes_[group];
+    std::copy_n(n.state(which).data(), n.d.maps, out);
 }
 
 void BundledNetwork::set_biases(int group, Which which, const float* in) {
     sync();
     Nodes& n = *nodes_[group];
-    std::copy_n(in, n.d.maps, (which == Which::value ? n.bias : n.bias_momentum).data());
+    std::copy_n(in, n.d.maps, n.state(which).data());
 }
 
 std::size_t BundledNetwork::kernel_spectra_bytes() const {

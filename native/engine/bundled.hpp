@@ -43,10 +43,13 @@ private:
         bool has_backward = false;
         std::size_t volume = 0, stride = 0;      // voxels; floats of one bundle
         AlignedFloats image, gradient;           // [patch][bundle][z][y][x][V]
-        AlignedFloats bias, bias_momentum;       // [bundle][V]
+        AlignedFloats bias, bias_momentum, bias_second_moment;  // [bundle][V]
         std::vector<double> bias_sums;           // [part][V], parts in any order of bundles
         Gate bias_ready;                         // the update of the biases is over
-        kernels::SgdStep step{};
+        UpdateStep step;
+        AlignedFloats& state(Which which) {
+            return which == Which::value ? bias : which == Which::momentum ? bias_momentum : bias_second_moment;
+        }
         Stage* ready = nullptr;                  // the image is complete
         Stage* gradient_ready = nullptr;
         std::vector<Stage*> writers;             // forward stages that write the image
@@ -56,7 +59,7 @@ private:
     struct Conv {
         int edge = 0;
         tiled::LayerPlan plan;
-        AlignedFloats kernels, momentum, gradient;        // gradient: one per patch, where there are several patches
+        AlignedFloats kernels, momentum, second_moment, gradient;  // gradient: one per patch, where there are several
         std::vector<AlignedFloats> own;                   // buffers that only this layer uses
         std::vector<tiled::Buffers> buffers;              // one per patch
         Gate kernels_ready;                               // transformed kernels are those of the newest parameters
@@ -64,6 +67,10 @@ private:
         Stage *prepare_forward = nullptr, *prepare_backward = nullptr;
         std::vector<Stage*> gradient_transforms;
         bool has_backward = false, stale = true;
+
+        AlignedFloats& state(Which which) {
+            return which == Which::value ? kernels : which == Which::momentum ? momentum : second_moment;
+        }
     };
 
     // A layer of other edges.
@@ -142,7 +149,7 @@ private:
     bool given_ = false, training_ = false, with_loss_ = false, trained_forward_ = false;
     std::vector<double> losses_sum_;
     std::uint64_t round_ = 0;
-    kernels::SgdStep step_{};
+    UpdateStep step_;
     std::atomic<bool> forward_done_{false}, backward_done_{false};
     std::atomic<std::int64_t> forward_path_ns_{0}, backward_path_ns_{0};
 

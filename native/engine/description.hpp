@@ -50,6 +50,7 @@ struct NetworkOptions {
     Allocator allocator = Allocator::pools;
     bool memoize_kernels = true, memoize_images = true, memoize_gradients = true;
     bool pin = true, trace = false, input_gradient = false;
+    bool second_moments = false;  // the optimiser is Adam
     int patches = 1;
     int bundle = 1;  // maps per bundle: 1 is the paper's engine
     std::uint64_t seed = 0;

@@ -81,9 +81,7 @@ void ConvEdge::run_backward(Worker& worker) {
 }
 
 void ConvEdge::ready_update(Worker& worker) {
-    step_ = context.step;
-    step_.rate *= group.rate;
-    step_.decay *= group.decay;
+    step_ = context.step.of_group(group.rate, group.decay);
     update_task.rearm();
     if (!image_deferred()) {
         update_image_ = image().value;
@@ -117,7 +115,9 @@ void ConvEdge::run_update(Worker& worker) {
     conv_.method->update(image.data(), gradient.data(), kernel_gradient, worker.scratch);
     if (conv_.method->kernel_floats()) ++context.counts[worker.index].inverse_kernels;
     const std::size_t first = kernel_index_ * conv_.taps;
-    kernels::table().sgd(conv_.kernels.data() + first, conv_.momentum.data() + first, kernel_gradient, conv_.taps, step_);
+    float* second_moment = conv_.second_moment.size() ? conv_.second_moment.data() + first : nullptr;
+    kernels::table().update(conv_.kernels.data() + first, conv_.momentum.data() + first, second_moment, kernel_gradient,
+                            conv_.taps, step_);
     spectrum_valid_ = false;
 }
 

@@ -93,7 +93,7 @@ private:
     bool spectrum_valid_ = false;
     std::atomic<int> update_waits_{0};
     Buffer update_image_, update_gradient_;
-    kernels::SgdStep step_{};
+    UpdateStep step_;
 };
 
 // A layer's convolution edges: every map to every map, or map i to map i (depthwise).
@@ -101,6 +101,7 @@ struct ConvGroup {
     std::unique_ptr<ConvMethod> method;
     std::size_t taps = 0;             // of one kernel
     AlignedFloats kernels, momentum;  // [out][in][taps], kernels flipped (cross-correlation)
+    AlignedFloats second_moment;      // empty with SGD
     AlignedFloats spectra;            // transformed kernels, where they are kept
 };
 

@@ -72,6 +72,7 @@ void Network::build_nodes() {
         group.keep_image = group.description.transfer != kernels::Transfer::linear;
         group.bias = AlignedFloats(group.description.maps);
         group.bias_momentum = AlignedFloats(group.description.maps);
+        if (options_.second_moments) group.bias_second_moment = AlignedFloats(group.description.maps);
         if (group.description.input) inputs_.push_back(int(i));
         if (group.description.output) outputs_.push_back(int(i));
         if (group.description.output) output_nodes_ += group.description.maps;
@@ -102,6 +103,7 @@ void Network::plan_conv_group(int g) {
     const std::size_t count = std::size_t(fan_in) * g_maps;
     conv->kernels = AlignedFloats(count * conv->taps);
     conv->momentum = AlignedFloats(count * conv->taps);
+    if (options_.second_moments) conv->second_moment = AlignedFloats(count * conv->taps);
     if (context_.options.memoize_kernels) conv->spectra = AlignedFloats(count * conv->method->kernel_floats());
 
     Wiring& w = wiring_[g];
@@ -323,7 +325,7 @@ void Network::forward(const std::vector<const float*>& inputs, bool training) {
 }
 
 void Network::prepare_losses(const std::vector<const float*>& data, const std::vector<const float*>& weights, bool given) {
-    context_.step = next_step_;
+    context_.step = step_of(context_.round);
     context_.backward_left.store(backward_nodes_);
     std::size_t next = 0;
     for (std::size_t i = 0; i < outputs_.size(); ++i) {
@@ -409,33 +411,45 @@ void Network::set_round(std::uint64_t round) {
     context_.round = round;
 }
 
+namespace {
+
+AlignedFloats& state(ConvGroup& conv, NetworkBase::Which which) {
+    if (which == NetworkBase::Which::value) return conv.kernels;
+    return which == NetworkBase::Which::momentum ? conv.momentum : conv.second_moment;
+}
+
+AlignedFloats& state(NodeGroup& group, NetworkBase::Which which) {
+    if (which == NetworkBase::Which::value) return group.bias;
+    return which == NetworkBase::Which::momentum ? group.bias_momentum : group.bias_second_moment;
+}
+
+}  // namespace
+
 void Network::get_kernels(int edge_group, Which which, float* out) {
     sync();
-    const ConvGroup& conv = *convs_[edge_group];
-    const float* in = (which == Which::value ? conv.kernels : conv.momentum).data();
+    ConvGroup& conv = *convs_[edge_group];
+    const float* in = state(conv, which).data();
     for (std::size_t i = 0; i < conv.kernels.size(); i += conv.taps) std::reverse_copy(in + i, in + i + conv.taps, out + i);
 }
 
 void Network::set_kernels(int edge_group, Which which, const float* in) {
     sync();
     ConvGroup& conv = *convs_[edge_group];
-    float* out = (which == Which::value ? conv.kernels : conv.momentum).data();
+    float* out = state(conv, which).data();
     for (std::size_t i = 0; i < conv.kernels.size(); i += conv.taps) std::reverse_copy(in + i, in + i + conv.taps, out + i);
     for (auto& edge : edges_[edge_group]) static_cast<ConvEdge&>(*edge).kernel_changed();
 }
 
 void Network::get_biases(int node_group, Which which, float* out) {
     sync();
-    const NodeGroup& group = *nodes_[node_group];
-    const AlignedFloats& values = which == Which::value ? group.bias : group.bias_momentum;
-    std::copy_n(values.data(), group.description.maps, out);
+    NodeGroup& group = *nodes_[node_group];
+    std::copy_n(state(group, which).data(), group.description.maps, out);
 }
 
 void Network::set_biases(int node_group, Which which, const float* in) {
     sync();
     NodeGroup& group = *nodes_[node_group];
-    AlignedFloats& values = which == Which::value ? group.bias : group.bias_momentum;
-    std::copy_n(in, group.description.maps, values.data());
+    std::copy_n(in, group.description.maps, state(group, which).data());
 }
 
 // ---------------------------------------------------------------- statistics

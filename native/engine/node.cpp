@@ -165,11 +165,10 @@ void Node::complete_forward(Buffer image, Worker& worker) {
 }
 
 void Node::update_bias(double gradient) {
-    kernels::SgdStep step = context.step;
-    step.rate *= group.description.rate;
-    step.decay = 0;
     const float g = float(gradient);
-    kernels::table().sgd(&group.bias[map], &group.bias_momentum[map], &g, 1, step);
+    float* second_moment = group.bias_second_moment.size() ? &group.bias_second_moment[map] : nullptr;
+    kernels::table().update(&group.bias[map], &group.bias_momentum[map], second_moment, &g, 1,
+                            context.step.of_group(group.description.rate, 0));
 }
 
 void Node::complete_backward(Buffer gradient, Worker& worker) {

@@ -24,7 +24,7 @@ struct Context {
     NetworkOptions options;
     Pool pool;
     bool training = false;      // phase of the forward pass in hand
-    kernels::SgdStep step{};    // of the round in hand; each update takes a copy when it becomes ready
+    UpdateStep step;            // of the round in hand; each update takes a copy when it becomes ready
     std::uint64_t round = 0;
     std::atomic<int> forward_left{0}, backward_left{0};  // nodes still to finish before the caller may return
     // The losses of a training step, started when the last output is there: no edge's backward comes before another's
@@ -106,7 +106,7 @@ struct NodeGroup {
     SideLayout forward, backward;
     int loss_port = -1, loss_index = 0;  // output groups: where the loss gradient joins the backward sum
     std::vector<std::unique_ptr<Node>> nodes;
-    AlignedFloats bias, bias_momentum;
+    AlignedFloats bias, bias_momentum, bias_second_moment;
 
     std::size_t floats(const Context& context) const { return description.extent.volume() * context.options.patches; }
 };

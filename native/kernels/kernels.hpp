@@ -7,16 +7,12 @@
 #include <cstdint>
 
 #include "base/extent.hpp"
+#include "base/update_step.hpp"
 
 namespace znn::kernels {
 
 enum class Transfer : int { linear, relu, tanh, logistic };
 enum class Loss : int { squared, binomial, softmax };
-
-// One step of SGD on n weights: g' = scale*g + decay*w ; v = momentum*v + g' ; w -= rate*v.
-struct SgdStep {
-    float rate, momentum, decay, scale;
-};
 
 struct Table {
     const char* isa;  // "baseline" | "avx2" | "avx512"
@@ -57,7 +53,8 @@ struct Table {
     void (*transfer_backward)(float* g, const float* y, std::size_t n, int bundle, Transfer f, double* bias_gradient);
     // x *= mask (mask holds 0 or 1/(1-ratio))
     void (*multiply)(float* x, const float* mask, std::size_t n);
-    void (*sgd)(float* w, float* v, const float* g, std::size_t n, SgdStep step);
+    // One step of the optimiser on n weights with their momenta and second moments (null: SGD).
+    void (*update)(float* w, float* momenta, float* second_moments, const float* g, std::size_t n, UpdateStep step);
 
     // ---- max-filter and max-pool (bundle: floats per voxel). index[p] = flat voxel index (z*ny+y)*nx+x in the input of the
     // first maximum in z, y, x order, per float. A NaN in the window propagates as in PyTorch.

@@ -1,4 +1,6 @@
-// Loops over single arrays: sums, transfer functions with their biases, dropout masks, and the SGD step.
+// Loops over single arrays: sums, transfer functions with their biases, dropout masks, and the optimiser's step.
+#include <cmath>
+
 #include "kernels/math.hpp"
 
 namespace znn::kernels::ZNN_ISA {
@@ -28,7 +30,7 @@ void multiply(float* x, const float* mask, std::size_t n) {
          [&](std::size_t i, Part p) { store(x + i, load(x + i, p) * load(mask + i, p), p); });
 }
 
-void sgd(float* w, float* v, const float* g, std::size_t n, SgdStep step) {
+void sgd(float* w, float* v, const float* g, std::size_t n, const UpdateStep& step) {
     const vf rate = splat(step.rate), momentum = splat(step.momentum), decay = splat(step.decay), factor = splat(step.scale);
     const auto velocity = [&](vf wi, vf vi_, vf gi) { return momentum * vi_ + (factor * gi + decay * wi); };
     over(n,
@@ -42,6 +44,23 @@ void sgd(float* w, float* v, const float* g, std::size_t n, SgdStep step) {
              store(v + i, next, p);
              store(w + i, wi - rate * next, p);
          });
+}
+
+// Plain loops, which the compiler turns into vectors: the square root has no vector notation.
+void adam(float* w, float* m, float* s, const float* g, std::size_t n, const UpdateStep& step) {
+    for (std::size_t i = 0; i < n; ++i) {
+        const float gradient = step.scale * g[i] + step.decay * w[i];
+        m[i] = step.momentum * m[i] + (1.0f - step.momentum) * gradient;
+        s[i] = step.square_momentum * s[i] + (1.0f - step.square_momentum) * gradient * gradient;
+        w[i] -= step.rate * m[i] / (std::sqrt(s[i]) * step.correction + step.epsilon);
+    }
+}
+
+void update(float* w, float* momenta, float* second_moments, const float* g, std::size_t n, UpdateStep step) {
+    if (second_moments)
+        adam(w, momenta, second_moments, g, n, step);
+    else
+        sgd(w, momenta, g, n, step);
 }
 
 // A bundle that divides the vector gives every vector the same biases; otherwise each voxel is a row of its own.
@@ -120,7 +139,7 @@ void fill_pointwise(Table& table) {
     table.transfer_forward = transfer_forward;
     table.transfer_backward = transfer_backward;
     table.multiply = multiply;
-    table.sgd = sgd;
+    table.update = update;
 }
 
 }  // namespace znn::kernels::ZNN_ISA

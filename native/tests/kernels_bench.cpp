@@ -135,7 +135,7 @@ void bench_pointwise(const Table& t) {
         if (wanted("add")) report_bytes("add" + shape, 12 * count, count, fastest([&] { t.add(x.data(), y.data(), n); }));
         if (wanted("sgd"))
             report_bytes("sgd" + shape, 20 * count, count,
-                         fastest([&] { t.sgd(x.data(), y.data(), z.data(), n, {1e-9f, 0.5f, 0.0f, 0.5f}); }));
+                         fastest([&] { t.update(x.data(), y.data(), nullptr, z.data(), n, {1e-9f, 0.5f, 0.0f, 0.5f}); }));
         const char* names[] = {"linear", "relu", "tanh", "logistic"};
         for (int f = 0; f < 4; ++f)
             for (const int bundle : {1, 8, 16}) {

@@ -321,14 +321,36 @@ void test_pointwise(const Table& t) {
     for (std::size_t i = 0; i < n; ++i) product[i] = double(a[i]) * b[i];
     t.multiply(a, b, n);
     expect_small(relative_error(a, product), 1e-7, "multiply", t, shape);
-    const SgdStep step{0.1f * normal(), std::abs(0.5f * normal()), 0.01f * normal(), normal()};
+    const UpdateStep step{0.1f * normal(), std::abs(0.5f * normal()), 0.01f * normal(), normal()};
     for (std::size_t i = 0; i < n; ++i) {
         v[i] = double(step.momentum) * b[i] + (double(step.scale) * c[i] + double(step.decay) * a[i]);
         w[i] = a[i] - double(step.rate) * v[i];
     }
-    t.sgd(a, b, c, n, step);
+    t.update(a, b, nullptr, c, n, step);
     expect_small(relative_error(b, v, 1), 5e-7, "sgd momentum", t, shape);
     expect_small(relative_error(a, w, 1), 5e-7, "sgd weights", t, shape);
+}
+
+void test_adam(const Table& t) {
+    const std::size_t n = std::size_t(pick(1, 100));
+    const std::string shape = std::to_string(n);
+    Floats weights(n), momenta(n), squares(n), gradient(n);
+    weights.randomise(), momenta.randomise(), squares.randomise(), gradient.randomise();
+    for (std::size_t i = 0; i < n; ++i) squares[i] = 0.01f + squares[i] * squares[i];
+    const UpdateStep given{0.01f, 0.9f, 0.1f, 0.5f, 0.99f, 1e-3f};
+    const UpdateStep step = given.adam(3);
+    Doubles w(n), m(n), s(n);
+    for (std::size_t i = 0; i < n; ++i) {
+        const double g = 0.5 * gradient[i] + double(0.1f) * weights[i];
+        m[i] = double(0.9f) * momenta[i] + (1 - double(0.9f)) * g;
+        s[i] = double(0.99f) * squares[i] + (1 - double(0.99f)) * g * g;
+        const double mean = m[i] / (1 - std::pow(double(0.9f), 3)), square = s[i] / (1 - std::pow(double(0.99f), 3));
+        w[i] = weights[i] - double(0.01f) * mean / (std::sqrt(square) + double(1e-3f));
+    }
+    t.update(weights, momenta, squares, gradient, n, step);
+    expect_small(relative_error(momenta, m, 1), 5e-7, "adam momentum", t, shape);
+    expect_small(relative_error(squares, s, 1), 5e-7, "adam second moment", t, shape);
+    expect_small(relative_error(weights, w, 1), 5e-7, "adam weights", t, shape);
 }
 
 double exact_transfer(Transfer f, double x) {
@@ -652,6 +674,7 @@ int main(int argc, char** argv) {
             test_sublattices(*t);
             test_spectral(*t);
             test_pointwise(*t);
+            test_adam(*t);
             test_transfer(*t);
             test_max(*t);
             test_losses(*t);

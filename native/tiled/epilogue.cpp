@@ -78,18 +78,34 @@ void apply_derivative(V* g, const V* y, long step, long count, Transfer f) {
     }
 }
 
+namespace {
+
+ZNN_INLINE V square_root(V x) {
+    for (int l = 0; l < kV; ++l) x[l] = std::sqrt(x[l]);
+    return x;
+}
+
+}  // namespace
+
 void finish_update(const LayerPlan& plan, const Buffers& b, int o, int i, const V* g) {
     const long taps = long(plan.problem.kernel.volume());
     const long at = (long(o) * plan.problem.in_maps + i) * taps;
     VI lane;
     for (int l = 0; l < kV; ++l) lane[l] = o * kV + l < plan.problem.out_maps ? -1 : 0;
-    const SgdStep s = b.step;
+    const UpdateStep s = b.step;
     for (long j = 0; j < taps; ++j) {
         const V gradient = lane ? g[j] : V{};
         if (b.kernel_gradient) vec(b.kernel_gradient)[at + j] = gradient;
         if (!b.update) continue;
         V& w = vec(b.kernels)[at + j];
         V v = s.scale * gradient + s.decay * w;
+        if (b.second_moments) {
+            V &m = vec(b.momenta)[at + j], &square = vec(b.second_moments)[at + j];
+            m = s.momentum * m + (1.0f - s.momentum) * v;
+            square = s.square_momentum * square + (1.0f - s.square_momentum) * v * v;
+            w -= s.rate * m / (square_root(square) * s.correction + s.epsilon);
+            continue;
+        }
         if (b.momenta) {
             v += s.momentum * vec(b.momenta)[at + j];
             vec(b.momenta)[at + j] = v;

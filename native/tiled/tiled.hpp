@@ -17,16 +17,12 @@
 #include <vector>
 
 #include "base/extent.hpp"
+#include "base/update_step.hpp"
 
 namespace znn::tiled {
 
 enum class Method { tiled, direct };
 enum class Transfer : int { linear, relu, tanh, logistic };  // the same values as kernels::Transfer
-
-// g' = scale * g + decay * w ; v = momentum * v + g' ; w -= rate * v.
-struct SgdStep {
-    float rate = 0, momentum = 0, decay = 0, scale = 1;
-};
 
 struct Problem {
     int in_maps = 0, out_maps = 0;
@@ -79,9 +75,10 @@ struct Buffers {
 
     float* kernels = nullptr;          // changed only by update_inverse, and only where `update` is set
     float* momenta = nullptr;          // as kernels; may be null where step.momentum is 0
+    float* second_moments = nullptr;   // as kernels; Adam's, null: SGD
     float* kernel_gradient = nullptr;  // as kernels; written by update_inverse where not null
     bool update = false;
-    SgdStep step;
+    UpdateStep step;
 
     // Forward: output = f(convolution + bias [+ output]).
     const float* bias = nullptr;

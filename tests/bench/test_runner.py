@@ -27,7 +27,8 @@ def run(tmp_path):
     writer = store.RunWriter(tmp_path, Run("r1", "m", "2026", {}))
 
     def go(*cases, available=lambda: 1 << 40):
-        return rn.Runner(writer, "r1", lambda c: "command", available).run_group(cases)
+        with rn.Runner(writer, "r1", lambda c: "command", available) as runner:
+            return runner.run_group(cases)
 
     go.root = tmp_path
     return go
@@ -125,7 +126,7 @@ run.run_group([t.case(action="hang")])
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "recorded\n"
     deadline = time.monotonic() + 10
-    while not (children := psutil.Process(process.pid).children()) and time.monotonic() < deadline:
+    while not (children := psutil.Process(process.pid).children(recursive=True)) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
     process.send_signal(signal.SIGKILL)

@@ -14,7 +14,7 @@ from znn.graph import Graph
 from znn.spec import NetworkSpec
 from znn.train.augment import Augmentation
 from znn.train.evaluate import Evaluator
-from znn.train.loop import Limits, Progress, Run, Schedule, State, duration, read_curve, trim_curve
+from znn.train.loop import SCHEDULES, Limits, Progress, Run, Schedule, State, duration, read_curve, trim_curve
 from znn.train.sampler import Geometry, PatchReader, PatchSampler
 from znn.train.volumes import make_volume
 
@@ -53,7 +53,7 @@ def build(tmp_path):
 def curve(run):
     """The learning curve without what the clock says."""
     return [
-        {key: value for key, value in line.items() if key != "seconds"}
+        {key: value for key, value in line.items() if key not in ("seconds", "waited_s")}
         for line in read_curve(run.folder / "curve.jsonl")
     ]
 
@@ -143,15 +143,23 @@ def test_threads_of_a_run_end_with_it(build):
 
 
 def test_schedules():
-    for kind in ("constant", "linear", "cosine"):
+    for kind in SCHEDULES:
         schedule = Schedule(2.0, kind)
         rates = np.array([schedule(p) for p in np.linspace(0, 1, 101)])
         assert (rates > 0).all() and rates.max() == pytest.approx(2.0)
         assert rates[0] < 0.2
         assert (np.diff(rates[3:]) <= 0).all()
-        assert rates[-1] == pytest.approx(2.0 if kind == "constant" else 0.002)
+        assert rates[-1] == pytest.approx({"constant": 2.0, "step": 0.02}.get(kind, 0.002))
     assert Schedule(1.0, "linear")(0.51) == pytest.approx(0.5)
     assert Schedule(1.0, "cosine")(0.51) == pytest.approx(0.5)
+    assert [Schedule(1.0, "step")(p) for p in (0.4, 0.6, 0.8)] == pytest.approx([1.0, 0.1, 0.01])
+    assert Schedule(1.0, "exponential", 0.0)(2 / 3) == pytest.approx(0.01)
+    assert Schedule(1.0, "constant", 0.0)(0.0) == 1.0
+    rising = Schedule(1.0, "constant", 0.5)
+    assert rising(0.25) == pytest.approx(0.5, abs=0.01) and rising(0.6) == 1.0
+    for warm_up in (-0.1, 1.0):
+        with pytest.raises(DataError, match="warm-up"):
+            Schedule(1.0, warm_up=warm_up)
 
 
 def test_limits():

@@ -4,7 +4,7 @@ import pytest
 from znn.errors import DataError
 from znn.graph import Graph
 from znn.spec import NetworkSpec
-from znn.train.augment import NONE, Augmentation, Variant
+from znn.train.augment import NONE, Augmentation, Deformation, Variant, deform_image, deform_labels
 from znn.train.sampler import Geometry, PatchReader, PatchSampler, Prefetcher
 from znn.train.volumes import make_volume
 
@@ -160,5 +160,55 @@ def test_variants_are_all_eight_of_a_section_and_their_inverse_exists():
 def test_intensity_jitter_is_linear():
     image = RNG.standard_normal((1, 2, 3, 4)).astype(np.float32)
     np.testing.assert_allclose(
-        Variant((False,) * 3, False, 1.5, -0.25).image(image), 1.5 * image - 0.25, rtol=1e-6
+        Variant((False,) * 3, False, 1.5, -0.25).shade(image), 1.5 * image - 0.25, rtol=1e-6
     )
+
+
+# Labels that are a smooth picture cut in two: where the image is far from the cut, deformed image and labels agree.
+SMOOTH = np.sin(np.arange(60) / 5)[:, None] + np.cos(np.arange(64) / 6) + np.arange(6)[:, None, None] * 0.1
+SMOOTH = SMOOTH.astype(np.float32)
+
+
+@pytest.mark.parametrize("geometry", [EVEN, ODD, STRIDED])
+def test_image_and_labels_are_deformed_alike(geometry):
+    volume = make_volume(SMOOTH, SMOOTH > 0, SMOOTH > -1)
+    sampler = PatchSampler(PatchReader([volume], geometry), 4, Augmentation(intensity=0.0, elastic=2.5))
+    moved = 0
+    for index in range(30):
+        sample = sampler.sample(index)
+        assert sample.image.shape == (1, *geometry.in_extent) and sample.image.dtype == np.float32
+        seen = under_the_output(sample, geometry) * SMOOTH.std() + SMOOTH.mean()
+        sure = np.abs(seen) > 0.3
+        np.testing.assert_array_equal((seen > 0)[sure], (sample.target == 0)[sure])
+        mask_sure = np.abs(seen + 1) > 0.3
+        np.testing.assert_array_equal((seen > -1)[mask_sure], (sample.weights > 0)[mask_sure])
+        still = Augmentation(intensity=0.0)
+        moved += not np.allclose(sample.image, PatchSampler(sampler.reader, 4, still).sample(index).image)
+    assert moved == 30
+
+
+def test_a_deformation_is_smooth_of_the_size_asked_for_and_a_function_of_its_seed():
+    field = np.stack([Deformation(seed, 4.0).displacement((3, 90, 100)) for seed in range(50)])
+    assert field.shape == (50, 2, 3, 90, 100) and np.abs(field).max() <= 12
+    assert np.std(field, axis=(0, 1)) == pytest.approx(4.0, rel=0.35)  # everywhere, at the borders too
+    assert np.abs(np.diff(field, axis=-1)).max() < 1.0 and np.abs(np.diff(field, axis=-2)).max() < 1.0
+    np.testing.assert_array_equal(Deformation(3, 4.0).displacement((3, 90, 100)), field[3])
+    assert Deformation(3, 4.0).margin == 12
+
+
+def test_no_displacement_is_no_deformation_and_a_whole_one_is_a_shift():
+    image = RNG.standard_normal((2, 3, 14, 15)).astype(np.float32)
+    still = np.zeros((2, 3, 8, 9), np.float32)
+    np.testing.assert_array_equal(deform_image(image, still, 3), image[..., 3:-3, 3:-3])
+    np.testing.assert_array_equal(deform_labels(image[0], still, 3), image[0, :, 3:-3, 3:-3])
+    still[0], still[1] = 3, -2
+    np.testing.assert_array_equal(deform_image(image, still, 3), image[..., 6:, 1:10])
+    half = np.full((2, 3, 8, 9), 0.5, np.float32)
+    mean = (image[..., 3:-3, 3:-3] + image[..., 4:-2, 3:-3] + image[..., 3:-3, 4:-2] + image[..., 4:-2, 4:-2]) / 4
+    np.testing.assert_allclose(deform_image(image, half, 3), mean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("amount", [{"elastic": -1.0}, {"intensity": float("nan")}])
+def test_amounts_out_of_range_are_refused(amount):
+    with pytest.raises(DataError, match=f"augmentation: {next(iter(amount))} is"):
+        Augmentation(**amount)

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from znn.errors import DataError
+from znn.train import volumes
 from znn.train.volumes import (
+    label_values,
     make_volume,
     mirrored_indices,
     open_array,
@@ -74,6 +76,23 @@ def test_files_of_every_kind_give_the_same_patch(tmp_path):
     assert isinstance(open_array(tmp_path / "a.npy"), np.memmap)
 
 
+def test_tiff_stacks_larger_than_memory_are_read_by_section(tmp_path, monkeypatch):
+    monkeypatch.setattr(volumes, "memory_bytes", lambda: STACK.nbytes)
+    tifffile.imwrite(tmp_path / "plain.tif", STACK)
+    tifffile.imwrite(tmp_path / "packed.tif", STACK, compression="zlib")
+    plain, packed = open_array(tmp_path / "plain.tif"), open_array(tmp_path / "packed.tif")
+    assert isinstance(plain, np.memmap) and isinstance(packed, volumes._TiffSections)
+    expected = make_volume(STACK, STACK > STACK.mean())
+    for images in (plain, packed):
+        volume = make_volume(images, STACK > STACK.mean())
+        assert volume.mean == expected.mean and volume.extent == expected.extent
+        for corner in ((1, -2, 3), (-1, 4, 4)):
+            np.testing.assert_array_equal(volume.image_patch(corner, (3, 9, 9)), expected.image_patch(corner, (3, 9, 9)))
+        np.testing.assert_array_equal(
+            volume.sections(2, 4).image_patch((0, 0, 0), (2, 3, 3)), expected.image_patch((2, 0, 0), (2, 3, 3))
+        )
+
+
 def test_hdf5(tmp_path):
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -109,6 +128,9 @@ def test_a_2d_image_is_a_volume_of_one_section_and_maps_are_kept():
         ((np.zeros((2, 2, 2, 2, 2)),), r"expected \(z, y, x\)"),
         ((np.zeros((2, 0, 2)),), "empty"),
         ((np.array([[1.0, np.nan]]),), "NaN or infinity"),
+        ((np.zeros((9, 40, 40, 3)),), "channels came last"),
+        ((np.zeros((40, 40, 3)),), "channels came last"),
+        ((STACK, STACK.transpose(1, 2, 0)), r"labels: extent \(12, 14, 5\), but the image's is \(5, 12, 14\)"),
         ((STACK, STACK[:, 1:]), r"labels: extent \(5, 11, 14\), but the image's is \(5, 12, 14\)"),
         ((STACK, STACK, np.zeros_like(STACK)), "mask is empty"),
     ],
@@ -125,9 +147,16 @@ def test_bad_files_are_refused(tmp_path):
     (tmp_path / "foreign.npy").write_bytes(b"not numpy at all")
     (tmp_path / "a.jpg").write_bytes(b"")
     np.save(tmp_path / "objects.npy", np.array([{}], object))
+    tifffile.imwrite(tmp_path / "plain.tif", STACK)
+    (tmp_path / "cut-plain.tif").write_bytes((tmp_path / "plain.tif").read_bytes()[: -STACK.nbytes // 3])
+    (tmp_path / "empty.tif").write_bytes(b"")
+    (tmp_path / "foreign.h5").write_bytes(b"not HDF5")
     for name, message in (
         ("none.tif", "no such file"),
         ("cut.tif", "damaged"),
+        ("cut-plain.tif", "truncated"),
+        ("empty.tif", "damaged"),
+        ("foreign.h5", "damaged"),
         ("foreign.npy", "damaged"),
         ("a.jpg", "cannot read files ending in '.jpg'"),
         ("objects.npy", "damaged"),
@@ -135,3 +164,16 @@ def test_bad_files_are_refused(tmp_path):
         with pytest.raises(DataError, match=message) as error:
             open_array(tmp_path / name)
         assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_nan_is_found_where_it_is_read():
+    """A large volume is not looked through when it is opened."""
+    image = np.random.default_rng(0).standard_normal((40, 8, 8)).astype(np.float32)
+    image[1, 3, 3] = np.nan
+    volume = make_volume(image, image > 0, name="deep.h5")
+    volume.image_patch((2, 0, 0), (4, 8, 8))
+    with pytest.raises(DataError, match=r"deep.h5: image: NaN or infinity found in the \(2, 4, 4\) voxels from \(0, 1, 1\)"):
+        volume.image_patch((0, 1, 1), (2, 4, 4))
+    labels = np.where(np.arange(8) > 3, np.nan, 1.0) * np.ones((40, 8, 8))
+    with pytest.raises(DataError, match="labels: NaN"):
+        label_values(make_volume(np.nan_to_num(image), labels))

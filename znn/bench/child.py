@@ -1,19 +1,18 @@
 """The process in which one case lives: reads commands as JSON lines from stdin, answers each with one JSON
 line.
 
-    predict -> what it needs, or why it cannot run      open -> check, set up, plan      lap -> seconds
-    mark -> counters start                              finish -> counters, peak memory
+    predict -> what it needs, or why it cannot run      check -> the comparison with the reference
+    open -> set up and plan      lap -> seconds         mark -> counters start
+    compute -> (instead, for what is not timed)         finish -> counters, peak memory
 
-Only the runner talks to it. It dies with its parent, so that a killed run leaves nothing behind.
+Only the runner talks to it. `znn.bench.forkserver` starts it and sees to it that it dies with the runner.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
-import signal
 import sys
 import time
 import traceback
@@ -24,7 +23,6 @@ from . import adapters
 from .adapters.base import Computed, Session
 from .problem import Problem
 
-PR_SET_PDEATHSIG = 1
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
 
 
@@ -48,15 +46,16 @@ class Worker:
             "computed": isinstance(self.adapter, Computed),
         }
 
-    def open(self, check: bool, shared: str) -> dict[str, Any]:
-        if isinstance(self.adapter, Computed):
-            self.computed = self.adapter.compute(self.problem, self.options)
-            return {"plan": "", "check": None}
-        found = self.adapter.check(self.problem, self.options, Path(shared)) if check else None
-        if found and not found["passed"]:
-            return {"plan": "", "check": found}
+    def check(self, shared: str) -> dict[str, Any]:
+        return {"check": self.adapter.check(self.problem, self.options, Path(shared))}
+
+    def open(self) -> dict[str, Any]:
         self.session = self.adapter.start(self.problem, self.options)
-        return {"plan": self.session.plan, "check": found}
+        return {"plan": self.session.plan}
+
+    def compute(self) -> dict[str, Any]:
+        self.computed = self.adapter.compute(self.problem, self.options)
+        return {}
 
     def mark(self) -> dict[str, Any]:
         self.session.mark()
@@ -89,16 +88,16 @@ def answer(worker: Worker | None, message: dict[str, Any]) -> tuple[Worker | Non
         return worker, {"error": text, "status": "oom" if oom else "failed"}
 
 
-def main() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def serve() -> None:
+    """Answer commands until the runner closes its end."""
     _volunteer_for_oom()
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries may print; only replies go to the runner
     worker = None
-    for line in sys.stdin:
-        worker, reply = answer(worker, json.loads(line))
-        replies.write(json.dumps(reply) + "\n")
-    os._exit(0)  # skip destructors of foreign libraries: everything is recorded
+    with os.fdopen(os.dup(0)) as commands:
+        for line in commands:
+            worker, reply = answer(worker, json.loads(line))
+            replies.write(json.dumps(reply) + "\n")
 
 
 def _volunteer_for_oom() -> None:
@@ -109,6 +108,3 @@ def _volunteer_for_oom() -> None:
     except OSError:
         pass
 
-
-if __name__ == "__main__":
-    main()

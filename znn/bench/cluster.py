@@ -52,7 +52,8 @@ def describe() -> dict[str, Any]:
 def measure_group(cases: Sequence[Case], commands: dict[str, str], run_id: str) -> tuple[str, list[Record]]:
     """Measure a group on the worker this runs on; returns its machine id and the records."""
     collector = _Collector()
-    Runner(collector, run_id, lambda case: commands[case.case_id]).run_group(cases)
+    with Runner(collector, run_id, lambda case: commands[case.case_id]) as runner:
+        runner.run_group(cases)
     return provenance.machine_id(
         {"cpu": provenance.cpu_model(), "usable_cores": provenance.usable_cores()}
     ), collector.records

@@ -12,8 +12,6 @@ import json
 import os
 import selectors
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import provenance
+from .adapters import preloads
+from .forkserver import ForkServer, ForkServerError
 from .record import Record
 from .store import RunWriter
 from .sweep import Case
@@ -40,28 +40,33 @@ class CaseStopped(Exception):
 class Child:
     """A case's process, asked one command at a time. Its time limit runs only while it is asked something."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, server: ForkServer) -> None:
         self._limit = self._left = case.protocol.timeout_s
-        self._log = tempfile.TemporaryFile()
+        self._log, self._server = tempfile.TemporaryFile(), server
         threads = str(case.options.get("threads", 1))
-        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "znn.bench.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=environment,
-            start_new_session=True,
-        )  # Ctrl-C reaches the runner only
+        theirs_in, self._commands = os.pipe()
+        self._replies, theirs_out = os.pipe()
+        try:
+            self._pid = server.fork(
+                [theirs_in, theirs_out, self._log.fileno()],
+                {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            )
+        except ForkServerError:
+            os.close(self._commands)
+            os.close(self._replies)
+            raise
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._process.stdout, selectors.EVENT_READ)
+        self._selector.register(self._replies, selectors.EVENT_READ)
         self._buffer = b""
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Send a command and wait for its answer. Raises CaseStopped."""
         message = json.dumps({"do": do} | arguments) + "\n"
         try:
-            os.write(self._process.stdin.fileno(), message.encode())
+            os.write(self._commands, message.encode())
         except BrokenPipeError:
             self._died()
         reply = json.loads(self._read_line())
@@ -75,7 +80,7 @@ class Child:
             self._left = left - (time.monotonic() - begin)
             if self._left <= 0 or not self._selector.select(self._left):
                 raise CaseStopped("timeout", f"took more than {self._limit:g} s in all")
-            data = os.read(self._process.stdout.fileno(), 1 << 16)
+            data = os.read(self._replies, 1 << 16)
             if not data:
                 self._died()
             self._buffer += data
@@ -83,7 +88,7 @@ class Child:
         return line
 
     def _died(self) -> None:
-        code = self._process.wait()
+        code = self._server.reap(self._pid)
         if code == -signal.SIGKILL:
             raise CaseStopped("oom", "killed by the system, most likely for memory")
         self._log.seek(0)
@@ -93,14 +98,14 @@ class Child:
 
     def close(self) -> None:
         """End the process, at once."""
-        self._process.kill()
-        self._process.wait()
         self._selector.close()
-        for pipe in (self._process.stdin, self._process.stdout, self._log):
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                pass
+        os.close(self._commands)
+        os.close(self._replies)
+        self._log.close()
+        try:
+            self._server.kill(self._pid)
+        except ForkServerError:
+            pass  # it took its children with it
 
 
 @dataclass
@@ -131,11 +136,13 @@ class Measured:
 
 
 class Runner:
-    """Measures groups of cases and hands every record to `writer`.
+    """Measures groups of cases and hands every record to `writer`. A context manager: it keeps processes.
 
-    seconds: where the time went, by stage (start, check and set-up, warm-ups, laps); the rest of the wall
-    time is overhead.
+    seconds: wall time by stage. Timed work is warm-ups, laps and computing (theory, simulation, cache misses);
+    set-up plans and allocates; the rest of the wall time is the suite's own.
     """
+
+    TIMED, STAGES = ("warmup", "laps", "compute"), ("start", "check", "setup", "warmup", "laps", "compute")
 
     def __init__(
         self,
@@ -146,10 +153,27 @@ class Runner:
     ) -> None:
         self._writer, self._run_id, self._command, self._available = writer, run_id, command, available
         self._checks: dict[str, dict] = {}
-        self._shared = tempfile.TemporaryDirectory(
-            prefix="znn-bench-"
-        )  # what the checks of a run leave for each other
-        self.seconds = dict.fromkeys(("start", "setup", "warmup", "laps"), 0.0)
+        # What the checks of a run leave for each other.
+        self._shared = tempfile.TemporaryDirectory(prefix="znn-bench-")
+        self._servers: dict[tuple[str, ...], ForkServer] = {}
+        self.seconds = dict.fromkeys(self.STAGES, 0.0)
+
+    @property
+    def measuring_s(self) -> float:
+        """Seconds in timed work and in setting it up; what a run took beyond them is the suite's overhead."""
+        return self.seconds["setup"] + sum(self.seconds[stage] for stage in self.TIMED)
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes that start cases."""
+        while self._servers:
+            self._servers.popitem()[1].close()
+        self._shared.cleanup()
 
     def run_group(self, cases: Sequence[Case]) -> list[Record]:
         """Measure cases together; where their memory does not fit together, one after the other."""
@@ -184,7 +208,7 @@ class Runner:
 
     def _start(self, item: Measured) -> None:
         case = item.case
-        item.child = Child(case)
+        item.child = self._child(case)
         described = {"problem": case.problem, "adapter": case.adapter, "options": case.options}
         item.facts = item.child.ask("predict", case=described)
         if "unavailable" in item.facts:
@@ -195,21 +219,35 @@ class Runner:
                 "skipped", f"expected to need {need / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free"
             )
 
+    def _child(self, case: Case) -> Child:
+        modules = preloads(case.adapter)
+        try:
+            return Child(case, self._server(modules))
+        except ForkServerError:  # it was killed: replaced once
+            self._servers.pop(modules).close()
+            return Child(case, self._server(modules))
+
+    def _server(self, modules: tuple[str, ...]) -> ForkServer:
+        if modules not in self._servers:
+            self._servers[modules] = ForkServer(modules)
+        return self._servers[modules]
+
     def _measure(self, batch: list[Measured]) -> None:
-        for item in batch:
-            if item.alive:
-                self._guarded(item, "setup", self._open)
-        for item in batch:
-            if item.alive and not item.facts["computed"]:
-                self._guarded(item, "warmup", self._warm_up)
-        self._rounds([item for item in batch if item.alive and not item.facts["computed"]])
+        computed = [item for item in batch if item.alive and item.facts["computed"]]
+        timed = [item for item in batch if item.alive and not item.facts["computed"]]
+        steps = [(computed, "compute", self._compute), (timed, "check", self._check)]
+        steps += [(timed, "setup", self._open), (timed, "warmup", self._warm_up)]
+        for items, stage, step in steps:
+            for item in items:
+                if item.alive:
+                    self._guarded(item, stage, step)
+        self._rounds([item for item in timed if item.alive])
         for item in batch:
             if item.alive:
                 self._guarded(item, "setup", self._finish)
 
-    def _open(self, item: Measured) -> None:
-        """Set up, with the check before it unless this run has already checked the same adapter, net and
-        options."""
+    def _check(self, item: Measured) -> None:
+        """Compare with the reference unless this run has already checked the same adapter, net and options."""
         case = item.case
         key = json.dumps(
             [
@@ -219,18 +257,21 @@ class Runner:
             ],
             sort_keys=True,
         )
-        reply = item.child.ask("open", check=key not in self._checks, shared=self._shared.name)
-        item.facts["plan"] = reply["plan"]
-        if reply["check"]:
-            self._checks[key] = reply["check"]
-        item.facts["check"] = self._checks.get(key)
-        if item.facts["check"] and not item.facts["check"]["passed"]:
-            check = item.facts["check"]
+        if key not in self._checks:
+            self._checks[key] = item.child.ask("check", shared=self._shared.name)["check"]
+        check = item.facts["check"] = self._checks[key]
+        if not check["passed"]:
             raise CaseStopped(
                 "failed",
                 f"wrong result: relative error {check['max_rel_err']:.3g} against "
                 f"{check['reference']}, tolerance {check['tol']:g}; not timed",
             )
+
+    def _open(self, item: Measured) -> None:
+        item.facts["plan"] = item.child.ask("open")["plan"]
+
+    def _compute(self, item: Measured) -> None:
+        item.child.ask("compute")
 
     def _warm_up(self, item: Measured) -> None:
         for _ in range(item.case.protocol.warmups):

@@ -296,9 +296,9 @@ def measure(
         f"{len(todo)} cases in {len(groups)} groups, about {duration(progress.left_s())}; records go to "
         f"{writer.path}"
     )
-    runner = Runner(writer, run_id, lambda case: repeat_command(case, options))
     statuses: Counter[str] = Counter()
     begin, complete = time.perf_counter(), False
+    runner = Runner(writer, run_id, lambda case: repeat_command(case, options))
     try:
         for group in groups:
             progress.show(group[0].label + (f" and {len(group) - 1} more" if len(group) > 1 else ""))
@@ -311,25 +311,33 @@ def measure(
         complete = True
     finally:
         progress.close()
+        runner.close()
         wall = time.perf_counter() - begin
-        work = sum(runner.seconds[stage] for stage in ("setup", "warmup", "laps"))
         writer.write(
             end_line(
                 run_id,
                 wall_s=wall,
                 stages_s=runner.seconds,
-                overhead_s=wall - work,
+                overhead_s=wall - runner.measuring_s,
                 complete=complete,
                 ended=provenance.now(),
             )
         )
         writer.close()
     counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
-    print(
-        f"{counts}; {duration(wall)}, of which {(wall - work) / wall:.1%} outside set-up and laps",
-        file=sys.stderr,
-    )
+    print(f"{counts}; {where_time_went(wall, runner)}", file=sys.stderr)
     return int(statuses["failed"] > 0)
+
+
+def where_time_went(wall: float, runner: Runner) -> str:
+    """One sentence for the end of a run: the seconds measured, and what the suite cost besides."""
+    spent, rest = runner.seconds, wall - runner.measuring_s
+    elsewhere = rest - spent["check"]
+    timed = sum(spent[stage] for stage in runner.TIMED)
+    return (
+        f"{duration(wall)}: {timed:.0f} s of timed work, {spent['setup']:.0f} s of setting up what was timed; "
+        f"overhead {rest / wall:.1%} ({spent['check']:.0f} s checking results, {elsewhere:.0f} s elsewhere)"
+    )
 
 
 def run_on_cluster(options: argparse.Namespace) -> int:

@@ -7,12 +7,14 @@ from znn.train.loop import Limits, Progress, Run, Schedule, State, read_curve
 from znn.train.nets import boundary_network
 from znn.train.sampler import Geometry, PatchReader, PatchSampler, Prefetcher, Sample
 from znn.train.synthetic import cell_volume
+from znn.train.tensorboard import EventLog
 from znn.train.volumes import Volume, make_volume, open_array, read_volume
 
 __all__ = [
     "Augmentation",
     "Evaluation",
     "Evaluator",
+    "EventLog",
     "Geometry",
     "Limits",
     "PatchReader",

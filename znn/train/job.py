@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ from znn.train.pictures import draw_learning_curve, draw_side_by_side
 from znn.train.rand import rand_error_of_boundaries
 from znn.train.sampler import Geometry, PatchReader, PatchSampler
 from znn.train.synthetic import cell_volume
+from znn.train.tensorboard import EventLog
 from znn.train.volumes import Volume, make_volume, read_volume
 
 # What a resumed run may change without becoming another run.
-_FREE = ("rounds", "minutes", "keep_every", "threads", "bundle", "plan", "sum")
+_FREE = ("rounds", "minutes", "keep_every", "threads", "bundle", "plan", "sum", "tensorboard")
+RATES = {"sgd": 0.02, "adam": 0.002}
 _RAND_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 _RAND_SECTIONS = 8
 _HELD_OUT = 0.2  # share of the sections held out where the user does not say
@@ -45,6 +48,9 @@ class Settings:
     hold_out                    last sections of every volume kept for validation; None: a fifth of them
     target                      boundary | classes | affinities
     output                      extent of the output patch (z, y, x); None: see `default_output`
+    optimiser                   sgd | adam; rate None: 0.02 for sgd, 0.002 for adam
+    elastic                     deviation of the elastic deformation in voxels, see `Augmentation`
+    tensorboard                 also write event files, into the folder "tensorboard" of the run
     The others are those of `Schedule`, `Limits`, `Augmentation`, `PatchSampler`, `znn.SGD` and `znn.Network`.
     """
 
@@ -56,22 +62,32 @@ class Settings:
     target: str = "boundary"
     output: tuple[int, int, int] | None = None
     patches: int = 1
-    rate: float = 0.02
+    optimiser: str = "sgd"
+    rate: float | None = None
     momentum: float = 0.9
     weight_decay: float = 1e-5
     schedule: str = "cosine"
+    warm_up: float = 0.02
     rounds: int | None = None
     minutes: float | None = None
     validate_every: int = 100
     validation_tiles: int = 24
     keep_every: int | None = None
     augment: bool = True
+    elastic: float = 0.0
     balance: bool = False
     seed: int = 0
     threads: int | None = None
     bundle: int | str = "auto"
     plan: str = "model"
     sum: str = "wait-free"
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimiser not in RATES:
+            raise DataError(f"optimiser {self.optimiser!r}; expected one of {', '.join(RATES)}")
+        if self.rate is None:
+            object.__setattr__(self, "rate", RATES[self.optimiser])
 
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
@@ -134,7 +150,7 @@ def run_job(
     folder = Path(folder)
     if fresh and folder.exists():
         _discard(folder)
-    schedule = Schedule(settings.rate, settings.schedule)
+    schedule = Schedule(settings.rate, settings.schedule, settings.warm_up)
     limits = Limits(settings.rounds, settings.minutes, settings.validate_every, settings.keep_every)
     training, held_out = load_volumes(settings)
     checkpoint, state = _resume(folder, settings, spec)
@@ -145,13 +161,30 @@ def run_job(
         geometry = Geometry.of(net.graph)
         maps = net.graph.node(net.graph.outputs[0]).maps
         reader = PatchReader(training, geometry, settings.target, maps)
-        augmentation = Augmentation() if settings.augment else NONE
+        augmentation = Augmentation(elastic=settings.elastic) if settings.augment else NONE
         sampler = PatchSampler(reader, settings.seed, augmentation, settings.patches, settings.balance)
         held_out_reader = PatchReader(held_out, geometry, settings.target, maps) if held_out else None
         follow = Evaluator(held_out_reader, spec.loss, settings.validation_tiles) if held_out_reader else None
-        run = Run(net, sampler, follow, folder, schedule, limits, state, report, progress)
-        run.train()
+        with _event_log(settings, folder, net.round, report) as report:
+            run = Run(net, sampler, follow, folder, schedule, limits, state, report, progress)
+            run.train()
         return _conclude(net, held_out_reader or reader, bool(held_out), run.state, folder)
+
+
+@contextmanager
+def _event_log(settings: Settings, folder: Path, round: int, report: Callable[[dict[str, Any]], None] | None):
+    """`report`, and with event files also what writes them."""
+    if not settings.tensorboard:
+        yield report
+        return
+    lines = [line for line in read_curve(folder / "curve.jsonl") if line["round"] <= round]
+    with EventLog(folder / "tensorboard", lines) as log:
+        def both(line: dict[str, Any]) -> None:
+            log.write(line)
+            if report is not None:
+                report(line)
+
+        yield both
 
 
 def _network(settings: Settings, spec: NetworkSpec, checkpoint, smallest: Sequence[int]):
@@ -162,7 +195,8 @@ def _network(settings: Settings, spec: NetworkSpec, checkpoint, smallest: Sequen
         return checkpoint.network(**engine)
     output = settings.output or default_output(spec, smallest)
     Geometry.of(Graph.build(spec, output=output))
-    optimiser = znn.SGD(rate=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    kind = {"sgd": znn.SGD, "adam": znn.Adam}[settings.optimiser]
+    optimiser = kind(rate=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
     return znn.Network(
         spec, output=output, patches=settings.patches, seed=settings.seed, optimiser=optimiser, **engine
     )
@@ -174,11 +208,12 @@ def _resume(folder: Path, settings: Settings, spec: NetworkSpec | None):
         return None, State(settings=settings.to_dict())
     checkpoint = load_checkpoint(path)
     state = State.from_extra(checkpoint.extra)
-    wanted = settings.to_dict()
+    # Runs begun by an older version lack the newer settings, and went by their defaults.
+    wanted, found = settings.to_dict(), Settings().to_dict() | state.settings
     for name in (field.name for field in dataclasses.fields(Settings) if field.name not in _FREE):
-        if state.settings.get(name) != wanted[name]:
+        if found[name] != wanted[name]:
             raise DataError(
-                f"{folder} holds a run with {name} = {state.settings.get(name)}, not {wanted[name]}; "
+                f"{folder} holds a run with {name} = {found[name]}, not {wanted[name]}; "
                 "choose another folder, or discard that run (--fresh)"
             )
     if spec is not None and spec != checkpoint.spec:
@@ -201,6 +236,7 @@ def _discard(folder: Path) -> None:
         "summary.json",
         "learning-curve.png",
         "sections.png",
+        "tensorboard/events.out.tfevents.*",
     ):
         for file in folder.glob(pattern):
             file.unlink()

@@ -5,9 +5,9 @@ A run lives in one folder:
     last.npz, best.npz     checkpoints (`znn.checkpoint`): the newest, and the one with the least validation
                            error
     round-NNNNNNNN.npz     checkpoints kept for good, every `keep_every` rounds
-    curve.jsonl            a JSON object a line: kind "train" (mean loss since the last such line) or
-                           "validation" (an `Evaluation`), each with round, seconds (of training so far) and
-                           learning_rate
+    curve.jsonl            a JSON object a line: kind "train" (mean loss since the last such line, and the seconds
+                           spent waiting for samples) or "validation" (an `Evaluation`), each with round, seconds
+                           (of training so far) and learning_rate
 
 A run killed at any moment goes on from last.npz: the samples are a function of seed and round, lines of the
 curve beyond the checkpoint are dropped, and with a schedule by rounds and `sum="ordered"` the result is
@@ -35,34 +35,43 @@ from znn.files import atomic_write
 from znn.train.evaluate import Evaluation, Evaluator
 from znn.train.sampler import PatchSampler, Prefetcher
 
-SCHEDULES = ("constant", "cosine", "linear")
-_WARM_UP = 0.02  # share of the run over which the learning rate rises from zero
+SCHEDULES = ("constant", "cosine", "linear", "step", "exponential")
+_FLOOR = 1e-3  # share of the rate that every schedule ends with, or above
 _LINES = 400  # lines of kind "train" in the learning curve of a whole run, about
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate over a run: a short linear rise, then constant, linear to zero, or half a cosine to
-    zero.
+    """Learning rate over a run: a linear rise over the first `warm_up` (a share of the run, from 0 to below 1), then
+
+    constant; linear to zero; cosine (half of one, to zero); step (a tenth of the rate after half of the run, a
+    hundredth after three quarters); exponential (to a thousandth).
     """
 
     rate: float
     kind: str = "cosine"
+    warm_up: float = 0.02
 
     def __post_init__(self):
         if self.kind not in SCHEDULES:
             raise DataError(f"schedule {self.kind!r}; expected one of {', '.join(SCHEDULES)}")
         if not (math.isfinite(self.rate) and self.rate > 0):
             raise DataError(f"learning rate {self.rate}; expected a positive number")
+        if not 0 <= self.warm_up < 1:
+            raise DataError(f"warm-up {self.warm_up}; expected a share of the run from 0 to below 1")
 
     def __call__(self, progress: float) -> float:
         """The rate at `progress` from 0 to 1 through the run."""
-        rise = min(1.0, (progress + 1e-3) / _WARM_UP)
-        rest = min(1.0, max(0.0, (progress - _WARM_UP) / (1 - _WARM_UP)))
-        fall = {"constant": 1.0, "linear": 1 - rest, "cosine": 0.5 * (1 + math.cos(math.pi * rest))}[
-            self.kind
-        ]
-        return self.rate * rise * max(fall, 1e-3)
+        rise = min(1.0, (progress + 1e-3) / self.warm_up) if self.warm_up else 1.0
+        rest = min(1.0, max(0.0, (progress - self.warm_up) / (1 - self.warm_up)))
+        fall = {
+            "constant": 1.0,
+            "linear": 1 - rest,
+            "cosine": 0.5 * (1 + math.cos(math.pi * rest)),
+            "step": 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01,
+            "exponential": _FLOOR**rest,
+        }[self.kind]
+        return self.rate * rise * max(fall, _FLOOR)
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ class Run:
         self.state = state or State()
         self._report = report or (lambda line: None)
         self._progress = progress or Progress(None)
-        self._loss_sum, self._loss_rounds, self._line_due = 0.0, 0, 0.0
+        self._loss_sum, self._loss_rounds, self._waited_s, self._line_due = 0.0, 0, 0.0, 0.0
         self._first_round = net.round
 
     def train(self) -> State:
@@ -162,6 +171,7 @@ class Run:
     def _one_round(self, samples: Prefetcher) -> None:
         started = time.perf_counter()
         sample = next(samples)
+        self._waited_s += time.perf_counter() - started
         self.net.learning_rate = self.schedule(self._at())
         loss = float(self.net.train_step(sample.image, sample.target, sample.weights))
         self.state.seconds += time.perf_counter() - started
@@ -190,8 +200,9 @@ class Run:
     def _write_train_line(self) -> None:
         if not self._loss_rounds:
             return
-        self._line("train", {"loss": self._loss_sum / self._loss_rounds, "rounds": self._loss_rounds})
-        self._loss_sum, self._loss_rounds = 0.0, 0
+        mean, waited = self._loss_sum / self._loss_rounds, round(self._waited_s, 4)
+        self._line("train", {"loss": mean, "rounds": self._loss_rounds, "waited_s": waited})
+        self._loss_sum, self._loss_rounds, self._waited_s = 0.0, 0, 0.0
         self._line_due = self._at() + 1 / _LINES
 
     def _milestone(self) -> None:

@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from znn.errors import DataError
-from znn.train.augment import NONE, Augmentation, Variant
+from znn.train.augment import NONE, Augmentation, Variant, deform_image, deform_labels
 from znn.train.volumes import TARGETS, Volume, label_values, targets_from_labels
 
 _TRIES = 200  # patches drawn in search of one with a labelled voxel before giving up
@@ -59,6 +59,11 @@ class Geometry:
     def span(self) -> tuple[int, int, int]:
         """Voxels of the volume from the first output voxel to the last, both included."""
         return tuple((o - 1) * s + 1 for o, s in zip(self.out_extent, self.stride))
+
+    @property
+    def surrounded(self) -> tuple[int, int, int]:
+        """The input patch with a voxel on every side."""
+        return tuple(n + 2 for n in self.in_extent)
 
     @property
     def square(self) -> bool:
@@ -127,19 +132,32 @@ class PatchReader:
 
         A variant that exchanges y and x needs a square geometry.
         """
-        volume, stride = self.volumes[index], self.geometry.stride
-        span = self.geometry.span
-        labels = volume.label_patch([c - 1 for c in corner], [s + 2 for s in span])
+        volume = self.volumes[index]
+        # One voxel more on every side, for targets look at neighbours.
+        labels = self._labels(volume.label_patch, corner, variant, 1)
         if self._picture[index]:
             labels = labels != 0
-        mask = volume.mask_patch(corner, span)
-        if variant is not None:
-            labels, mask = variant.move(labels), None if mask is None else variant.move(mask)
-        steps = tuple(slice(None, None, step) for step in stride)
+        mask = None if volume.mask is None else self._labels(volume.mask_patch, corner, variant, 0)
+        steps = tuple(slice(None, None, step) for step in self.geometry.stride)
         target = targets_from_labels(labels, self.target, self.maps)[(slice(None), *steps)]
         if mask is not None:
             mask = np.broadcast_to(mask[steps], target.shape)
         return np.ascontiguousarray(target), mask
+
+    def _labels(self, read, corner: Sequence[int], variant: Variant | None, around: int) -> np.ndarray:
+        """What `read` says about the span at `corner` and `around` voxels on every side, in the variant's form."""
+        margin = 0 if variant is None else variant.margin
+        grow = (around, around + margin, around + margin)
+        patch = read([c - g for c, g in zip(corner, grow)], [s + 2 * g for s, g in zip(self.geometry.span, grow)])
+        if variant is None:
+            return patch
+        patch = variant.move(patch)
+        if variant.deformation is None:
+            return patch
+        # The field covers the input patch and a voxel on every side; the span begins at its centre.
+        field = variant.deformation.displacement(self.geometry.surrounded)
+        box = tuple(slice(c + 1 - around, c + 1 + s + around) for c, s in zip(self.geometry.centre, self.geometry.span))
+        return deform_labels(patch, field[(slice(None), *box)], margin)
 
     def image_patch(self, index: int, corner: Sequence[int], variant: Variant | None = None) -> np.ndarray:
         """The input patch (maps, z, y, x) whose output span starts at `corner`."""
@@ -150,8 +168,18 @@ class PatchReader:
             lead = [f - 1 - c if flipped else c for f, c, flipped in zip(geometry.fov, lead, variant.flip)]
             if variant.transpose:
                 lead = [lead[0], lead[2], lead[1]]
-        image = self.volumes[index].image_patch([c - n for c, n in zip(corner, lead)], geometry.in_extent)
-        return np.ascontiguousarray(image if variant is None else variant.image(image))
+        margin = (0, 0, 0) if variant is None else (0, variant.margin, variant.margin)
+        image = self.volumes[index].image_patch(
+            [c - n - m for c, n, m in zip(corner, lead, margin)],
+            [n + 2 * m for n, m in zip(geometry.in_extent, margin)],
+        )
+        if variant is None:
+            return np.ascontiguousarray(image)
+        image = variant.move(image)
+        if variant.deformation is not None:
+            field = variant.deformation.displacement(geometry.surrounded)
+            image = deform_image(image, field[:, 1:-1, 1:-1, 1:-1], variant.margin)
+        return np.ascontiguousarray(variant.shade(image))
 
     def frequencies(self) -> np.ndarray:
         """The share of each target map that is 1, over a grid of patches of every volume; shape (maps,)."""
@@ -183,9 +211,7 @@ class PatchSampler:
     ):
         self.reader, self.seed, self.patches = reader, seed, patches
         square = reader.geometry.square
-        self.augmentation = (
-            augmentation if square else Augmentation(augmentation.flip, False, augmentation.intensity)
-        )
+        self.augmentation = augmentation if square else replace(augmentation, transpose=False)
         self._room = [
             tuple(n - s + 1 for n, s in zip(volume.extent, reader.geometry.span)) for volume in reader.volumes
         ]
@@ -242,7 +268,7 @@ class Prefetcher:
     reaches the caller with the sample it concerns. Close it, or use it as a context manager.
     """
 
-    def __init__(self, sampler: PatchSampler, start: int = 0, depth: int = 4, threads: int = 1):
+    def __init__(self, sampler: PatchSampler, start: int = 0, depth: int = 8, threads: int = 2):
         self._sampler, self._next = sampler, start
         self._pool = ThreadPoolExecutor(threads, "znn-prefetch", initializer=_step_back)
         self._ready: deque = deque()

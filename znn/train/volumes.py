@@ -1,17 +1,21 @@
 """Image volumes with labels, read by patch.
 
 A volume is an image stack (z, y, x), or (maps, z, y, x) for several channels, and optionally a label stack
-and a mask (z, y, x) of the same extent. Files are opened lazily where the format allows it (.npy is mapped
-into memory; HDF5 and Zarr read the chunks a patch touches; a TIFF stack is read whole), so a volume may be
-larger than memory. 2D images are volumes of one section.
+and a mask (z, y, x) of the same extent. Files are opened lazily: .npy and uncompressed TIFF stacks are mapped
+into memory, HDF5 and Zarr read the chunks a patch touches, a compressed TIFF stack is read whole where that
+takes no more than a quarter of the memory, else section by section. So a volume may be larger than memory.
+2D images are volumes of one section.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +52,11 @@ class Volume:
     def image_patch(self, corner: Sequence[int], extent: Sequence[int]) -> np.ndarray:
         """float32 (maps, z, y, x) from `corner` on; beyond the borders the image is mirrored."""
         patch = read_mirrored(self.image, corner, extent).astype(np.float32)
+        if self.image.dtype.kind == "f" and not np.isfinite(patch).all():
+            raise DataError(
+                f"{self.name}: image: NaN or infinity found in the {tuple(extent)} voxels from {tuple(map(int, corner))} on; "
+                "expected finite values"
+            )
         patch -= self.mean
         patch /= self.deviation
         return patch
@@ -105,9 +114,15 @@ def make_volume(image, labels=None, mask=None, name: str = "volume") -> Volume:
     """A checked `Volume` from arrays: image (z, y, x), (y, x) or (maps, z, y, x); labels and mask likewise.
 
     Mean and deviation of the image are taken over at most 16 evenly spaced sections. Raises DataError for a
-    wrong rank or type, unequal extents, NaN or infinity, a constant image, or a mask that is nowhere set.
+    wrong rank or type, channels in the last axis, unequal extents, NaN or infinity in these sections (elsewhere:
+    when they are read), a constant image, or a mask that is nowhere set.
     """
     image = _with_rank(image, (4,), f"{name}: image", maps=True)
+    if image.shape[-1] <= 4 and (image.shape[0] > 4 or image.shape[-2] >= 32):
+        raise DataError(
+            f"{name}: image: shape {tuple(image.shape)} looks as if the channels came last; expected (z, y, x) or "
+            "(maps, z, y, x)"
+        )
     extent = tuple(image.shape[1:])
     labels = None if labels is None else _companion(labels, extent, f"{name}: labels")
     mask = None if mask is None else _companion(mask, extent, f"{name}: mask")
@@ -222,8 +237,11 @@ def targets_from_labels(labels: np.ndarray, kind: str, classes: int = 1) -> np.n
 
 
 def label_values(volume: Volume) -> np.ndarray:
-    """The distinct label values over at most 16 evenly spaced sections."""
-    return np.unique(np.concatenate([np.unique(section) for section in _some_sections(volume.labels)]))
+    """The distinct label values over at most 16 evenly spaced sections. Raises DataError for NaN among them."""
+    values = np.unique(np.concatenate([np.unique(section) for section in _some_sections(volume.labels)]))
+    if not np.isfinite(values).all():
+        raise DataError(f"{volume.name}: labels: NaN or infinity found; expected finite values")
+    return values
 
 
 def _split_dataset(path: str) -> tuple[str, str | None]:
@@ -240,12 +258,45 @@ def _open_tiff(file: str, dataset: str | None):
     logger = logging.getLogger("tifffile")
     logger.addHandler(handler)
     try:
-        stack = tifffile.imread(file)
+        stack = _tiff_array(tifffile, file)
     finally:
         logger.removeHandler(handler)
     if complaints:  # of a truncated file tifffile returns the sections that are left, and only logs an error
         raise DataError(f"{file}: damaged or truncated TIFF stack ({complaints[0]})")
     return stack
+
+
+def _tiff_array(tifffile, file: str):
+    opened = tifffile.TiffFile(file)
+    series = opened.series[0]
+    if series.dataoffset is not None and series.size:
+        if series.dataoffset + series.nbytes > os.path.getsize(file):
+            raise DataError(f"{file}: truncated TIFF stack; it should hold {series.shape} voxels")
+        opened.close()
+        return tifffile.memmap(file, mode="r")
+    if len(series.shape) == 3 and len(series.pages) == series.shape[0] and series.nbytes > memory_bytes() // 4:
+        return _TiffSections(opened, series)
+    with opened:
+        return opened.asarray()
+
+
+class _TiffSections:
+    """A compressed TIFF stack (z, y, x), whose sections are read when they are asked for, the last few kept."""
+
+    def __init__(self, file, series):
+        self._file, self._name = file, file.filename
+        self.shape, self.dtype, self.ndim = tuple(series.shape), series.dtype, 3
+        self._section = lru_cache(maxsize=16)(lambda z: series.pages[z].asarray())
+        self._lock = threading.Lock()  # the file has one position
+
+    def __getitem__(self, key):
+        z, *rest = key if isinstance(key, tuple) else (key,)
+        try:
+            with self._lock:
+                sections = [self._section(int(index)) for index in range(*z.indices(self.shape[0]))]
+        except Exception as error:  # tifffile raises many types for damaged files
+            raise DataError(f"{self._name}: damaged or truncated TIFF stack ({error})") from error
+        return np.stack([section[tuple(rest)] for section in sections])
 
 
 def _open_npy(file: str, dataset: str | None):
@@ -309,6 +360,11 @@ def _companion(array, extent: tuple[int, ...], what: str):
             f"{what}: extent {tuple(array.shape)}, but the image's is {extent}; they must be equal"
         )
     return array
+
+
+def memory_bytes() -> int:
+    """The memory of this machine in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _some_sections(array, everything: bool = False):

@@ -11,7 +11,15 @@ BUILT_IN = (
     "znn", "znn_bundled", "torch_cpu", "torch_gpu", "theory", "trace", "shares", "simulate", "cachegrind"
 )
 
-__all__ = ["BUILT_IN", "Adapter", "AdapterError", "Computed", "Session", "Timed", "load"]
+__all__ = ["BUILT_IN", "Adapter", "AdapterError", "Computed", "Session", "Timed", "load", "preloads"]
+
+OURS = ("numpy", "pyfftw", "znn", "znn.reference", "znn.init", "znn.theory")
+
+
+def preloads(name: str) -> tuple[str, ...]:
+    """Modules that are worth importing once for all cases of an adapter; none of them may start a thread."""
+    return (*OURS, "torch") if name.startswith("torch") else OURS
+
 
 
 def load(name: str) -> Adapter:
