@@ -25,15 +25,18 @@ tiled::Transfer tiled_transfer(kernels::Transfer f) { return static_cast<tiled::
 
 BundledNetwork::BundledNetwork(std::vector<NodeGroupDescription> nodes, std::vector<EdgeGroupDescription> edges,
                                const NetworkOptions& options)
-    : NetworkBase(std::move(nodes), std::move(edges), options), V_(options.bundle) {
+    : NetworkBase(std::move(nodes), std::move(edges), options), V_(options.bundle), groups_(node_descriptions_),
+      edges_(edge_descriptions_) {
     if (!tiled::has_bundle(V_)) throw std::runtime_error("bundles of " + std::to_string(V_) + " maps cannot run here");
+    convs_.resize(edges_.size());
+    simples_.resize(edges_.size());
+    for (int e = 0; e < int(edges_.size()); ++e)
+        if (edges_[e].kind == EdgeKind::conv) plan_conv(e);
     build_nodes();
-    convs_.resize(edge_descriptions_.size());
-    simples_.resize(edge_descriptions_.size());
-    for (int e = 0; e < int(edge_descriptions_.size()); ++e) {
-        if (edge_descriptions_[e].kind == EdgeKind::conv)
+    for (int e = 0; e < int(edges_.size()); ++e) {
+        if (convs_[e])
             build_conv(e);
-        else
+        else if (edges_[e].source >= 0)
             simples_[e] = std::make_unique<Simple>();
     }
     share_buffers();
@@ -47,11 +50,59 @@ BundledNetwork::~BundledNetwork() {
     if (executor_) executor_->drain();
 }
 
+void BundledNetwork::plan_conv(int e) {
+    const EdgeGroupDescription& d = edges_[e];
+    if (d.depthwise)
+        throw std::runtime_error("edge group " + d.name + " is depthwise, which bundles of maps do not support: use bundle 1");
+    const auto plan = [&](const tiled::Problem& problem) {
+        switch (d.method) {
+            case Method::tiled: return tiled::plan_tiled(problem, V_, d.transform);
+            case Method::fused: return tiled::plan_fused(problem, V_, d.transform);
+            default: return tiled::plan_direct(problem, V_);
+        }
+    };
+    tiled::Problem problem{groups_[d.source].maps, groups_[d.target].maps, groups_[d.source].extent, d.kernel, d.sparsity};
+    convs_[e] = std::make_unique<Conv>();
+    convs_[e]->plan = plan(problem);
+    const int pool = pool_to_absorb(e);
+    if (pool < 0 || !tiled::can_pool(convs_[e]->plan, edges_[pool].window)) return;
+    problem.pool = edges_[pool].window;
+    convs_[e]->plan = plan(problem);
+    absorb(pool);
+}
+
+// The max-pooling edge by disjoint windows that alone follows a convolution, if one does: -1 otherwise.
+int BundledNetwork::pool_to_absorb(int e) const {
+    const int node = edges_[e].target;
+    int pool = -1, converging = 0, leaving = 0, others = 0;
+    for (int other = 0; other < int(edges_.size()); ++other) {
+        converging += edges_[other].target == node;
+        if (edges_[other].source == node) pool = other, ++leaving;
+    }
+    if (converging != 1 || leaving != 1 || groups_[node].output) return -1;
+    const EdgeGroupDescription& d = edges_[pool];
+    for (const auto& other : edges_) others += other.target == d.target;
+    const NodeGroupDescription& pooled = groups_[d.target];
+    const bool plain = !pooled.bias && pooled.transfer == kernels::Transfer::linear && !pooled.output;
+    return d.kind == EdgeKind::max_pool && d.window == d.stride && others == 1 && plain ? pool : -1;
+}
+
+// The node before the pooling takes the place of the one after it: biases and monotone transfer functions commute with maxima.
+void BundledNetwork::absorb(int pool) {
+    EdgeGroupDescription& d = edges_[pool];
+    const int node = d.source, pooled = d.target;
+    groups_[node].extent = groups_[pooled].extent;
+    for (auto& other : edges_)
+        if (other.source == pooled) other.source = node;
+    d.source = d.target = -1;  // gone
+    groups_[pooled].extent = {0, 0, 0};
+}
+
 void BundledNetwork::build_nodes() {
-    for (std::size_t i = 0; i < node_descriptions_.size(); ++i) {
+    for (std::size_t i = 0; i < groups_.size(); ++i) {
         nodes_.push_back(std::make_unique<Nodes>());
         Nodes& n = *nodes_.back();
-        n.d = node_descriptions_[i];
+        n.d = groups_[i];
         n.index = int(i);
         n.bundles = (n.d.maps + V_ - 1) / V_;
         n.volume = n.d.extent.volume();
@@ -65,37 +116,32 @@ void BundledNetwork::build_nodes() {
         if (n.d.input) inputs_.push_back(int(i));
         if (n.d.output) outputs_.push_back(int(i));
     }
-    for (const auto& d : edge_descriptions_)
-        if (d.kind == EdgeKind::conv || nodes_[d.source]->has_backward) nodes_[d.target]->has_backward = true;
+    for (const auto& d : edges_)
+        if (d.kind == EdgeKind::conv || (d.source >= 0 && nodes_[d.source]->has_backward))
+            nodes_[d.target]->has_backward = true;
     for (auto& n : nodes_)
         if (n->has_backward) n->gradient = AlignedFloats(n->stride * n->bundles * options_.patches);
 }
 
 void BundledNetwork::build_conv(int e) {
-    const EdgeGroupDescription& d = edge_descriptions_[e];
+    const EdgeGroupDescription& d = edges_[e];
     Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
-    if (d.depthwise)
-        throw std::runtime_error("edge group " + d.name + " is depthwise, which bundles of maps do not support: use bundle 1");
-    auto conv = std::make_unique<Conv>();
+    Conv* conv = convs_[e].get();
     conv->edge = e;
-    const tiled::Problem problem{source.d.maps, target.d.maps, source.d.extent, d.kernel, d.sparsity};
-    switch (d.method) {
-        case Method::tiled: conv->plan = tiled::plan_tiled(problem, V_, d.transform); break;
-        case Method::fused: conv->plan = tiled::plan_fused(problem, V_, d.transform); break;
-        default: conv->plan = tiled::plan_direct(problem, V_); break;
-    }
     conv->has_backward = source.has_backward;
     const std::size_t floats = tiled::kernel_floats(conv->plan);
     conv->kernels = AlignedFloats(floats);
     conv->momentum = AlignedFloats(floats);
     if (options_.second_moments) conv->second_moment = AlignedFloats(floats);
     if (options_.patches > 1) conv->gradient = AlignedFloats(floats * options_.patches);
+    if (conv->plan.pools()) conv->largest.resize(target.stride * target.bundles * options_.patches);
     for (int patch = 0; patch < options_.patches; ++patch) {
         tiled::Buffers b;
         b.input = source.image.data() + std::size_t(patch) * source.bundles * source.stride;
         b.input_stride = source.stride;
         b.output = target.image.data() + std::size_t(patch) * target.bundles * target.stride;
         b.output_stride = target.stride;
+        if (conv->plan.pools()) b.largest = conv->largest.data() + std::size_t(patch) * target.bundles * target.stride;
         b.output_gradient = target.gradient.data() + std::size_t(patch) * target.bundles * target.stride;
         b.output_gradient_stride = target.stride;
         if (conv->has_backward) {
@@ -109,7 +155,6 @@ void BundledNetwork::build_conv(int e) {
         if (options_.patches > 1) b.kernel_gradient = conv->gradient.data() + patch * floats;
         conv->buffers.push_back(b);
     }
-    convs_[e] = std::move(conv);
 }
 
 // Transformed kernels, spectra of images and gradients belong to a layer; results on their way back from the frequency
@@ -192,7 +237,7 @@ Stage* BundledNetwork::load_stage(Nodes& nodes, int input) {
 
 Stage* BundledNetwork::conv_forward(int e, bool accumulate, bool last, Stage* previous) {
     Conv& conv = *convs_[e];
-    Nodes &source = *nodes_[edge_descriptions_[e].source], &target = *nodes_[edge_descriptions_[e].target];
+    Nodes &source = *nodes_[edges_[e].source], &target = *nodes_[edges_[e].target];
     for (std::size_t patch = 0; patch < conv.buffers.size(); ++patch) {
         conv.buffers[patch].accumulate_output = accumulate;
         if (!last) continue;
@@ -226,7 +271,7 @@ Stage* BundledNetwork::conv_forward(int e, bool accumulate, bool last, Stage* pr
 }
 
 Stage* BundledNetwork::simple_forward(int e, bool accumulate, Stage* previous) {
-    const EdgeGroupDescription& d = edge_descriptions_[e];
+    const EdgeGroupDescription& d = edges_[e];
     Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
     Stage* stage = add(Pass::forward, label(Pass::forward, int(d.kind), e), parts(e) * target.bundles * options_.patches,
                        [this, e, accumulate](int piece, Worker& worker) {
@@ -260,12 +305,13 @@ void BundledNetwork::build_forward() {
     int input = 0;
     for (auto& owned : nodes_) {
         Nodes& n = *owned;
+        if (n.volume == 0) continue;  // absorbed by the convolution before it
         if (n.d.input) {
             n.ready = load_stage(n, input++);
         } else {
             std::vector<int> incoming;
-            for (int e = 0; e < int(edge_descriptions_.size()); ++e)
-                if (edge_descriptions_[e].target == n.index) incoming.push_back(e);
+            for (int e = 0; e < int(edges_.size()); ++e)
+                if (edges_[e].target == n.index) incoming.push_back(e);
             Stage* previous = nullptr;
             for (std::size_t i = 0; i < incoming.size(); ++i) {
                 const bool last = i + 1 == incoming.size();
@@ -281,7 +327,7 @@ void BundledNetwork::build_forward() {
     // The update of a direct or fused layer reads the source's image itself: nobody may write it before.
     for (auto& conv : convs_) {
         if (!conv || (conv->plan.method == tiled::Method::tiled && !conv->plan.fused)) continue;
-        for (Stage* writer : nodes_[edge_descriptions_[conv->edge].source]->writers)
+        for (Stage* writer : nodes_[edges_[conv->edge].source]->writers)
             gate(writer, conv->operands_free);
     }
     forward_end_->when_done([this](Worker* worker) {
@@ -306,7 +352,7 @@ Stage* BundledNetwork::loss_stage(int output) {
 
 Stage* BundledNetwork::conv_backward(int e, bool accumulate, bool last, Stage* previous) {
     Conv& conv = *convs_[e];
-    Nodes &source = *nodes_[edge_descriptions_[e].source], &target = *nodes_[edge_descriptions_[e].target];
+    Nodes &source = *nodes_[edges_[e].source], &target = *nodes_[edges_[e].target];
     for (std::size_t patch = 0; patch < conv.buffers.size(); ++patch) {
         tiled::Buffers& b = conv.buffers[patch];
         b.accumulate_input_gradient = accumulate;
@@ -338,11 +384,11 @@ Stage* BundledNetwork::conv_backward(int e, bool accumulate, bool last, Stage* p
 // The gradient passes through a maximum unchanged, so where nothing else leaves the source, its transfer function's
 // derivative can be taken at the maxima alone, of which a pooling layer has far fewer than voxels.
 bool BundledNetwork::takes_derivative_at_maxima(int e) const {
-    const EdgeGroupDescription& d = edge_descriptions_[e];
+    const EdgeGroupDescription& d = edges_[e];
     const bool maxima = d.kind == EdgeKind::max_filter || d.kind == EdgeKind::max_pool;
     const Nodes& target = *nodes_[d.target];
     int leaving = 0, converging = 0;
-    for (const auto& other : edge_descriptions_) {
+    for (const auto& other : edges_) {
         leaving += other.source == d.source;
         converging += other.target == d.target;
     }
@@ -351,7 +397,7 @@ bool BundledNetwork::takes_derivative_at_maxima(int e) const {
 }
 
 Stage* BundledNetwork::simple_backward(int e, bool accumulate, Stage* previous) {
-    const EdgeGroupDescription& d = edge_descriptions_[e];
+    const EdgeGroupDescription& d = edges_[e];
     Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
     const int count = parts(e) * target.bundles * options_.patches;
     Stage* stage = add(Pass::backward, label(Pass::backward, int(d.kind), e), count,
@@ -397,8 +443,8 @@ void BundledNetwork::build_backward() {
         for (std::size_t output = 0; output < outputs_.size(); ++output)
             if (outputs_[output] == n.index) previous = loss_stage(int(output));
         std::vector<int> leaving;
-        for (int e = int(edge_descriptions_.size()) - 1; e >= 0; --e)
-            if (edge_descriptions_[e].source == n.index) leaving.push_back(e);
+        for (int e = int(edges_.size()) - 1; e >= 0; --e)
+            if (edges_[e].source == n.index) leaving.push_back(e);
         bool derivative_taken = n.d.transfer == kernels::Transfer::linear, biases_updated = !n.d.bias;
         for (std::size_t i = 0; i < leaving.size(); ++i) {
             const int e = leaving[i];
@@ -429,7 +475,7 @@ void BundledNetwork::build_backward() {
 
 void BundledNetwork::update_conv(int e) {
     Conv& conv = *convs_[e];
-    Nodes& target = *nodes_[edge_descriptions_[e].target];
+    Nodes& target = *nodes_[edges_[e].target];
     Stage* product = nullptr;  // of the newest slab: the slabs add to one sum
     Stage* inverse = add_conv(Pass::update, e, PieceOf::update_inverse, -1);
     Stage* forward = add_conv(Pass::update, e, PieceOf::kernels_forward, -1);
@@ -474,7 +520,7 @@ void BundledNetwork::update_conv(int e) {
     conv.prepare_backward->await(1);
     applied->before(*backward);
     // The backward pass of this round still reads the old ones.
-    nodes_[edge_descriptions_[e].source]->gradient_ready->before(*backward);
+    nodes_[edges_[e].source]->gradient_ready->before(*backward);
     backward->before(*update_end_);
 }
 
@@ -575,7 +621,7 @@ void BundledNetwork::run_loss(int output, int piece, Worker& worker) {
 
 // Max-pooling has no overlap between output planes, so a bundle can be cut along z.
 int BundledNetwork::parts(int e) const {
-    const EdgeGroupDescription& d = edge_descriptions_[e];
+    const EdgeGroupDescription& d = edges_[e];
     const Nodes& target = *nodes_[d.target];
     const bool disjoint = d.kind == EdgeKind::max_pool && d.window == d.stride;
     return disjoint ? std::min(target.d.extent.z, target.chunks) : 1;
@@ -583,7 +629,7 @@ int BundledNetwork::parts(int e) const {
 
 // Which part of which bundle a piece of a simple edge is about: extents there, and where it begins.
 BundledNetwork::Cut BundledNetwork::cut_of(int e, int piece) const {
-    const EdgeGroupDescription& d = edge_descriptions_[e];
+    const EdgeGroupDescription& d = edges_[e];
     const Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
     const int cuts = parts(e), part = piece % cuts;
     Cut cut{piece / cuts, source.d.extent, target.d.extent, 0, 0};
@@ -599,7 +645,7 @@ BundledNetwork::Cut BundledNetwork::cut_of(int e, int piece) const {
 
 void BundledNetwork::simple_forward_piece(int e, int piece, bool accumulate, Worker& worker) {
     const kernels::Table& f = kernels::table();
-    const EdgeGroupDescription& d = edge_descriptions_[e];
+    const EdgeGroupDescription& d = edges_[e];
     const Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
     const auto [image, in, out, in_first, out_first] = cut_of(e, piece);
     const float* from = source.image.data() + in_first;
@@ -631,7 +677,7 @@ void BundledNetwork::simple_forward_piece(int e, int piece, bool accumulate, Wor
 
 void BundledNetwork::simple_backward_piece(int e, int piece, bool accumulate, Worker& worker) {
     const kernels::Table& f = kernels::table();
-    const EdgeGroupDescription& d = edge_descriptions_[e];
+    const EdgeGroupDescription& d = edges_[e];
     Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
     const auto [image, in, out, in_first, out_first] = cut_of(e, piece);
     const std::size_t floats = in.volume() * V_;
@@ -737,7 +783,7 @@ void BundledNetwork::arm_backward() {
     updates_over_.close();
     for (auto& conv : convs_) {
         if (!conv) continue;
-        const EdgeGroupDescription& d = edge_descriptions_[conv->edge];
+        const EdgeGroupDescription& d = edges_[conv->edge];
         for (auto& b : conv->buffers) b.step = step_.of_group(d.rate, d.decay);
         conv->kernels_ready.close();
         conv->operands_free.close();
@@ -799,7 +845,7 @@ void BundledNetwork::set_round(std::uint64_t round) {
 // Calls each(offset in [out][in][taps] reversed order of taps, offset in the bundled layout) for all weights of a layer.
 template <class Each>
 void BundledNetwork::each_kernel(int e, Each each) const {
-    const EdgeGroupDescription& d = edge_descriptions_[e];
+    const EdgeGroupDescription& d = edges_[e];
     const int in = nodes_[d.source]->d.maps, out = nodes_[d.target]->d.maps;
     const std::size_t taps = d.kernel.volume();
     for (int o = 0; o < out; ++o)

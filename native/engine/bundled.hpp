@@ -59,6 +59,7 @@ private:
     struct Conv {
         int edge = 0;
         tiled::LayerPlan plan;
+        std::vector<std::int8_t> largest;                 // where the plan pools: see tiled::Buffers
         AlignedFloats kernels, momentum, second_moment, gradient;  // gradient: one per patch, where there are several
         std::vector<AlignedFloats> own;                   // buffers that only this layer uses
         std::vector<tiled::Buffers> buffers;              // one per patch
@@ -87,6 +88,9 @@ private:
     void build_forward();
     void build_backward();
     void build_update();
+    void plan_conv(int edge);
+    int pool_to_absorb(int edge) const;
+    void absorb(int pool);
     void build_conv(int edge);
     void share_buffers();
     void set_priorities();
@@ -131,6 +135,9 @@ private:
     void each_kernel(int edge, Each each) const;
 
     const int V_;
+    // The descriptions, in which a convolution may have absorbed the max-pooling that follows it.
+    std::vector<NodeGroupDescription> groups_;
+    std::vector<EdgeGroupDescription> edges_;
     std::vector<std::unique_ptr<Nodes>> nodes_;
     std::vector<std::unique_ptr<Conv>> convs_;      // per edge group, or null
     std::vector<std::unique_ptr<Simple>> simples_;  // per edge group, or null

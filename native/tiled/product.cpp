@@ -15,7 +15,7 @@ namespace {
 constexpr int kRows[] = {0, 8, 4, 3, 2};   // by NB: the most tiles whose sums stay in registers
 constexpr int kUpdateRows = 8;
 #elif defined(__AVX2__)
-constexpr int kRows[] = {0, 4, 2, 1, 1};
+constexpr int kRows[] = {0, 5, 2, 1, 1};
 constexpr int kUpdateRows = 4;
 #else
 constexpr int kRows[] = {0, 2, 1, 1, 1};
