@@ -26,7 +26,6 @@ COMPUTE_OPTIONS = {
     "theory": {"widths": [3, 5], "methods": ["fft", "direct"]},
     "simulate": {"workers": [2, 8], "laps": 3, "plan": "fft"},
     "trace": {"threads": 2, "plan": "fft"},
-    "shares": {"threads": 2, "plan": "fft"},
 }
 
 
@@ -58,16 +57,6 @@ def test_timed_adapters_agree_with_the_reference(name, problem):
     assert found["passed"] and found["max_rel_err"] <= found["tol"], found
 
 
-def test_cases_of_a_run_share_the_reference(tmp_path, monkeypatch):
-    adapter = ready("znn")
-    first = adapter.check(SMALL, options(adapter), tmp_path)
-    monkeypatch.setattr(
-        "znn.bench.adapters.base.reference_outputs", None
-    )  # a second computation would be an error
-    assert adapter.check(SMALL, options(adapter), tmp_path)["passed"] and first["passed"]
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 @pytest.mark.parametrize("name", TIMED)
 def test_the_check_can_fail(name, monkeypatch):
     """An engine that learns at another rate gives other outputs after two rounds."""
@@ -91,6 +80,29 @@ def test_sessions_lap_mark_and_close(name):
     }
     assert metrics.get("laps", 1) == 1
     session.close()
+
+
+def test_seconds_in_locks_are_counted_for_every_lap():
+    session = ready("locks").start(SMALL, {"threads": 2, "plan": "fft", "sum": "locked"})
+    session.lap()
+    session.mark()
+    for _ in range(3):
+        session.lap()
+    metrics = session.metrics()
+    session.close()
+    assert len(metrics["lock_s"]) == len(metrics["wall_s"]) == 3 and metrics["workers"] == 2
+    assert all(0 < locked < 2 * wall for locked, wall in zip(metrics["lock_s"], metrics["wall_s"]))
+
+
+def test_a_torch_session_can_go_back_to_its_start():
+    session = ready("torch_cpu").start(SMALL, {"threads": 1}, rate=0.1)
+    first = session.outputs()["output"].copy()
+    session.lap()
+    trained = session.outputs()["output"].copy()
+    session.reset()
+    assert np.array_equal(session.outputs()["output"], first) and not np.array_equal(trained, first)
+    session.lap()
+    assert np.array_equal(session.outputs()["output"], trained)
 
 
 @pytest.mark.parametrize("name", [n for n in COMPUTED if n != "cachegrind"])
