@@ -1,7 +1,8 @@
 """Scheduling policies: time of a round and cache misses, relative to the paper's order."""
 
 import style
-from records import by, paired_ratio
+from records import by, paired_ratio, stats
+from znn_bench.counters import misses
 
 POLICIES = ("priority", "fifo", "lifo", "stealing")
 
@@ -28,37 +29,33 @@ def table(data):
                 }
             )
     for (machine, width), records in by(
-        data.select("policies", adapter="cachegrind"), "machine_id", "width"
+        data.select("policies", adapter="valgrind"), "machine_id", "width"
     ).items():
-        misses = {
-            r.options["policy"]: sum(r.metrics["per_round"][k] for k in ("LL_read_misses", "LL_write_misses"))
-            for r in records
-        }
-        rows += [
-            {
-                "measure": "misses",
-                "machine": data.machine(machine),
-                "width": width,
-                "policy": policy,
-                "relative": count / misses["priority"],
-                "low": "",
-                "high": "",
-                "absolute": count,
-                "samples": 1,
-            }
-            for policy, count in misses.items()
-            if "priority" in misses
-        ]
+        counted = {r.options["policy"]: misses(r.metrics) for r in records}
+        for policy, counts in counted.items() if "priority" in counted else ():
+            e = stats.unpaired_ratio(counts, counted["priority"])
+            rows.append(
+                {
+                    "measure": "misses",
+                    "machine": data.machine(machine),
+                    "width": width,
+                    "policy": policy,
+                    "relative": e.value,
+                    "low": e.low,
+                    "high": e.high,
+                    "absolute": stats.median(counts).value,
+                    "samples": len(counts),
+                }
+            )
     return sorted(rows, key=lambda r: (r["measure"], r["machine"], r["width"], POLICIES.index(r["policy"])))
 
 
 def caption(rows):
     return (
         "Left: seconds per round on all physical cores over those of the paper's priority order, with 95 % "
-        "bootstrap "
-        "intervals over paired rounds. Right: last-level cache misses of a round counted by cachegrind on one "
-        "worker (32 KiB "
-        "first level, 1 MiB last level, both simulated), over the same; a count, hence no interval."
+        "bootstrap intervals over paired rounds. Right: last-level cache misses of a round over the same, counted "
+        "by valgrind on one worker (32 KiB first level, 1 MiB last level, both simulated), with 95 % bootstrap "
+        "intervals over rounds; one worker has nobody to steal from."
     )
 
 
@@ -76,15 +73,14 @@ def draw(rows, plt):
             x = [j + (i - 1.5) * 0.2 for j, g in enumerate(groups) if g in bars]
             found = [bars[g] for g in groups if g in bars]
             axis.bar(x, [r["relative"] for r in found], 0.19, color=style.COLOURS[i], label=policy)
-            if measure == "time":
-                style.intervals(
-                    axis,
-                    x,
-                    [(r["relative"], r["low"], r["high"]) for r in found],
-                    ls="none",
-                    color="0.2",
-                    lw=0.8,
-                )
+            style.intervals(
+                axis,
+                x,
+                [(r["relative"], r["low"], r["high"]) for r in found],
+                ls="none",
+                color="0.2",
+                lw=0.8,
+            )
         axis.axhline(1, color="0.4", lw=0.8)
         axis.set(
             title=titles[measure],

@@ -1,8 +1,8 @@
 """Sums of converging edges: time of a round and share of time in critical sections, by width."""
 
 import style
-from records import by, paired_ratio
-from znn_bench.counters import lock_share
+from records import by, paired_ratio, stats
+from znn_bench.counters import lock_shares
 
 SUMS = ("wait-free", "locked", "ordered")
 
@@ -10,8 +10,8 @@ SUMS = ("wait-free", "locked", "ordered")
 def table(data):
     rows = []
     shares = {
-        (r.machine_id, r.problem["width"], r.options["sum"]): lock_share(r.metrics)
-        for r in data.select("sums", adapter="shares")
+        (r.machine_id, r.problem["width"], r.options["sum"]): stats.median(lock_shares(r.metrics))
+        for r in data.select("sums", adapter="locks")
     }
     for (machine, width), records in by(data.select("sums", adapter="znn"), "machine_id", "width").items():
         base = next((r for r in records if r.options["sum"] == "wait-free"), None)
@@ -26,7 +26,9 @@ def table(data):
                     "relative": e.value,
                     "low": e.low,
                     "high": e.high,
-                    "lock_share": "" if share is None else share,
+                    "lock_share": share.value if share else "",
+                    "lock_low": share.low if share else "",
+                    "lock_high": share.high if share else "",
                     "samples": len(record.samples_s),
                 }
             )
@@ -36,10 +38,8 @@ def table(data):
 def caption(rows):
     return (
         "Left: seconds per round over those with the almost wait-free sum, on all physical cores, with 95 % "
-        "bootstrap intervals "
-        "over paired rounds. Right: share of all workers' time in the critical sections of sums, waiting for "
-        "them included, "
-        "from traced rounds."
+        "bootstrap intervals over paired rounds. Right: share of all workers' time in the critical sections of "
+        "sums, waiting for them included, in traced interleaved rounds: medians with 95 % intervals."
     )
 
 
@@ -57,7 +57,12 @@ def draw(rows, plt):
                 **look,
             )
             shared = [r for r in line if r["lock_share"] != ""]
-            axes[1].plot([r["width"] for r in shared], [100 * r["lock_share"] for r in shared], **look)
+            style.intervals(
+                axes[1],
+                [r["width"] for r in shared],
+                [[100 * r[k] for k in ("lock_share", "lock_low", "lock_high")] for r in shared],
+                **look,
+            )
     axes[0].set(
         xlabel="width (feature maps per layer)", ylabel="seconds per round,\nrelative to the wait-free sum"
     )

@@ -25,6 +25,7 @@ LAYERS = [
     {"zoo", "shapes"},
     {"graph", "znn_format"},
     {"init", "cost", "reference", "trace", "draw"},
+    {"bundled"},
     {"plan"},
     {"theory", "network"},
     {"checkpoint"},
@@ -36,7 +37,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # specs.
 UPWARDS = {("spec", "znn_format")}
 # Who may import the core. The two files of the suite only ask whether it is there and how it was built.
-CORE_USERS = {"znn/__init__.py", "znn/network.py", "znn/plan.py", "znn/fftw.py"}
+CORE_USERS = {"znn/__init__.py", "znn/network.py", "znn/plan.py", "znn/bundled.py", "znn/fftw.py"}
 CORE_FACTS = {"znn/bench/provenance.py", "znn/bench/adapters/znn_adapter.py"}
 PRIVATE = re.compile(r"znn\.(_|.*\._)")
 

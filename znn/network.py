@@ -394,4 +394,4 @@ def _edge_description(edge: GraphEdge, plan: planning.Plan) -> Any:
         kernel=edge.kernel or ones, sparsity=edge.sparsity, window=edge.window or ones, stride=edge.stride,
         offset=edge.offset or (0, 0, 0), ratio=edge.spec.ratio or 0.0, depthwise=edge.spec.depthwise, rate=edge.spec.rate,
         decay=edge.spec.weight_decay, method=getattr(_core.Method, layer.method if layer else "direct"),
-        transform=(layer.transform if layer else None) or ones)
+        transform=(layer.transform if layer else None) or ones, memoize=layer.memoize if layer else True)

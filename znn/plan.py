@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from znn import _core, cache, fftw
+from znn import _core, bundled, cache, fftw
+from znn.bundled import Candidate
 from znn.cost import METHODS as EDGE_METHODS
 from znn.cost import edge_cost, gradient_nodes, smooth_extent, transform_extent
 from znn.errors import PlanError
@@ -25,12 +26,10 @@ from znn.spec import Extent, format_extent
 
 FORMAT = "znn plan"
 VERSION = 1
-METHODS = (*EDGE_METHODS, "tiled", "fused")
-# Which of them an engine has: the paper's, with one map per node, or the one with bundles of maps.
-OF_BUNDLE_1, OF_BUNDLES = EDGE_METHODS, ("direct", "tiled", "fused")
-FUSED_MAPS = 4  # most input maps of the fused method (native/tiled/tiled.hpp)
-CANDIDATE_TILES = 4
-WORTH_MEASURING = 2.5
+# Which methods an engine has: the paper's, with one map per node, or the one with bundles of maps.
+OF_BUNDLE_1, OF_BUNDLES = EDGE_METHODS, bundled.METHODS
+METHODS = tuple(dict.fromkeys(OF_BUNDLE_1 + OF_BUNDLES))
+MOST_ALTERNATIVES = 6  # kept in a plan
 
 # Rates of the cost model, in operations per second. Only their ratios decide; autotuning measures instead.
 DIRECT_RATE, TRANSFORM_RATE, PRODUCT_RATE = 30e9, 12e9, 12e9
@@ -45,15 +44,21 @@ class LayerPlan:
 
     transform: extent at which one sub-lattice is transformed (fft), or a tile (tiled, fused). seconds: of one round with one worker, by the
     model or as composed from measurements; alternatives: the same for the candidates not chosen, by their description.
+    memoize: tiled keeps all spectra from the forward and backward pass for the update, else it makes them once more.
     """
 
     method: str
     transform: Extent | None = None
     seconds: float | None = None
     alternatives: Mapping[str, float] | None = None
+    memoize: bool = True
+
+    @property
+    def candidate(self) -> Candidate:
+        return Candidate(self.method, self.transform, self.memoize)
 
     def describe(self) -> str:
-        return self.method + (f" {format_extent(self.transform)}" if self.transform else "")
+        return self.candidate.describe()
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Plan:
             if method == "fft" and extent is None and name in conv_names(graph):
                 extent = transform_extent(graph.edge(name))
             if method in ("tiled", "fused") and extent is None and bundle != 1 and name in conv_names(graph):
-                extent = _tiles(graph, graph.edge(name), bundle, 1)[0]
+                extent = _bundled_layer(graph, name, bundle).first_tile()
             layers[name] = LayerPlan(method, tuple(extent) if extent else None)
         plan = cls(layers)
         plan.check(graph, bundle)
@@ -100,12 +105,12 @@ class Plan:
             if layer.method == "fft":
                 _check_transform(graph.edge(name), layer.transform)
             if layer.method in ("tiled", "fused"):
-                _predict(graph, graph.edge(name), bundle, Candidate(layer.method, layer.transform))
+                _bundled_layer(graph, name, bundle).native(layer.candidate)
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` reads it back."""
         layers = {name: {"method": p.method, "transform": p.transform, "seconds": p.seconds,
-                         "alternatives": dict(p.alternatives) if p.alternatives else None}
+                         "alternatives": dict(p.alternatives) if p.alternatives else None, "memoize": p.memoize}
                   for name, p in self.layers.items()}
         return json.dumps({"format": FORMAT, "version": VERSION, "source": self.source, "layers": layers}, indent=1)
 
@@ -119,7 +124,7 @@ class Plan:
             if data["version"] > VERSION:
                 raise PlanError(f"{where}: version {data['version']} is newer than this program's {VERSION}")
             layers = {name: LayerPlan(_known(where, name, p["method"]), tuple(p["transform"]) if p["transform"] else None,
-                                      p.get("seconds"), p.get("alternatives"))
+                                      p.get("seconds"), p.get("alternatives"), bool(p.get("memoize", True)))
                       for name, p in data["layers"].items()}
             return cls(layers, data["source"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -157,6 +162,10 @@ class Plan:
 def conv_names(graph: Graph) -> list[str]:
     """The convolution edge groups of a graph, in its order."""
     return [edge.name for edge in graph.edges if edge.kind == "conv"]
+
+
+def _bundled_layer(graph: Graph, name: str, bundle: int) -> bundled.Layer:
+    return next(layer for layer in bundled.layers(graph, bundle) if layer.name == name)
 
 
 def needs_single_maps(plan: Any) -> bool:
@@ -238,15 +247,6 @@ def _pairs(graph: Graph, edge: GraphEdge) -> int:
 PIECES = ("encode_image", "encode_gradient", "encode_padding", "transform_kernel", "forward", "backward", "update",
           "decode_forward", "decode_backward")
 LEAST_SAMPLES, MOST_SAMPLES, PIECE_BUDGET_S, SPREAD = 5, 40, 0.06, 0.05
-
-
-@dataclass(frozen=True)
-class Candidate:
-    method: str
-    transform: Extent | None
-
-    def describe(self) -> str:
-        return self.method + (f" {format_extent(self.transform)}" if self.transform else "")
 
 
 def candidates(edge: GraphEdge) -> list[Candidate]:
@@ -369,127 +369,30 @@ def _interleave(samplers: list[_Sampler]) -> list[dict[str, float]]:
 
 
 # ---- bundles ----------------------------------------------------------------------------------------------
-def _tiled(graph: Graph, edge: GraphEdge, bundle: int, function: Callable[..., Any], *rest: Any) -> Any:
-    """Calls a native function on the problem of one layer. Raises PlanError."""
-    maps = graph.nodes[edge.source].maps, graph.nodes[edge.target].maps
-    try:
-        return function(*maps, edge.in_extent, edge.kernel, edge.sparsity, bundle, *rest)
-    except (ValueError, RuntimeError) as error:
-        raise PlanError(f"edge {edge.name!r}: {error}") from None
-
-
-def _tiles(graph: Graph, edge: GraphEdge, bundle: int, count: int) -> list[Extent]:
-    tiles = _tiled(graph, edge, bundle, _core.tiled_candidates, machine(), count)
-    if not tiles:
-        raise PlanError(f"edge {edge.name!r}: no tile extent fits kernel {format_extent(edge.kernel)}, use direct")
-    return [tuple(tile) for tile in tiles]
-
-
-def _tiled_candidates(graph: Graph, edge: GraphEdge, bundle: int) -> list[Candidate]:
-    """What is worth a measurement: the methods and tile extents that the cost model puts near its best."""
-    tiles = _tiled(graph, edge, bundle, _core.tiled_candidates, machine(), CANDIDATE_TILES)
-    few = graph.nodes[edge.source].maps <= FUSED_MAPS
-    all_of_them = [Candidate("direct", None), *(Candidate(method, tuple(tile)) for tile in tiles
-                                                for method in ("tiled", *["fused"] * few))]
-    seconds = {candidate: sum(_predict(graph, edge, bundle, candidate)) for candidate in all_of_them}
-    ranked = sorted(all_of_them, key=seconds.get)
-    return [c for c in ranked if seconds[c] <= WORTH_MEASURING * seconds[ranked[0]]][:CANDIDATE_TILES]
-
-
-def _predict(graph: Graph, edge: GraphEdge, bundle: int, candidate: Candidate) -> tuple[float, float, float]:
-    """Seconds of forward, backward and update on one core by the cost model. Raises PlanError for what cannot be."""
-    return _tiled(graph, edge, bundle, _core.tiled_predict, *_native(candidate), machine())
-
-
-def _native(candidate: Candidate) -> tuple[Any, Extent]:
-    return getattr(_core.Method, candidate.method), candidate.transform or (1, 1, 1)
-
-
-MACHINE_RATES = ("product_flops", "direct_flops", "transform_flops", "expand_flops", "memory_bytes",
-                 "spectra_bytes")
-
-
-@lru_cache(maxsize=None)
-def machine() -> Any:
-    """The constants of the bundles' cost model: from the cache, or by a calibration of about 0.1 s."""
-    name = f"machine-{_core.isa()}.json"
-    found = _core.TiledMachine()
-    try:
-        rates = json.loads(cache.read_text(name) or "{}")
-        for rate in MACHINE_RATES:
-            setattr(found, rate, float(rates[rate]))
-        return found
-    except (ValueError, KeyError, TypeError):
-        found = _core.tiled_calibrate()
-        cache.write_text(name, json.dumps({rate: getattr(found, rate) for rate in MACHINE_RATES}))
-        return found
-
-
 def tiled_model_plan(graph: Graph, bundle: int, patches: int = 1) -> Plan:
     """Per layer the method and tile extent with the fewest seconds predicted by the native cost model."""
-    wanted, layers = gradient_nodes(graph), {}
-    for name in conv_names(graph):
-        edge = graph.edge(name)
-        seconds = {}
-        for candidate in _tiled_candidates(graph, edge, bundle):
-            phases = _predict(graph, edge, bundle, candidate)
-            seconds[candidate] = patches * (phases[0] + phases[1] * wanted[edge.source] + phases[2])
-        layers[name] = _choose(seconds)
-    return Plan(layers, "model")
+    found = {}
+    for layer in bundled.layers(graph, bundle):
+        ranked = layer.ranked()[:1 + bundled.EXPLORED]
+        found[layer.name] = _choose({c: patches * layer.predict(c) for c in ranked})
+    return Plan(found, "model")
 
 
 def tiled_autotune_plan(graph: Graph, bundle: int, patches: int = 1,
-                        progress: Callable[[str], None] | None = None) -> Plan:
-    """Choose per layer by timing direct and the likeliest tile extents, phase by phase, one after the other in turns."""
-    wanted, layers, known = gradient_nodes(graph), {}, _read_tiled_timings()
-    for name in conv_names(graph):
-        edge = graph.edge(name)
-        tried = _tiled_candidates(graph, edge, bundle)
-        keys = {candidate: repr(bundle) + _cache_key(graph, edge, candidate, 1) for candidate in tried}
-        if any(key not in known for key in keys.values()):
-            if progress:
-                progress(f"{name}: timing {', '.join(c.describe() for c in tried)}")
-            known |= {keys[c]: phases for c, phases in _time_tiled(graph, edge, bundle, tried).items()}
-            cache.write_text(_tiled_timings_name(), json.dumps(known, indent=0, sort_keys=True))
-        skipped = () if wanted[edge.source] else BACKWARD_PHASES
-        seconds = {c: patches * sum(t for i, t in enumerate(known[key]) if i not in skipped) for c, key in keys.items()}
-        layers[name] = _choose(seconds)
-    return Plan(layers, "autotune")
+                        progress: Callable[[str], None] | None = None, exhaustive: bool = False) -> Plan:
+    """Choose per layer by timing the likeliest candidates, phase by phase (see `znn.bundled`); exhaustive: all there are."""
+    found = {}
+    for layer in bundled.layers(graph, bundle):
+        measured = layer.measured(layer.ranked(bundled.ALL) if exhaustive else None, progress)
+        seconds = {candidate: patches * sum(phases) for candidate, phases in measured.items()}
+        found[layer.name] = _choose(seconds, layer.choose(seconds))
+    return Plan(found, "autotune")
 
 
-BACKWARD_PHASES = (1, 6, 7, 8)  # kernels_backward, backward_product, backward_inverse, backward_join (tiled.hpp)
-TILED_BUDGET_S, TILED_LEAST, TILED_MOST = 0.3, 2, 15
-
-
-def _time_tiled(graph: Graph, edge: GraphEdge, bundle: int, tried: list[Candidate]) -> dict[Candidate, list[float]]:
-    """Median seconds of each phase. One probe at a time: a large layer's buffers would not fit in memory together."""
-    measured = {}
-    for candidate in tried:
-        probe = _tiled(graph, edge, bundle, _core.TiledProbe, *_native(candidate))
-        for phase in range(_core.TILED_PHASES):  # meets cold memory: not counted
-            probe.run(phase)
-        laps: list[list[float]] = []
-        while len(laps) < TILED_LEAST or (len(laps) < TILED_MOST and sum(map(sum, laps)) < TILED_BUDGET_S):
-            laps.append([probe.run(phase) for phase in range(_core.TILED_PHASES)])
-        measured[candidate] = [statistics.median(values) for values in zip(*laps)]
-    return measured
-
-
-def _choose(seconds: Mapping[Candidate, float]) -> LayerPlan:
-    best = min(seconds, key=seconds.get)
-    return LayerPlan(best.method, best.transform, seconds[best], {c.describe(): t for c, t in seconds.items() if c != best})
-
-
-def _tiled_timings_name() -> str:
-    return f"tiled-timings-{_core.isa()}-{_core.build_info()['version']}.json"
-
-
-def _read_tiled_timings() -> dict[str, list[float]]:
-    try:
-        data = json.loads(cache.read_text(_tiled_timings_name()) or "{}")
-        return {key: value for key, value in data.items() if len(value) == _core.TILED_PHASES}
-    except (ValueError, AttributeError, TypeError):
-        return {}
+def _choose(seconds: Mapping[Candidate, float], best: Candidate | None = None) -> LayerPlan:
+    best = best or min(seconds, key=seconds.get)
+    others = sorted((c for c in seconds if c != best), key=seconds.get)[:MOST_ALTERNATIVES]
+    return LayerPlan(best.method, best.transform, seconds[best], {c.describe(): seconds[c] for c in others}, best.memoize)
 
 
 def _cache_key(graph: Graph, edge: GraphEdge, candidate: Candidate, patches: int) -> str:

@@ -35,17 +35,20 @@ void register_description(py::module_& module) {
              py::arg("bias"), py::arg("transfer"), py::arg("rate"));
     py::class_<EdgeGroupDescription>(module, "EdgeGroupDescription")
         .def(py::init([](std::string name, EdgeKind kind, int source, int target, E kernel, E sparsity, E window, E stride,
-                         E offset, float ratio, bool depthwise, float rate, float decay, Method method, E transform) {
+                         E offset, float ratio, bool depthwise, float rate, float decay, Method method, E transform,
+                         bool memoize) {
                  EdgeGroupDescription d;
                  d.name = name; d.kind = kind; d.source = source; d.target = target;
                  d.kernel = extent(kernel); d.sparsity = extent(sparsity); d.window = extent(window);
                  d.stride = extent(stride); d.offset = extent(offset); d.ratio = ratio; d.depthwise = depthwise;
                  d.rate = rate; d.decay = decay; d.method = method; d.transform = extent(transform);
+                 d.memoize = memoize;
                  return d;
              }),
              py::kw_only(), py::arg("name"), py::arg("kind"), py::arg("source"), py::arg("target"), py::arg("kernel"),
              py::arg("sparsity"), py::arg("window"), py::arg("stride"), py::arg("offset"), py::arg("ratio"),
-             py::arg("depthwise"), py::arg("rate"), py::arg("decay"), py::arg("method"), py::arg("transform"));
+             py::arg("depthwise"), py::arg("rate"), py::arg("decay"), py::arg("method"), py::arg("transform"),
+             py::arg("memoize"));
     py::class_<NetworkOptions>(module, "NetworkOptions")
         .def(py::init<>())
         .def_readwrite("threads", &NetworkOptions::threads)

@@ -34,12 +34,16 @@ void register_tiled(py::module_& module) {
     using Machine = tiled::Machine;
     py::class_<Machine>(module, "TiledMachine")
         .def(py::init<>())
+        .def_readonly("l3_bytes", &Machine::l3_bytes)
         .def_readwrite("product_flops", &Machine::product_flops)
         .def_readwrite("direct_flops", &Machine::direct_flops)
         .def_readwrite("transform_flops", &Machine::transform_flops)
         .def_readwrite("expand_flops", &Machine::expand_flops)
+        .def_readwrite("line_flops", &Machine::line_flops)
         .def_readwrite("memory_bytes", &Machine::memory_bytes)
-        .def_readwrite("spectra_bytes", &Machine::spectra_bytes);
+        .def_readwrite("spectra_bytes", &Machine::spectra_bytes)
+        .def_readwrite("expanded_bytes", &Machine::expanded_bytes)
+        .def_readwrite("spill", &Machine::spill);
     using Peaks = tiled::Peaks;
     py::class_<Peaks>(module, "TiledPeaks")
         .def(py::init<>())

@@ -56,7 +56,7 @@ void BundledNetwork::plan_conv(int e) {
         throw std::runtime_error("edge group " + d.name + " is depthwise, which bundles of maps do not support: use bundle 1");
     const auto plan = [&](const tiled::Problem& problem) {
         switch (d.method) {
-            case Method::tiled: return tiled::plan_tiled(problem, V_, d.transform);
+            case Method::tiled: return tiled::plan_tiled(problem, V_, d.transform, {}, d.memoize);
             case Method::fused: return tiled::plan_fused(problem, V_, d.transform);
             default: return tiled::plan_direct(problem, V_);
         }
@@ -247,7 +247,7 @@ Stage* BundledNetwork::conv_forward(int e, bool accumulate, bool last, Stage* pr
     Stage* end = join(Pass::forward, label(Pass::forward, int(EdgeKind::conv), e));
     // Layers take turns in the shared buffer of spectra.
     Stage* turn = std::exchange(forward_turn_, end);
-    std::vector<Stage*> inverses;
+    std::vector<Stage*> products, inverses;
     for (int slab = 0; slab < conv.plan.slabs; ++slab) {
         Stage* transform = add_conv(Pass::forward, e, PieceOf::input_transform, slab);
         Stage* product = add_conv(Pass::forward, e, PieceOf::forward_product, slab);
@@ -258,6 +258,8 @@ Stage* BundledNetwork::conv_forward(int e, bool accumulate, bool last, Stage* pr
         inverse->before(*end);
         if (turn) turn->before(*product);
         if (slab >= conv.plan.passing_slabs) inverses[slab - conv.plan.passing_slabs]->before(*product);
+        if (slab >= conv.plan.kept_slabs) products[slab - conv.plan.kept_slabs]->before(*transform);
+        products.push_back(product);
         inverses.push_back(inverse);
         if (previous) previous->before(*inverse);
         gate(transform, conv.operands_free);
@@ -324,9 +326,9 @@ void BundledNetwork::build_forward() {
         }
         n.ready->before(*forward_end_);
     }
-    // The update of a direct or fused layer reads the source's image itself: nobody may write it before.
+    // The update of a layer that keeps no spectra reads the source's image itself: nobody may write it before.
     for (auto& conv : convs_) {
-        if (!conv || (conv->plan.method == tiled::Method::tiled && !conv->plan.fused)) continue;
+        if (!conv || (conv->plan.method == tiled::Method::tiled && !conv->plan.fused && conv->keeps())) continue;
         for (Stage* writer : nodes_[edges_[conv->edge].source]->writers)
             gate(writer, conv->operands_free);
     }
@@ -363,7 +365,7 @@ Stage* BundledNetwork::conv_backward(int e, bool accumulate, bool last, Stage* p
     }
     Stage* joined = add_conv(Pass::backward, e, PieceOf::backward_join, -1);
     Stage* turn = std::exchange(backward_turn_, joined);
-    std::vector<Stage*> inverses;
+    std::vector<Stage*> products, inverses;
     for (int slab = 0; slab < conv.plan.slabs; ++slab) {
         Stage* transform = add_conv(Pass::backward, e, PieceOf::gradient_transform, slab);
         Stage* product = add_conv(Pass::backward, e, PieceOf::backward_product, slab);
@@ -374,10 +376,13 @@ Stage* BundledNetwork::conv_backward(int e, bool accumulate, bool last, Stage* p
         inverse->before(*joined);
         if (turn) turn->before(*product);
         if (slab >= conv.plan.passing_slabs) inverses[slab - conv.plan.passing_slabs]->before(*product);
+        if (slab >= conv.plan.kept_slabs) products[slab - conv.plan.kept_slabs]->before(*transform);
         if (previous) previous->before(*inverse);
+        products.push_back(product);
         inverses.push_back(inverse);
-        conv.gradient_transforms.push_back(transform);
+        if (conv.keeps()) conv.gradient_transforms.push_back(transform);
     }
+    if (!conv.keeps()) conv.gradient_transforms = {joined};
     return joined;
 }
 
@@ -473,26 +478,41 @@ void BundledNetwork::build_backward() {
 
 // ---- update
 
+// The products of all slabs, which add to one sum; returns the last.
+Stage* BundledNetwork::update_products(Conv& conv) {
+    std::vector<Stage*> products;
+    for (int slab = 0; slab < conv.plan.slabs; ++slab) {
+        std::vector<Stage*> before = conv.gradient_transforms;
+        if (!conv.keeps()) {
+            before = {add_conv(Pass::update, conv.edge, PieceOf::input_transform, slab),
+                      add_conv(Pass::update, conv.edge, PieceOf::gradient_transform, slab)};
+            for (Stage* transform : before) {
+                for (Stage* stage : conv.gradient_transforms) stage->before(*transform);
+                if (slab >= conv.plan.kept_slabs) products[slab - conv.plan.kept_slabs]->before(*transform);
+            }
+        }
+        Stage* product = add_conv(Pass::update, conv.edge, PieceOf::update_product, slab);
+        for (Stage* transform : before) transform->before(*product);
+        if (!products.empty()) products.back()->before(*product);
+        products.push_back(product);
+    }
+    return products.back();
+}
+
 void BundledNetwork::update_conv(int e) {
     Conv& conv = *convs_[e];
     Nodes& target = *nodes_[edges_[e].target];
-    Stage* product = nullptr;  // of the newest slab: the slabs add to one sum
     Stage* inverse = add_conv(Pass::update, e, PieceOf::update_inverse, -1);
     Stage* forward = add_conv(Pass::update, e, PieceOf::kernels_forward, -1);
     conv.prepare_forward = add_conv(Pass::prepare, e, PieceOf::kernels_forward, -1);
     conv.prepare_forward->await(1);
-    if (conv.plan.fused) {
+    if (conv.plan.fused || (!conv.has_backward && !conv.keeps())) {
         conv.gradient_transforms = {target.gradient_ready};
     } else if (!conv.has_backward) {
         conv.gradient_transforms.push_back(add_conv(Pass::update, e, PieceOf::gradient_transform, -1));
         target.gradient_ready->before(*conv.gradient_transforms.back());
     }
-    for (int slab = 0; slab < conv.plan.slabs; ++slab) {
-        Stage* next = add_conv(Pass::update, e, PieceOf::update_product, slab);
-        for (Stage* transform : conv.gradient_transforms) transform->before(*next);
-        if (product) product->before(*next);
-        product = next;
-    }
+    Stage* product = update_products(conv);
     product->before(*inverse);
     product->when_done([&conv](Worker* worker) { conv.operands_free.open(worker); });
     Stage* applied = inverse;

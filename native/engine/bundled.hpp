@@ -66,8 +66,10 @@ private:
         Gate kernels_ready;                               // transformed kernels are those of the newest parameters
         Gate operands_free;                               // the update has read images and gradients
         Stage *prepare_forward = nullptr, *prepare_backward = nullptr;
-        std::vector<Stage*> gradient_transforms;
+        std::vector<Stage*> gradient_transforms;          // what the update waits for
         bool has_backward = false, stale = true;
+        // Whether the update finds all spectra of images and gradients; else it makes them once more, slab by slab.
+        bool keeps() const { return plan.kept_slabs == plan.slabs; }
 
         AlignedFloats& state(Which which) {
             return which == Which::value ? kernels : which == Which::momentum ? momentum : second_moment;
@@ -108,6 +110,7 @@ private:
     Stage* transfer_backward(Nodes& nodes, Pass pass, kernels::Transfer f, Stage* previous);
     bool takes_derivative_at_maxima(int edge) const;
     void update_conv(int edge);
+    Stage* update_products(Conv& conv);
     TaskLabel label(Pass pass, int kind, int group) const;
 
     // ---- pieces

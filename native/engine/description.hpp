@@ -41,6 +41,7 @@ struct EdgeGroupDescription {
     float rate = 1, decay = 1;      // multipliers of learning rate and weight decay
     Method method = Method::direct; // conv
     Extent transform{1, 1, 1};      // fft: extent of the transform of one sub-lattice; tiled, fused: of a tile
+    bool memoize = true;            // tiled: all spectra are kept for the update, not only those of two slabs
 };
 
 struct NetworkOptions {

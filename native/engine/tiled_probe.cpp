@@ -1,10 +1,21 @@
 #include "engine/tiled_probe.hpp"
 
-#include <chrono>
+#include <algorithm>
+#include <cstdint>
 
 namespace znn {
 
-TiledProbe::TiledProbe(tiled::LayerPlan plan) : plan_(std::move(plan)) {
+TiledProbe::TiledProbe(const tiled::LayerPlan& plan, const tiled::Machine& machine, double seconds)
+    : plan_(tiled::representative(plan, machine, seconds)), ordinary_(std::size_t{1} << 16) {
+    const tiled::Cost whole = tiled::predict(plan, machine), part = tiled::predict(plan_, machine);
+    for (int phase = 0; phase < tiled::kPhases; ++phase)
+        scale_[phase] = part.phase[phase] > 0 ? whole.phase[phase] / part.phase[phase] : 1.0;
+    // Numbers of ordinary size everywhere: zeros and denormals take other times.
+    std::uint32_t state = 1;
+    for (float& value : ordinary_) {
+        state = state * 1664525u + 1013904223u;
+        value = float(state >> 8) / float(1 << 24) - 0.5f;
+    }
     const std::size_t V = plan_.bundle, in = plan_.problem.input.volume() * V, out = plan_.output.volume() * V;
     buffers_.input_stride = buffers_.input_gradient_stride = in;
     buffers_.output_stride = buffers_.output_gradient_stride = out;
@@ -22,21 +33,17 @@ TiledProbe::TiledProbe(tiled::LayerPlan plan) : plan_(std::move(plan)) {
 
 AlignedFloats& TiledProbe::make(std::size_t floats) {
     memory_.emplace_back(floats);
-    // Numbers of ordinary size everywhere: zeros and denormals take other times.
     AlignedFloats& values = memory_.back();
-    std::uint32_t state = 1;
-    for (std::size_t i = 0; i < values.size(); ++i) {
-        state = state * 1664525u + 1013904223u;
-        values[i] = float(state >> 8) / float(1 << 24) - 0.5f;
-    }
+    for (std::size_t i = 0; i < values.size(); i += ordinary_.size())
+        std::copy_n(ordinary_.data(), std::min(ordinary_.size(), values.size() - i), values.data() + i);
     return values;
 }
 
 double TiledProbe::run(tiled::Phase phase) {
-    const auto start = std::chrono::steady_clock::now();
+    const double start = tiled::thread_seconds();
     for (int piece = 0; piece < tiled::piece_count(plan_, phase); ++piece)
         tiled::run_piece(plan_, phase, piece, buffers_, scratch_);
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return (tiled::thread_seconds() - start) * scale_[int(phase)];
 }
 
 }  // namespace znn

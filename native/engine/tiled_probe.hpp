@@ -3,21 +3,24 @@
 #include <vector>
 
 #include "base/aligned.hpp"
-#include "tiled/tiled.hpp"
+#include "tiled/machine.hpp"
 
 namespace znn {
 
 class TiledProbe {
 public:
-    explicit TiledProbe(tiled::LayerPlan plan);
+    // Of a large layer a part is measured that takes about `seconds` a round, or one slab of tiles.
+    TiledProbe(const tiled::LayerPlan& plan, const tiled::Machine& machine, double seconds);
 
-    // Seconds of one execution of all pieces of a phase on this thread.
+    // Seconds of all pieces of a phase on this thread: those of the part, in proportion to the model's predictions.
     double run(tiled::Phase phase);
 
 private:
     AlignedFloats& make(std::size_t floats);
 
     tiled::LayerPlan plan_;
+    double scale_[tiled::kPhases];
+    std::vector<float> ordinary_;
     std::vector<AlignedFloats> memory_;
     tiled::Buffers buffers_;
     float* scratch_ = nullptr;

@@ -15,7 +15,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#include "tiled/tiled.hpp"
+#include "tiled/machine.hpp"
 
 namespace {
 
@@ -136,7 +136,7 @@ int main(int argc, char** argv) {
     const std::string how = argc > 5 ? argv[5] : "best";
     const double seconds = argc > 6 ? std::atof(argv[6]) : 0.5;
     const int bundle = preferred_bundle(problem.in_maps, problem.out_maps);
-    const Machine machine = calibrate();
+    const Machine machine = calibrate(measure_peaks());
     std::printf("calibrated GFLOP/s: product %.1f, direct %.1f, transform %.1f, kernels %.1f; memory %.1f GB/s\n",
                 machine.product_flops * 1e-9, machine.direct_flops * 1e-9, machine.transform_flops * 1e-9,
                 machine.expand_flops * 1e-9, machine.memory_bytes * 1e-9);

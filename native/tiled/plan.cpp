@@ -2,12 +2,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <memory>
 #include <numbers>
 #include <stdexcept>
 #include <string>
-
-#include <time.h>
 
 #include "tiled/layout.hpp"
 #include "tiled/transform_ops.hpp"
@@ -109,9 +106,17 @@ double transform_seconds(const LayerPlan& p, bool gradient, bool inverse, const 
     const Axis* a = p.axis;
     const bool outputs = gradient != inverse;  // tiles of M voxels: gradients in, outputs back
     const double ops = tile_ops(p, outputs ? a[0].M : a[0].T, outputs ? a[1].M : a[1].T, inverse);
-    // Scratch that does not fit in L2 together with what it is read from costs a third more (measured at T = 24).
+    // Scratch that does not fit in L2 together with what it is read from costs more.
     const double bytes = 8.0 * p.bundle * p.plane * a[0].T;
-    return ops * p.bundle / machine.transform_flops * (bytes > 0.7 * double(machine.l2_bytes) ? 1.35 : 1.0);
+    return ops * p.bundle / machine.transform_flops * (bytes > 0.7 * double(machine.l2_bytes) ? machine.spill : 1.0);
+}
+
+double expand_rate(const Axis& a, const Machine& machine) { return a.table() ? machine.expand_flops : machine.line_flops; }
+
+// Images that outgrow L3 come from memory; written, they are fetched first.
+double image_seconds(const Extent& extent, int bundles, int bundle, bool written, const Machine& machine) {
+    const double bytes = 4.0 * double(extent.volume()) * bundles * bundle;
+    return bytes > 0.5 * double(machine.l3_bytes) ? (written ? 2 : 1) * bytes / machine.memory_bytes : 0.0;
 }
 
 double bytes_of_spectra(const LayerPlan& p, int bundles) {
@@ -121,15 +126,18 @@ double bytes_of_spectra(const LayerPlan& p, int bundles) {
 double product_seconds(const LayerPlan& p, int maps, int bundles, const Machine& machine) {
     const double frequencies = double(p.pencils) * p.axis[0].T;
     const double multiply = frequencies * p.tiles * maps * bundles * 8.0 * p.bundle / machine.product_flops;
-    const double expand = double(p.pencils) * p.slabs * maps * bundles * kernel_line_ops(p.axis[0]) * 2 * p.bundle /
-                          (2 * machine.expand_flops);
-    return multiply + expand;
+    // Kernels are expanded once per slab, and come from L2 again for all of its tiles: dear where these are few.
+    const double lines = double(p.pencils) * p.slabs * maps * bundles;
+    const double expand = lines * kernel_line_ops(p.axis[0]) * p.bundle / expand_rate(p.axis[0], machine);
+    const double load = lines * 8.0 * p.bundle * p.axis[0].T / machine.expanded_bytes;
+    return multiply + expand + load;
 }
 
 double kernel_seconds(const LayerPlan& p, int maps, int bundles, const Machine& machine) {
     const Axis* a = p.axis;
-    const double ops = a[0].k * (a[1].k * (kernel_line_ops(a[2]) / 2) + a[2].frequencies() * kernel_line_ops(a[1]));
-    return maps * bundles * ops * p.bundle / machine.expand_flops;
+    const double lines = a[1].k * kernel_line_ops(a[2]) / 2 / expand_rate(a[2], machine) +
+                         a[2].frequencies() * kernel_line_ops(a[1]) / expand_rate(a[1], machine);
+    return maps * bundles * a[0].k * lines * p.bundle;
 }
 
 double direct_seconds(const LayerPlan& p, int row, double voxels, int maps, int bundles, const Machine& machine) {
@@ -458,10 +466,31 @@ double Cost::backward() const {
 }
 double Cost::update() const { return sum(*this, {Phase::update_product, Phase::update_inverse}); }
 
+bool takes_part(const LayerPlan& p, Phase phase, bool backward) {
+    if (backward) return true;
+    // The update still needs the spectra of gradients, unless it makes its own.
+    if (phase == Phase::gradient_transform) return !p.fused;
+    return phase != Phase::kernels_backward && phase != Phase::backward_product && phase != Phase::backward_inverse &&
+           phase != Phase::backward_join;
+}
+
+Cost predict(const LayerPlan& p, const Machine& machine, bool backward) {
+    Cost c = predict(p, machine);
+    for (int phase = 0; phase < kPhases; ++phase)
+        if (!takes_part(p, Phase(phase), backward)) c.phase[phase] = 0;
+    return c;
+}
+
 Cost predict(const LayerPlan& p, const Machine& machine) {
     Cost c;
     auto set = [&](Phase phase, double seconds) { c.phase[int(phase)] = seconds; };
     const int in = p.problem.in_maps, out = p.problem.out_maps;
+    const auto image = [&](bool of_input, bool written) {
+        return image_seconds(of_input ? p.problem.input : p.output, of_input ? p.in_bundles : p.out_bundles, p.bundle, written,
+                             machine);
+    };
+    const double in_read = image(true, false), in_written = image(true, true);
+    const double out_read = image(false, false), out_written = image(false, true);
     if (p.method == Method::direct) {
         const double taps = double(p.problem.kernel.volume()), voxels = double(p.output.volume());
         const double weights = taps * in * p.out_bundles * p.bundle * 4;
@@ -472,14 +501,14 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
                                               machine) * useful;
         set(Phase::kernels_forward, 3 * weights / machine.memory_bytes);
         set(Phase::kernels_backward, 6 * weights / machine.memory_bytes);
-        set(Phase::forward_inverse, forward);
+        set(Phase::forward_inverse, forward + in_read + out_written);
         set(Phase::gradient_transform, 8.0 * voxels * p.out_bundles * p.bundle / machine.memory_bytes);
         // Every tap of an input voxel is walked, in x also those that meet only zeros.
         const double rows = voxels / p.output.x * (is_pointwise(p) ? p.output.x : p.problem.input.x);
-        set(Phase::backward_inverse, direct_seconds(p, p.problem.input.x, rows, out, p.in_bundles, machine));
+        set(Phase::backward_inverse, direct_seconds(p, p.problem.input.x, rows, out, p.in_bundles, machine) + out_read + in_written);
         set(Phase::update_inverse, (p.update_chunks + 2) * weights / machine.memory_bytes);
         set(Phase::update_product, direct_seconds(p, row, voxels, p.few_outputs ? p.in_bundles * p.bundle : in,
-                                                  p.out_bundles, machine) * useful * 1.1);
+                                                  p.out_bundles, machine) * useful * 1.1 + in_read + out_read);
         return c;
     }
     const double bytes_in = bytes_of_spectra(p, p.in_bundles), bytes_out = bytes_of_spectra(p, p.out_bundles);
@@ -491,32 +520,35 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
     const double cache_kernels = 8.0 * p.bundle * p.pencils * p.axis[0].k * in * p.out_bundles / (2 * machine.spectra_bytes);
     set(Phase::kernels_forward, kernel_seconds(p, in, p.out_bundles, machine) + cache_kernels);
     set(Phase::kernels_backward, kernel_seconds(p, out, p.in_bundles, machine) + cache_kernels);
-    set(Phase::input_transform, p.in_bundles * p.tiles * transform_seconds(p, false, false, machine) + memory_in + cache_in);
+    set(Phase::input_transform, p.in_bundles * p.tiles * transform_seconds(p, false, false, machine) + memory_in + cache_in + in_read);
     set(Phase::forward_product, product_seconds(p, in, p.out_bundles, machine) + memory_in + memory_out);
-    set(Phase::forward_inverse, p.out_bundles * p.tiles * transform_seconds(p, false, true, machine) + memory_out + cache_out);
-    set(Phase::gradient_transform, p.out_bundles * p.tiles * transform_seconds(p, true, false, machine) + memory_out + cache_out);
+    set(Phase::forward_inverse, p.out_bundles * p.tiles * transform_seconds(p, false, true, machine) + memory_out + cache_out +
+                                    out_written);
+    set(Phase::gradient_transform, p.out_bundles * p.tiles * transform_seconds(p, true, false, machine) + memory_out + cache_out +
+                                       out_read);
     set(Phase::backward_product, product_seconds(p, out, p.in_bundles, machine) + memory_in + memory_out);
     set(Phase::backward_inverse, p.in_bundles * p.tiles * transform_seconds(p, true, true, machine) + memory_in +
-                                     1.5 * cache_in);
+                                     1.5 * cache_in + in_written);
     set(Phase::backward_join, 4.0 * p.in_bundles * p.bundle * double(p.problem.input.volume()) / machine.memory_bytes *
                                   (p.axis[p.split].k - 1) / p.axis[p.split].M);
     set(Phase::update_product, product_seconds(p, in, p.out_bundles, machine) + memory_in + memory_out);
     set(Phase::update_inverse, kernel_seconds(p, in, p.out_bundles, machine) + cache_kernels);
     if (p.fused) {
         const double expand = double(p.tiles) / p.fused_tiles * p.pencils * in * p.out_bundles * kernel_line_ops(p.axis[0]) *
-                              p.bundle / machine.expand_flops;
-        const double inputs = p.in_bundles * p.tiles * transform_seconds(p, false, false, machine);
+                              p.bundle / expand_rate(p.axis[0], machine);
+        const double inputs = double(in) * p.tiles / p.bundle * transform_seconds(p, false, false, machine);
         const double outputs = p.out_bundles * p.tiles * transform_seconds(p, false, true, machine);
-        // Products of a few maps are copies more than arithmetic: twice the bytes of the spectra through L2.
-        const double pass = p.tiles * 16.0 * p.bundle * double(p.pencils) * p.line * p.out_bundles * in / 20e9;
+        // Products of a few maps load and store as much as they compute: half the speed of those of many.
+        const double pass = double(p.pencils) * p.axis[0].T * p.tiles * in * p.out_bundles * 16.0 * p.bundle / machine.product_flops;
         set(Phase::input_transform, 0), set(Phase::forward_product, 0);
-        set(Phase::forward_inverse, inputs + outputs + expand + pass);
-        set(Phase::update_product, inputs + outputs + pass);
+        set(Phase::forward_inverse, inputs + outputs + expand + pass + in_read + out_written);
+        set(Phase::update_product, inputs + outputs + pass + in_read + out_read);
     }
     return c;
 }
 
-std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Machine& machine, int count) {
+std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Machine& machine, int count, bool backward,
+                                    bool fused) {
     check(problem, bundle);
     // Per axis the smallest transform for every number of tiles.
     auto options = [](int n, int k, int s) {
@@ -538,89 +570,13 @@ std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Ma
             for (int x : options(n.x, k.x, s.x)) {
                 const Extent tile{z, y, x};
                 if (tile.volume() > 40 * 40 * 40) continue;
-                ranked.push_back({predict(plan_tiled(problem, bundle, tile, machine), machine).total(), tile});
+                const LayerPlan plan = fused ? plan_fused(problem, bundle, tile, machine) : plan_tiled(problem, bundle, tile, machine);
+                ranked.push_back({predict(plan, machine, backward).total(), tile});
             }
-    std::sort(ranked.begin(), ranked.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::stable_sort(ranked.begin(), ranked.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
     std::vector<Extent> best;
     for (int i = 0; i < std::min<int>(count, int(ranked.size())); ++i) best.push_back(ranked[i].second);
     return best;
-}
-
-// ---- calibration
-
-namespace {
-
-struct Arena {
-    std::vector<std::unique_ptr<float, void (*)(void*)>> blocks;
-
-    float* take(std::size_t bytes) {
-        bytes = (bytes + 63) / 64 * 64 + 64;
-        blocks.emplace_back(static_cast<float*>(std::aligned_alloc(64, bytes)), std::free);
-        std::fill_n(blocks.back().get(), bytes / sizeof(float), 0.5f);
-        return blocks.back().get();
-    }
-};
-
-// Seconds this thread has had on a core: other programs on the machine disturb it least.
-double thread_seconds() {
-    timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
-}
-
-// Shortest of several runs of one phase.
-double time_phase(const LayerPlan& p, Phase phase, const Buffers& b, float* scratch) {
-    double best = 1e9;
-    for (int repeat = 0; repeat < 4; ++repeat) {
-        const double start = thread_seconds();
-        for (int i = 0; i < piece_count(p, phase); ++i) run_piece(p, phase, i, b, scratch);
-        best = std::min(best, thread_seconds() - start);
-    }
-    return best;
-}
-
-}  // namespace
-
-Machine calibrate() {
-    Machine machine;
-    Arena arena;
-    const Problem problem{24, 24, {26, 26, 26}, {3, 3, 3}, {1, 1, 1}};
-    const LayerPlan tiled = plan_tiled(problem, 8, {14, 14, 14}), direct = plan_direct(problem, 8);
-    Buffers b;
-    b.input_stride = b.output_stride = b.output_gradient_stride = b.input_gradient_stride = problem.input.volume() * 8;
-    float* images = arena.take(3 * b.input_stride * sizeof(float));
-    b.input = b.output_gradient = images;
-    b.output = b.input_gradient = arena.take(3 * b.input_stride * sizeof(float));
-    b.kernels = arena.take(kernel_floats(tiled) * sizeof(float));
-    for (int i = 0; i < kBuffers; ++i)
-        b.work[i] = arena.take(std::max(buffer_bytes(tiled, Buffer(i)), buffer_bytes(direct, Buffer(i))));
-    float* scratch = arena.take(std::max(tiled.scratch, direct.scratch));
-
-    // Each constant is scaled by how far its own phase is from the prediction.
-    auto fit = [&](const LayerPlan& plan, Phase phase, double Machine::*rate) {
-        const double measured = time_phase(plan, phase, b, scratch);
-        Machine infinite = machine;
-        infinite.*rate = 1e30;
-        const double rest = predict(plan, infinite).phase[int(phase)];  // what the constant has no part in
-        const double part = predict(plan, machine).phase[int(phase)] - rest;
-        machine.*rate *= part / std::max(measured - rest, 0.2 * measured);
-    };
-    fit(tiled, Phase::kernels_forward, &Machine::expand_flops);
-    fit(tiled, Phase::input_transform, &Machine::transform_flops);
-    fit(tiled, Phase::forward_product, &Machine::product_flops);
-    time_phase(direct, Phase::kernels_forward, b, scratch);
-    fit(direct, Phase::forward_inverse, &Machine::direct_flops);
-    // Memory: copies of a block larger than L3.
-    const std::size_t block = machine.l3_bytes * 2;
-    float *from = arena.take(block), *to = arena.take(block);
-    double best = 1e9;
-    for (int repeat = 0; repeat < 3; ++repeat) {
-        const double start = thread_seconds();
-        std::copy(from, from + block / sizeof(float), to);
-        best = std::min(best, thread_seconds() - start);
-    }
-    machine.memory_bytes = 2.0 * double(block) / best;
-    return machine;
 }
 
 }  // namespace znn::tiled

@@ -161,9 +161,12 @@ struct LayerPlan {
 struct Machine {
     std::size_t l2_bytes = 512 << 10, l3_bytes = 32 << 20;
     double piece_s = 3e-4;  // aimed-at duration of a piece
-    // Constants of the cost model, see calibrate().
-    double product_flops = 75e9, direct_flops = 75e9, transform_flops = 20e9, expand_flops = 30e9, memory_bytes = 12e9,
-           spectra_bytes = 10e9;  // spectra between transforms and L3, bytes per second
+    // Constants of the cost model, see machine.hpp. Operations per second: of products, of direct convolution, of tiles'
+    // transforms, of kernels' short lines by table and of their longer ones by codelet.
+    double product_flops = 75e9, direct_flops = 75e9, transform_flops = 60e9, expand_flops = 45e9, line_flops = 20e9;
+    // Bytes per second: of images from memory, of spectra between transforms and L3, of expanded kernels from L2.
+    double memory_bytes = 12e9, spectra_bytes = 10e9, expanded_bytes = 40e9;
+    double spill = 1.35;  // how much longer transforms take whose scratch outgrows L2
 };
 
 // Bundle widths this processor's code path has (8; on AVX-512 also 16), and its name: baseline | avx2 | avx512.
@@ -175,8 +178,9 @@ int preferred_bundle(int in_maps, int out_maps);
 // Extents that have a codelet: 1 to 32, 40, 48, 56, 64.
 bool has_transform(int extent);
 // Tile extents worth a trial per axis (kernel < T <= codelet limit, nothing larger than the image needs), cheapest first by
-// the cost model; at most `count`.
-std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Machine& machine, int count);
+// the cost model; at most `count`. `backward`: the input's gradient is wanted; `fused`: for plan_fused.
+std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Machine& machine, int count,
+                                    bool backward = true, bool fused = false);
 
 // std::invalid_argument where the problem is empty, the kernel does not fit, the bundle is not supported or a tile extent
 // has no transform or is smaller than the kernel.
@@ -211,7 +215,8 @@ struct Cost {
     double total() const { return forward() + backward() + update(); }
 };
 Cost predict(const LayerPlan& plan, const Machine& machine);
-// Measures the constants of the cost model with a few small layers (about 0.1 s).
-Machine calibrate();
+// The same for a layer whose input's gradient may not be wanted: phases that do not take part cost nothing.
+Cost predict(const LayerPlan& plan, const Machine& machine, bool backward);
+bool takes_part(const LayerPlan& plan, Phase phase, bool backward);
 
 }  // namespace znn::tiled

@@ -26,7 +26,6 @@ COMPUTE_OPTIONS = {
     "theory": {"widths": [3, 5], "methods": ["fft", "direct"]},
     "simulate": {"workers": [2, 8], "laps": 3, "plan": "fft"},
     "trace": {"threads": 2, "plan": "fft"},
-    "shares": {"threads": 2, "plan": "fft"},
 }
 
 
@@ -58,16 +57,6 @@ def test_timed_adapters_agree_with_the_reference(name, problem):
     assert found["passed"] and found["max_rel_err"] <= found["tol"], found
 
 
-def test_cases_of_a_run_share_the_reference(tmp_path, monkeypatch):
-    adapter = ready("znn")
-    first = adapter.check(SMALL, options(adapter), tmp_path)
-    monkeypatch.setattr(
-        "znn.bench.adapters.base.reference_outputs", None
-    )  # a second computation would be an error
-    assert adapter.check(SMALL, options(adapter), tmp_path)["passed"] and first["passed"]
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 @pytest.mark.parametrize("name", TIMED)
 def test_the_check_can_fail(name, monkeypatch):
     """An engine that learns at another rate gives other outputs after two rounds."""
@@ -93,7 +82,30 @@ def test_sessions_lap_mark_and_close(name):
     session.close()
 
 
-@pytest.mark.parametrize("name", [n for n in COMPUTED if n != "cachegrind"])
+def test_seconds_in_locks_are_counted_for_every_lap():
+    session = ready("locks").start(SMALL, {"threads": 2, "plan": "fft", "sum": "locked"})
+    session.lap()
+    session.mark()
+    for _ in range(3):
+        session.lap()
+    metrics = session.metrics()
+    session.close()
+    assert len(metrics["lock_s"]) == len(metrics["wall_s"]) == 3 and metrics["workers"] == 2
+    assert all(0 < locked < 2 * wall for locked, wall in zip(metrics["lock_s"], metrics["wall_s"]))
+
+
+def test_a_torch_session_can_go_back_to_its_start():
+    session = ready("torch_cpu").start(SMALL, {"threads": 1}, rate=0.1)
+    first = session.outputs()["output"].copy()
+    session.lap()
+    trained = session.outputs()["output"].copy()
+    session.reset()
+    assert np.array_equal(session.outputs()["output"], first) and not np.array_equal(trained, first)
+    session.lap()
+    assert np.array_equal(session.outputs()["output"], trained)
+
+
+@pytest.mark.parametrize("name", [n for n in COMPUTED if n != "valgrind"])
 def test_computed_adapters_give_json(name):
     adapter = ready(name)
     metrics = adapter.compute(SMALL, COMPUTE_OPTIONS[name])
@@ -123,11 +135,20 @@ def test_the_simulator_gets_every_measured_second():
         assert simulate.simulate(tasks, 1).round_s == pytest.approx(tasks.work_s)
 
 
-def test_cachegrind_totals_are_read():
-    from znn.bench.adapters.cachegrind_adapter import EVENTS, totals
+@pytest.mark.slow
+def test_cache_misses_are_counted_round_by_round():
+    adapter = ready("valgrind")
+    problem = Problem.from_dict({"net": "scaling_3d", "width": 2, "output": 4})
+    counts = adapter.compute(problem, {"plan": "fft", "policy": "priority", "laps": 3})["per_round"]
+    assert all(len(rounds) == 3 and min(rounds) > 0 for rounds in counts.values())
+    for event in ("instructions", "reads"):  # the same work in every round, and none of Python's start
+        assert max(counts[event]) < 1.1 * min(counts[event]) < 1e9
+    assert max(counts["LL_read_misses"]) < min(counts["D1_read_misses"]) < min(counts["reads"])
 
-    text = "desc: D1 cache: x\ncmd: y\nevents: Ir I1mr ILmr Dr D1mr DLmr Dw D1mw DLmw\nfn=z\n1 2 3\nsummary: 9 8 7 6 5 4 3 2 1\n"
-    assert totals(text)["DLmr"] == 4 and set(EVENTS) <= set(totals(text))
+
+def test_a_case_without_valgrind_says_how_to_get_it(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert "apt-get install valgrind" in adapters.load("valgrind").unavailable()
 
 
 def test_torch_gpu_says_why_it_cannot_run():

@@ -92,6 +92,29 @@ def test_computed_cases_and_chatty_libraries(run):
     assert record.status == "ok"
 
 
+def test_a_server_that_was_killed_is_replaced(run, tmp_path):
+    writer = store.RunWriter(tmp_path, Run("r2", "m", "2026", {}))
+    with rn.Runner(writer, "r2", lambda c: "command") as runner:
+        first = runner.run_group([case()])
+        (server,) = runner._servers.values()
+        os.kill(server._process.pid, signal.SIGKILL)
+        server._process.wait()
+        second = runner.run_group([case()])
+        assert runner._servers and server not in runner._servers.values()
+    assert [r.status for r in first + second] == ["ok", "ok"]
+
+
+def test_seconds_are_booked_by_stage(tmp_path):
+    writer = store.RunWriter(tmp_path, Run("r3", "m", "2026", {}))
+    with rn.Runner(writer, "r3", lambda c: "command") as runner:
+        begin = time.perf_counter()
+        runner.run_group([case(lap_s=0.05), case("fake_adapters:Sums")])
+        wall = time.perf_counter() - begin
+    assert set(runner.seconds) == set(rn.Runner.STAGES) and all(s > 0 for s in runner.seconds.values())
+    assert runner.seconds["laps"] >= 6 * 0.05 and runner.seconds["warmup"] >= 2 * 0.05
+    assert runner.measuring_s < sum(runner.seconds.values()) <= wall
+
+
 def test_an_unknown_adapter_is_a_failed_case(run):
     (record,) = run(case("nobody"))
     assert record.status == "failed" and "'nobody'" in record.reason

@@ -212,20 +212,3 @@ def test_records_are_lines_of_json(experiments, tmp_path):
     run(tmp_path)
     lines = next((tmp_path / "results").glob("*/*.jsonl")).read_text().splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["run", *["case"] * 4, "end"]
-
-
-def test_compare_tells_agreement_from_change(tmp_path):
-    import sys
-
-    sys.path.insert(0, str(ROOT / "tests" / "paper_figs"))
-    import synthetic
-
-    from znn.bench.__main__ import compare
-
-    for name, slow in (("a", 1.0), ("b", 1.0), ("c", 1.5)):
-        synthetic.write(tmp_path / name, "smoke", slow=slow, only={"scaling_3d", "plans"})
-    text, agrees = compare(tmp_path / "a", tmp_path / "b")
-    assert agrees and "(100%)" in text
-    text, agrees = compare(tmp_path / "a", tmp_path / "c")
-    assert not agrees and "DIFFERS  1.500" in text
-    assert compare(tmp_path / "a", tmp_path) == ("0 of 0 cases agree within their intervals (0%)", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -49,7 +50,31 @@ def write(
                 if record:
                     writer.write(record)
     writer.close()
+    if only is None or "learning_curves" in only:
+        write_curves(root / machine / "learning_curves", run)
     return writer.path
+
+
+def write_curves(folder: Path, run: Run) -> None:
+    """Learning curves as experiments/learning_curves.py leaves them: the same by rounds, PyTorch three times slower."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for engine, round_s in (("znn", 0.05), ("torch", 0.15)):
+        head = {
+            "kind": "run",
+            "engine": engine,
+            "name": "example",
+            "threads": 2,
+            "how": {"version": "1"},
+            "machine": run.machine,
+            "command": "python experiments/learning_curves.py",
+        }
+        lines = [json.dumps(head)]
+        for number in range(50, 2000, 50):
+            error = 0.08 + 0.14 * math.exp(-number / 500)
+            line = {"kind": "validation", "round": number, "seconds": number * round_s, "loss": error}
+            line |= {"pixel_error": error, "standard_error": 0.004, "trivial_error": 0.22}
+            lines.append(json.dumps(line))
+        (folder / f"example-{engine}.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def make(case, cases, run_id, cores, missing, slow) -> Record:
@@ -79,7 +104,7 @@ def make(case, cases, run_id, cores, missing, slow) -> Record:
         interleaved_with=group,
         peak_rss_bytes=int(8e8),
         check={"reference": "x", "max_rel_err": 1e-6, "tol": 1e-4, "passed": True},
-        metrics=COMPUTED[case.adapter](case, cores) if case.adapter in COMPUTED else counters(case),
+        metrics=COMPUTED[case.adapter](case, cores) if case.adapter in COMPUTED else counters(case, cores),
     )
 
 
@@ -101,7 +126,11 @@ def lap_s(case) -> float:
     return seconds / (threads * width / (width + 0.3 * threads) if threads > 1 else 1)
 
 
-def counters(case) -> dict:
+def counters(case, cores) -> dict:
+    if case.adapter == "locks":
+        lock = {"wait-free": 0.001, "locked": 0.02, "ordered": 0.01}[case.options["sum"]]
+        lock *= 10 / case.problem["width"]
+        return {"lock_s": [cores * lock * (1 + 0.1 * i) for i in range(9)], "wall_s": [1.0] * 9, "workers": cores}
     width, kept = case.problem.get("width") or 10, len(case.options.get("memoize", PHASES))
     return {
         "laps": 9,
@@ -111,15 +140,6 @@ def counters(case) -> dict:
 
 def theory(case, cores) -> dict:
     return adapters.load("theory").compute(Problem.from_dict(case.problem), case.options)
-
-
-def shares(case, cores) -> dict:
-    lock = (
-        {"wait-free": 0.001, "locked": 0.02, "ordered": 0.01}[case.options["sum"]]
-        * 10
-        / case.problem["width"]
-    )
-    return {"laps": 5, "wall_s": 1.0, "counters": {"lock_s": [lock] * cores}}
 
 
 def trace(case, cores) -> dict:
@@ -168,15 +188,15 @@ def simulate(case, cores) -> dict:
     }
 
 
-def cachegrind(case, cores) -> dict:
+def valgrind(case, cores) -> dict:
     misses = {"priority": 1.0, "fifo": 1.4, "lifo": 1.1, "stealing": 1.2}[case.options["policy"]] * 1e6
-    return {"per_round": {"LL_read_misses": misses, "LL_write_misses": misses / 3}}
+    rounds = [int(misses * (1 + 0.01 * (i % 3))) for i in range(7)]
+    return {"per_round": {"LL_read_misses": rounds, "LL_write_misses": [n // 3 for n in rounds]}}
 
 
 COMPUTED = {
     "theory": theory,
-    "shares": shares,
     "trace": trace,
     "simulate": simulate,
-    "cachegrind": cachegrind,
+    "valgrind": valgrind,
 }

@@ -1,6 +1,8 @@
-"""`python -m znn.bench check results/`: what is there, and what is wrong with it.
+"""Look after results: what is there, whether two runs agree, and the reference outputs that checks use.
 
-`python -m znn.bench compare first/ second/`: whether two runs of the same cases agree within their intervals.
+python -m znn.bench check results/                  what a results folder holds, and what is wrong with it
+python -m znn.bench agree FIRST SECOND              whether two runs (files, folders or run ids) agree
+python -m znn.bench references                      renew the kept outputs of the float64 reference
 """
 
 from __future__ import annotations
@@ -10,28 +12,51 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from . import stats, store
+from . import agree, store
 
-AGREEING = 0.9
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m znn.bench", description=__doc__)
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0, 1 when something is wrong or the runs disagree, 2 for wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m znn.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("check", help="summarise a results folder").add_argument(
-        "folders", type=Path, nargs=1
-    )
-    commands.add_parser("compare", help="compare two results folders").add_argument(
-        "folders", type=Path, nargs=2
-    )
-    options = parser.parse_args()
-    for folder in options.folders:
-        if not folder.is_dir():
-            print(f"{folder}: no such folder", file=sys.stderr)
-            return 2
-    text, sound = (check if options.command == "check" else compare)(*options.folders)
+    commands.add_parser("check", help="summarise a results folder").add_argument("folder", type=Path)
+    two = commands.add_parser("agree", help="compare two runs of the same cases")
+    two.add_argument("first", help="a run file, a results folder or a run id")
+    two.add_argument("second")
+    two.add_argument("--results", default=str(ROOT / "results"), help="where runs are looked up by id")
+    two.add_argument("--all", action="store_true", help="print every case, not only those that differ")
+    commands.add_parser("references", help="compute the reference outputs that are missing; drop those unused")
+    options = parser.parse_args(arguments)
+    try:
+        text, sound = COMMANDS[options.command](options)
+    except store.StoreError as error:
+        print(error, file=sys.stderr)
+        return 2
     print(text)
     return 0 if sound else 1
+
+
+def check_command(options: argparse.Namespace) -> tuple[str, bool]:
+    if not options.folder.is_dir():
+        raise store.StoreError(f"{options.folder}: no such folder")
+    return check(options.folder)
+
+
+def agree_command(options: argparse.Namespace) -> tuple[str, bool]:
+    records = (store.find(where, options.results).latest() for where in (options.first, options.second))
+    found = agree.agreement(*records)
+    return agree.to_text(found, options.all), found.sound
+
+
+def references_command(options: argparse.Namespace) -> tuple[str, bool]:
+    from . import references, suite
+
+    kept, computed = references.renew(suite.checked_problems())
+    return f"{kept} reference outputs in {references.KEPT}, {computed} computed now", True
 
 
 def check(root: Path) -> tuple[str, bool]:
@@ -54,33 +79,6 @@ def check(root: Path) -> tuple[str, bool]:
     return "\n".join(lines), not problems
 
 
-def compare(first: Path, second: Path) -> tuple[str, bool]:
-    """The cases both folders hold, by machine, and whether the share of overlapping intervals is what chance
-    allows.
-
-    Intervals of two sound 95 % medians overlap in more than 95 % of cases (99 % for equal widths); a share
-    below 90 % means
-    the machine changed between the runs or is too noisy.
-    """
-    tables = [
-        {(r.machine_id, r.experiment, r.case_id): r for r in store.load(folder).latest() if r.samples_s}
-        for folder in (first, second)
-    ]
-    lines, overlapping, common = [], 0, sorted(set(tables[0]) & set(tables[1]))
-    for key in common:
-        a, b = (stats.median(table[key].samples_s) for table in tables)
-        overlapping += a.overlaps(b)
-        lines.append(
-            f"{'agrees ' if a.overlaps(b) else 'DIFFERS'} {b.value / a.value:6.3f}  {a.low:.4g}..{a.high:.4g} "
-            f""
-            f"s  "
-            f"{b.low:.4g}..{b.high:.4g} s  {key[1]} {key[2]}"
-        )
-    share = overlapping / len(common) if common else 0.0
-    lines.append(f"{overlapping} of {len(common)} cases agree within their intervals ({share:.0%})")
-    return "\n".join(lines), share >= AGREEING
-
-
 def _machine_lines(machine: str, loaded: store.Loaded, records: list) -> list[str]:
     runs = [run for run in loaded.runs.values() if run.machine_id == machine]
     facts = max(runs, key=lambda run: run.started).machine if runs else {}
@@ -98,6 +96,8 @@ def _machine_lines(machine: str, loaded: store.Loaded, records: list) -> list[st
         )
     return lines
 
+
+COMMANDS = {"check": check_command, "agree": agree_command, "references": references_command}
 
 if __name__ == "__main__":
     sys.exit(main())

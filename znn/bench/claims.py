@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import stats, store
-from .counters import lock_share, transforms
+from .counters import lock_shares, misses, transforms
 from .record import Record
 from .stats import Estimate
 
@@ -145,23 +145,19 @@ def _brent(evidence: Evidence, limits: dict) -> Found:
 def _locality(evidence: Evidence, limits: dict) -> Found:
     tests = []
     for (_, width), records in _groups(
-        evidence.of("policies", adapter="cachegrind"), "machine_id", "width"
+        evidence.of("policies", adapter="valgrind"), "machine_id", "width"
     ).items():
-        misses = {
-            r.options["policy"]: r.metrics["per_round"]["LL_read_misses"]
-            + r.metrics["per_round"]["LL_write_misses"]
-            for r in records
-        }
+        counted = {r.options["policy"]: misses(r.metrics) for r in records}
         tests += [
             _at_least(
                 f"last-level misses, {policy} over the paper's order, width {width}",
                 records[0],
-                count / misses["priority"],
+                stats.unpaired_ratio(counts, counted["priority"]),
                 limits["misses"],
                 strict=True,
             )
-            for policy, count in misses.items()
-            if policy != "priority" and "priority" in misses
+            for policy, counts in counted.items()
+            if policy != "priority" and "priority" in counted
         ]
     for (_, width), records in _groups(evidence.of("policies", adapter="znn"), "machine_id", "width").items():
         base = next((r for r in records if r.options["policy"] == "priority"), None)
@@ -177,24 +173,36 @@ def _locality(evidence: Evidence, limits: dict) -> Found:
         ]
     return tests, "" if any(
         t.passed is not None for t in tests
-    ) else "cache misses need valgrind's cachegrind and the tier quick"
+    ) else _why_not(evidence, "policies", "valgrind") or "cache misses are counted in the tier quick"
+
+
+def _why_not(evidence: Evidence, experiment: str, adapter: str) -> str:
+    """The reasons recorded where an adapter did not run."""
+    skipped = store.select(evidence.loaded.distinct(), experiment=experiment, adapter=adapter)
+    return "; ".join(sorted({r.reason for r in skipped if r.status != "ok"}))
 
 
 def _sums(evidence: Evidence, limits: dict) -> Found:
     tests, alone = [], False
-    for (_, width), records in _groups(evidence.of("sums", adapter="shares"), "machine_id", "width").items():
-        shares = {r.options["sum"]: lock_share(r.metrics) for r in records}
+    for (_, width), records in _groups(evidence.of("sums", adapter="locks"), "machine_id", "width").items():
+        found = {r.options["sum"]: r for r in records}
         alone |= evidence.cores(records[0]) < 2
-        if evidence.cores(records[0]) > 1 and shares.get("wait-free") and shares.get("locked") is not None:
+        if evidence.cores(records[0]) > 1 and {"wait-free", "locked"} <= set(found):
             tests.append(
                 _at_least(
                     f"time in critical sections, locked over wait-free, width {width}",
                     records[0],
-                    shares["locked"] / shares["wait-free"],
+                    _ratio(found["locked"], found["wait-free"], lambda r: lock_shares(r.metrics)),
                     limits["ratio"],
                     strict=True,
                 )
             )
+    for (_, width), records in _groups(evidence.of("sums", adapter="znn"), "machine_id", "width").items():
+        found = {r.options["sum"]: r for r in records}
+        if evidence.cores(records[0]) > 1 and {"wait-free", "locked"} <= set(found):
+            e = _ratio(found["locked"], found["wait-free"])
+            what = f"seconds per round, locked over wait-free, width {width}"
+            tests.append(_shown(what, records[0], e, limits["time"]))
     return tests, "one core: nobody waits for a lock" if alone and not tests else ""
 
 
@@ -400,9 +408,12 @@ def _seconds(record: Record) -> float:
     return stats.median(record.samples_s).value
 
 
-def _ratio(top: Record, bottom: Record) -> Estimate:
+def _ratio(
+    top: Record, bottom: Record, samples: Callable[[Record], list[float]] = lambda r: r.samples_s
+) -> Estimate:
+    """Ratio of medians of what `samples` takes from the records, over paired rounds where there are such."""
     together = top.run_id == bottom.run_id and bottom.case_id in top.interleaved_with
-    return (stats.ratio if together else stats.unpaired_ratio)(top.samples_s, bottom.samples_s)
+    return (stats.ratio if together else stats.unpaired_ratio)(samples(top), samples(bottom))
 
 
 def _scaled(e: Estimate, factor: float) -> Estimate:

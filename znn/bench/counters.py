@@ -13,7 +13,12 @@ def transforms(metrics: dict[str, Any]) -> float | None:
     return sum(counted.values()) / metrics["laps"]
 
 
-def lock_share(metrics: dict[str, Any]) -> float | None:
-    """Share of the workers' time in critical sections of sums, over traced rounds."""
-    locked, wall = metrics.get("counters", {}).get("lock_s"), metrics.get("wall_s")
-    return sum(locked) / (len(locked) * wall) if locked and wall else None
+def lock_shares(metrics: dict[str, Any]) -> list[float]:
+    """Share of the workers' time in critical sections of sums, for each traced lap."""
+    return [s / (metrics["workers"] * wall) for s, wall in zip(metrics["lock_s"], metrics["wall_s"])]
+
+
+def misses(metrics: dict[str, Any]) -> list[int]:
+    """Last-level misses, reads and writes together, of each counted round."""
+    counts = metrics["per_round"]
+    return [reads + writes for reads, writes in zip(counts["LL_read_misses"], counts["LL_write_misses"])]

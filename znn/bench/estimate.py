@@ -15,9 +15,10 @@ from .record import Record
 from .sweep import Case
 
 SETUP_S = 2.0  # process, imports, check, warm caches
-COMPUTED_S = {"theory": 0.6, "trace": 5.0, "shares": 5.0, "cachegrind": 120.0, "simulate": 30.0}
+COMPUTED_S = {"theory": 0.6, "trace": 5.0, "valgrind": 60.0, "simulate": 30.0}
 FLOP_PER_S = {
     "znn": 4e9,
+    "locks": 4e9,
     "znn_bundled": 1e11,
     "torch_cpu": 2e10,
     "torch_gpu": 2e12,

@@ -7,6 +7,7 @@ opens no device; it dies with the runner, and its children die with it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -141,6 +142,8 @@ def _end(pid: int, grace_s: float) -> int:
         time.sleep(0.002)
         done, status = os.waitpid(pid, os.WNOHANG)
     if not done:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # whatever it has started itself
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status)

@@ -53,9 +53,7 @@ class Problem:
             raise ProblemError(f"problem: phase {data['phase']!r} is not one of {', '.join(PHASES)}")
         values = dict(data)
         if "output" in values:
-            values["output"] = extent(
-                values["output"], planar=str(data.get("net", "")).startswith(("2d", "scaling_2d"))
-            )
+            values["output"] = extent(values["output"], planar=planar(data.get("net")))
         return cls(**values)
 
     def spec(self) -> NetworkSpec:
@@ -79,12 +77,13 @@ class Problem:
         return Graph.build(self.spec(), output=self.output)
 
     def reduced(self) -> Problem:
-        """The same network three maps wide with the smallest patch: small enough to check against the float64
-        reference."""
-        output = tuple(min(n, 2) for n in self.output)
-        return (
-            replace(self, width=3, output=output) if self.net != "chain" else replace(self, width=3, depth=3)
-        )
+        """The same network three maps wide with two voxels a side: small enough to check against the float64
+        reference, and the same for every width and output patch of a net."""
+        if self.net is None:
+            output = tuple(min(n, 2) for n in self.output)
+        else:
+            output = (1 if planar(self.net) else 2, 2, 2)
+        return replace(self, width=3, output=output, depth=3 if self.net == "chain" else self.depth)
 
     def arrays(self, graph: Graph) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Random inputs and output gradients by node name, float32, made before anything is timed."""
@@ -99,6 +98,11 @@ class Problem:
             }
 
         return images(graph.inputs), images(graph.outputs)
+
+
+def planar(net: str | None) -> bool:
+    """Whether a net of the zoo is two-dimensional."""
+    return str(net).startswith(("2d", "scaling_2d"))
 
 
 def extent(value: Any, planar: bool = False) -> tuple[int, int, int]:

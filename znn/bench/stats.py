@@ -11,6 +11,7 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+SEED = 1510
 
 
 class Estimate(NamedTuple):
@@ -52,7 +53,7 @@ def median(samples: Sequence[float], confidence: float = CONFIDENCE) -> Estimate
 
 
 def ratio(
-    numerator: Sequence[float], denominator: Sequence[float], seed: int = 1510, confidence: float = CONFIDENCE
+    numerator: Sequence[float], denominator: Sequence[float], seed: int = SEED, confidence: float = CONFIDENCE
 ) -> Estimate:
     """Ratio of medians of two cases measured in the same interleaved rounds, by bootstrap over paired rounds.
 
@@ -64,7 +65,7 @@ def ratio(
         raise ValueError("a ratio needs at least one paired round")
     top, bottom = np.asarray(numerator[:n], float), np.asarray(denominator[:n], float)
     draws = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
-    return _bootstrap(
+    return from_bootstrap(
         np.median(top) / np.median(bottom),
         np.median(top[draws], axis=1) / np.median(bottom[draws], axis=1),
         confidence,
@@ -72,7 +73,7 @@ def ratio(
 
 
 def unpaired_ratio(
-    numerator: Sequence[float], denominator: Sequence[float], seed: int = 1510, confidence: float = CONFIDENCE
+    numerator: Sequence[float], denominator: Sequence[float], seed: int = SEED, confidence: float = CONFIDENCE
 ) -> Estimate:
     """Ratio of medians of two cases measured at different times: both are resampled independently."""
     if not len(numerator) or not len(denominator):
@@ -81,10 +82,11 @@ def unpaired_ratio(
     top, bottom = np.asarray(numerator, float), np.asarray(denominator, float)
     tops = np.median(top[rng.integers(0, len(top), (RESAMPLES, len(top)))], axis=1)
     bottoms = np.median(bottom[rng.integers(0, len(bottom), (RESAMPLES, len(bottom)))], axis=1)
-    return _bootstrap(np.median(top) / np.median(bottom), tops / bottoms, confidence)
+    return from_bootstrap(np.median(top) / np.median(bottom), tops / bottoms, confidence)
 
 
-def _bootstrap(value: float, resampled: np.ndarray, confidence: float) -> Estimate:
+def from_bootstrap(value: float, resampled: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
+    """A value with the interval of its resampled values (percentile bootstrap)."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return Estimate(float(value), float(min(low, value)), float(max(high, value)), confidence)

@@ -93,6 +93,21 @@ def load(root: str | Path) -> Loaded:
     return loaded
 
 
+def find(where: str | Path, results: str | Path) -> Loaded:
+    """What a run file holds, a results folder, or the run of this id below `results`. Raises StoreError."""
+    path = Path(where)
+    if path.is_dir():
+        return load(path)
+    if not path.is_file():
+        runs = sorted(Path(results).glob(f"*/{where}*.jsonl"))
+        if len(runs) != 1:
+            raise StoreError(f"{where}: no such file or folder, and {len(runs)} runs of that id in {results}")
+        path = runs[0]
+    loaded = Loaded()
+    _load_file(path, loaded)
+    return loaded
+
+
 def _load_file(path: Path, loaded: Loaded) -> None:
     try:
         lines = path.read_bytes().split(b"\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 import shlex
 import signal
@@ -13,15 +14,17 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import provenance, store
+from . import adapters, provenance, store
 from .cluster import Cluster
 from .estimate import Estimator
+from .problem import Problem
 from .progress import Progress, duration
 from .record import Run, end_line
+from .references import Reference
 from .runner import Runner, grouped, pending
 from .sweep import TIERS, Case, Sweep, SweepError, expand, load_all
 
@@ -186,6 +189,17 @@ def chosen_cases(options: argparse.Namespace, cores: tuple[int, int]) -> list[Ca
         if not cases:
             raise SweepError(f"--case {' '.join(options.case)}: no such case in tier {options.tier}")
     return cases
+
+
+def checked_problems() -> Iterator[tuple[str, Reference]]:
+    """The reduced problems of every timed case of the project's sweeps, with a description of each."""
+    seen = set()
+    for tier, sweep in itertools.product(TIERS, load_all(ROOT / "experiments" / "sweeps")):
+        for case in expand(sweep, tier, (1, 1)):
+            small = Problem.from_dict(case.problem).reduced()
+            if isinstance(adapters.load(case.adapter), adapters.Timed) and small not in seen:
+                seen.add(small)
+                yield case.label, adapters.reference(small)
 
 
 def applicable(sweep: Sweep, overrides: dict[str, list], options: argparse.Namespace) -> dict[str, list]:

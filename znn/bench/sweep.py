@@ -185,7 +185,8 @@ def _agrees(point: dict, rule: dict) -> bool:
 def _case(experiment: str, point: dict, protocol: Protocol) -> Case:
     point = dict(point)
     adapter = point.pop("adapter")
-    problem = {k: v for k, v in point.items() if k in AXES}
+    # A sweep may name the phase that is meant anyway; it is the same case.
+    problem = {k: v for k, v in point.items() if k in AXES and (k, v) != ("phase", "round")}
     options = {k: v for k, v in point.items() if k not in AXES}
     if adapter.startswith("torch"):  # our scheduler's switches mean nothing to a competitor
         options = {k: v for k, v in options.items() if k == "threads"}

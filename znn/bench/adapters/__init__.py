@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import importlib
 
-from .base import Adapter, AdapterError, Computed, Session, Timed
+from .base import Adapter, AdapterError, Computed, Session, Timed, reference
 
 BUILT_IN = (
-    "znn", "znn_bundled", "torch_cpu", "torch_gpu", "theory", "trace", "shares", "simulate", "cachegrind"
+    "znn", "znn_bundled", "torch_cpu", "torch_gpu", "theory", "trace", "locks", "simulate", "valgrind"
 )
 
-__all__ = ["BUILT_IN", "Adapter", "AdapterError", "Computed", "Session", "Timed", "load", "preloads"]
+__all__ = ["BUILT_IN", "Adapter", "AdapterError", "Computed", "Session", "Timed", "load", "preloads", "reference"]
 
 OURS = ("numpy", "pyfftw", "znn", "znn.reference", "znn.init", "znn.theory")
 

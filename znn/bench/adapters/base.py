@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import references
 from ..problem import Problem
 
 if TYPE_CHECKING:
@@ -105,25 +105,17 @@ class Timed(Adapter):
         shared: folder in which the cases of a run leave the reference's outputs for each other.
         """
         small = problem.reduced()
-        rounds = (
-            0
-            if small.phase == "forward"
-            else CHECK_ROUNDS
-            if (self.flop(small, options) or 0) < LARGE_FLOP
-            else 1
-        )
+        want = reference(small)
         session = self.start(small, options, CHECK_RATE)
         try:
-            for _ in range(rounds):
+            for _ in range(want.rounds):
                 session.lap()
             got = session.outputs()
         finally:
             session.close()
-        error = max(
-            relative_error(got[name], want) for name, want in shared_reference(small, rounds, shared).items()
-        )
+        error = max(relative_error(got[n], array) for n, array in references.outputs(want, shared).items())
         return {
-            "reference": f"znn.reference, float64, {small.output} patch, width {small.width}, {rounds} "
+            "reference": f"znn.reference, float64, {small.output} patch, width {small.width}, {want.rounds} "
             "rounds",
             "max_rel_err": error,
             "tol": TOLERANCE,
@@ -147,34 +139,27 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-30))
 
 
-def shared_reference(problem: Problem, rounds: int, shared: Path | None) -> dict[str, np.ndarray]:
-    """`reference_outputs`, computed once per problem for all cases that share the folder."""
-    if shared is None:
-        return reference_outputs(problem, rounds)
-    path = shared / (hashlib.sha256(repr((problem, rounds)).encode()).hexdigest()[:16] + ".npz")
-    if path.exists():
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    outputs = reference_outputs(problem, rounds)
-    with open(path.with_suffix(".part"), "wb") as file:
-        np.savez(file, **outputs)
-    path.with_suffix(".part").rename(path)
-    return outputs
+def reference(small: Problem) -> references.Reference:
+    """What a reduced problem is checked against: two rounds, so that the momentum shows; one of a large net."""
+    rounds = CHECK_ROUNDS if direct_flop(small) < LARGE_FLOP else 1
+    return references.Reference(small, rounds if small.phase == "round" else 0, CHECK_RATE, MOMENTUM)
 
 
-def reference_outputs(problem: Problem, rounds: int) -> dict[str, np.ndarray]:
-    """Outputs by name of the float64 reference after `rounds` of forward, backward and update, then one
-    forward."""
-    from znn.init import initial_parameters
-    from znn.reference import ReferenceNetwork
-
+def direct_flop(problem: Problem) -> float:
+    """Flop of one lap by direct convolution (two per multiply-add), the common yardstick of all methods."""
     graph = problem.graph()
-    inputs, gradients = problem.arrays(graph)
-    net = ReferenceNetwork(graph, initial_parameters(graph, problem.seed), rate=CHECK_RATE, momentum=MOMENTUM)
-    for _ in range(rounds):
-        net.forward(inputs, phase="train")
-        net.backward(by_name_or_single(gradients))
-    return named(net.forward(inputs), graph)
+    passes = 3 if problem.phase == "round" else 1
+    total, inputs = 0.0, {i for i, node in enumerate(graph.nodes) if node.name in graph.inputs}
+    for edge in graph.edges:
+        if edge.kind == "conv":
+            pairs = graph.nodes[edge.target].maps * (
+                1 if edge.spec.depthwise else graph.nodes[edge.source].maps
+            )
+            mine = (
+                passes - 1 if passes == 3 and edge.source in inputs else passes
+            )  # no gradient for the input
+            total += 2.0 * mine * pairs * float(np.prod(edge.kernel)) * float(np.prod(edge.out_extent))
+    return total * problem.patches
 
 
 def named(result: Any, graph: Graph) -> dict[str, np.ndarray]:

@@ -54,7 +54,7 @@ def _row(problem: Problem, method: str, memoize: list[str]) -> dict[str, Any]:
     }
     if problem.net == "chain":
         work, span = theory.chain_closed_form(
-            problem.width, problem.depth, problem.kernel, problem.output[0], method
+            problem.width, problem.depth, problem.kernel, problem.output[0], method, memoize
         )
         row |= {"closed_work_flop": float(work), "closed_span_flop": float(span)}
     return row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import os
 import re
 import tempfile
@@ -12,13 +13,13 @@ from typing import Any
 
 from ..memory import torch_bytes
 from ..problem import Problem
-from .base import Timed
+from .base import Timed, direct_flop
 from .torch_net import TorchNet, TorchSession
-from .znn_adapter import direct_flop
 
 # Channels-last has no fast kernel for large 2D windows: measured 64 s against 2 s at 20 x 20 (shared
 # performance notes).
 LARGEST_CHANNELS_LAST_2D = 9
+HOPELESS, CERTAIN_S = 3.0, 0.2  # a first lap so many times slower, and so long that choosing kernels is no part
 
 
 class TorchCpuAdapter(Timed):
@@ -52,22 +53,33 @@ class TorchCpuAdapter(Timed):
 
         flat = all(node.extent[0] == 1 for node in graph.nodes)
         widest = max(max(e.kernel) for e in graph.edges if e.kind == "conv")
-        layouts = ["contiguous"] + ["channels_last"] * (not flat or widest <= LARGEST_CHANNELS_LAST_2D)
-        seconds = {layout: _second_lap(session(layout == "channels_last")) for layout in layouts}
-        best = min(seconds, key=seconds.__getitem__)
-        paths = onednn_paths(session(best == "channels_last"))
-        final = session(best == "channels_last")  # fresh, so that the trial laps have not trained it
+        best, seconds = Trial("contiguous", session(False)), {}
+        seconds[best.layout] = best.seconds
+        if not flat or widest <= LARGEST_CHANNELS_LAST_2D:
+            other = Trial("channels_last", session(True), best.seconds)
+            seconds[other.layout] = other.seconds
+            best = min(best, other, key=lambda trial: trial.seconds)
+        best.session.reset()
         trials = ", ".join(f"{layout} {value:.4g} s" for layout, value in seconds.items())
-        final.plan = f"layout {best} (trial laps: {trials}); oneDNN: {paths}"
-        return final
+        best.session.plan = f"layout {best.layout} (trial laps: {trials}); oneDNN: {best.paths}"
+        return best.session
 
 
-def _second_lap(session: TorchSession) -> float:
-    """Seconds of a lap after one that chose kernels and reordered weights."""
-    session.lap()
-    start = time.perf_counter()
-    session.lap()
-    return time.perf_counter() - start
+class Trial:
+    """Seconds of a lap in one layout, after one that chose kernels and reordered weights, and the code it ran.
+
+    Where the first lap is already hopeless against `against` seconds, there is no second.
+    """
+
+    def __init__(self, layout: str, session: TorchSession, against: float = math.inf) -> None:
+        self.layout, self.session = layout, session
+        start = time.perf_counter()
+        self.paths = onednn_paths(session)
+        self.seconds = time.perf_counter() - start
+        if self.seconds < HOPELESS * against or self.seconds < CERTAIN_S:
+            start = time.perf_counter()
+            session.lap()
+            self.seconds = time.perf_counter() - start
 
 
 def onednn_paths(session: TorchSession) -> str:

@@ -6,9 +6,8 @@ from importlib import metadata
 from typing import Any
 
 from ..problem import Problem
-from .base import Timed
+from .base import Timed, direct_flop
 from .torch_net import TorchNet, TorchSession
-from .znn_adapter import direct_flop
 
 
 class TorchGpuSession(TorchSession):

@@ -34,7 +34,14 @@ class TorchNet:
             else torch.contiguous_format
         )
         self._device = device
+        self._parameters = parameters
         self.weights = {name: self._weight(name, value) for name, value in parameters.items()}
+
+    def reset(self) -> None:
+        """Give the weights their initial values, in place."""
+        with self._torch.no_grad():
+            for name, value in self._parameters.items():
+                self.weights[name].copy_(self._weight(name, value))
 
     def _weight(self, name: str, value: np.ndarray) -> torch.Tensor:
         if value.ndim == 1:
@@ -123,10 +130,18 @@ class TorchSession(Session):
             name: net.tensor(self._five(array) / np.float32(voxels[name]))
             for name, array in gradients.items()
         }
-        self._optimiser = torch.optim.SGD(net.weights.values(), lr=rate, momentum=MOMENTUM)
-        self._synchronize = synchronize or (lambda: None)
+        self._rate, self._synchronize = rate, synchronize or (lambda: None)
         self._outputs: dict[str, Any] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._optimiser = self._torch.optim.SGD(self._net.weights.values(), lr=self._rate, momentum=MOMENTUM)
         self._forward()
+
+    def reset(self) -> None:
+        """Back to the initial parameters, without momentum, as if no lap had been run."""
+        self._net.reset()
+        self._begin()
 
     def _five(self, array: np.ndarray) -> np.ndarray:
         return array if self._lead else array[None]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..memory import network_bytes
 from ..problem import Problem
-from .base import MOMENTUM, Session, Timed, by_name_or_single, named
+from .base import MOMENTUM, Session, Timed, by_name_or_single, direct_flop, named
+
+if TYPE_CHECKING:
+    import znn
+    from znn.graph import Graph
 
 OPTIONS = ("threads", "plan", "policy", "sum", "memoize", "allocator", "pin", "trace", "bundle")
 
@@ -17,7 +21,8 @@ LEVELS = ("critical_path_s", "pool_bytes", "pool_blocks", "kernel_spectra_bytes"
 
 class ZnnSession(Session):
     def __init__(self, problem: Problem, net: Any, inputs: Any, gradients: Any) -> None:
-        self._phase, self.net, self._inputs, self._gradients = problem.phase, net, inputs, gradients
+        self._phase, self.net = problem.phase, net
+        self._inputs, self._gradients = by_name_or_single(inputs), by_name_or_single(gradients)
         self.plan = str(net.plan)
         self._result: Any = None
         self._before: dict[str, Any] = {}
@@ -72,6 +77,18 @@ class ZnnAdapter(Timed):
         return direct_flop(problem)
 
     def open(self, problem, graph, options, parameters, inputs, gradients, rate) -> ZnnSession:
+        net = self.network(problem, graph, options, parameters, rate)
+        return ZnnSession(problem, net, inputs, gradients)
+
+    def network(
+        self,
+        problem: Problem,
+        graph: Graph,
+        options: dict[str, Any],
+        parameters: dict[str, np.ndarray],
+        rate: float,
+    ) -> znn.Network:
+        """The network that is measured."""
         import znn
 
         unknown = set(options) - set(OPTIONS)
@@ -82,7 +99,7 @@ class ZnnAdapter(Timed):
         given = dict(options)
         if "memoize" in given:
             given["memoize"] = tuple(given["memoize"])
-        net = znn.Network(
+        return znn.Network(
             graph,
             parameters=parameters,
             patches=problem.patches,
@@ -90,24 +107,6 @@ class ZnnAdapter(Timed):
             optimiser=znn.SGD(rate=rate, momentum=MOMENTUM),
             **given,
         )
-        return ZnnSession(problem, net, by_name_or_single(inputs), by_name_or_single(gradients))
-
-
-def direct_flop(problem: Problem) -> float:
-    """Flop of one lap by direct convolution (two per multiply-add), the common yardstick of all methods."""
-    graph = problem.graph()
-    passes = 3 if problem.phase == "round" else 1
-    total, inputs = 0.0, {i for i, node in enumerate(graph.nodes) if node.name in graph.inputs}
-    for edge in graph.edges:
-        if edge.kind == "conv":
-            pairs = graph.nodes[edge.target].maps * (
-                1 if edge.spec.depthwise else graph.nodes[edge.source].maps
-            )
-            mine = (
-                passes - 1 if passes == 3 and edge.source in inputs else passes
-            )  # no gradient for the input
-            total += 2.0 * mine * pairs * float(np.prod(edge.kernel)) * float(np.prod(edge.out_extent))
-    return total * problem.patches
 
 
 def difference(after: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:

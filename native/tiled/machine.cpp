@@ -1,0 +1,252 @@
+// The machine's walls and the cost model's constants, measured; what a layer's phases ask of them.
+#include "tiled/machine.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <time.h>
+
+#include "tiled/layout.hpp"
+
+namespace znn::tiled {
+
+#define ZNN_DECLARE(variant)        \
+    namespace variant {             \
+    float multiply_add(long steps); \
+    }
+ZNN_DECLARE(baseline)
+#ifdef ZNN_X86
+ZNN_DECLARE(avx2)
+ZNN_DECLARE(avx512)
+ZNN_DECLARE(avx512w)
+#endif
+
+double thread_seconds() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
+
+namespace {
+
+struct Arena {
+    std::vector<std::unique_ptr<float, void (*)(void*)>> blocks;
+
+    float* take(std::size_t bytes) {
+        bytes = (bytes + 63) / 64 * 64 + 64;
+        blocks.emplace_back(static_cast<float*>(std::aligned_alloc(64, bytes)), std::free);
+        std::fill_n(blocks.back().get(), bytes / sizeof(float), 0.5f);
+        return blocks.back().get();
+    }
+};
+
+// Shortest of `repeats` runs.
+template <class Run>
+double shortest(int repeats, Run run) {
+    double best = 1e9;
+    for (int repeat = 0; repeat < repeats; ++repeat) {
+        const double start = thread_seconds();
+        run();
+        best = std::min(best, thread_seconds() - start);
+    }
+    return best;
+}
+
+double multiply_add_rate(float (*chain)(long), int lanes) {
+    const long steps = 400000;
+    volatile float kept = 0;
+    return 2.0 * 12 * lanes * double(steps) / shortest(9, [&] { kept = chain(steps); });
+}
+
+// Bytes read and written by copying a block.
+double copy_rate(std::size_t bytes, int repeats) {
+    Arena arena;
+    const std::size_t floats = bytes / sizeof(float);
+    float *from = arena.take(bytes), *to = arena.take(bytes);
+    return 2.0 * double(bytes) / shortest(repeats, [&] { std::copy(from, from + floats, to); });
+}
+
+double logarithm(double n) { return std::log2(std::max(2.0, n)); }
+
+}  // namespace
+
+Peaks measure_peaks() {
+    const Machine machine;
+    Peaks peaks;
+    const std::string path = isa();
+    float (*chain)(long) = baseline::multiply_add;
+#ifdef ZNN_X86
+    if (path == "avx2") chain = avx2::multiply_add;
+    if (path == "avx512") chain = avx512::multiply_add;
+    if (has_bundle(16)) peaks.flops = multiply_add_rate(avx512w::multiply_add, 16);
+#endif
+    peaks.flops = std::max(peaks.flops, multiply_add_rate(chain, 8));
+    peaks.cache_bytes = copy_rate(machine.l3_bytes / 8, 15);
+    peaks.memory_bytes = copy_rate(machine.l3_bytes * 2, 4);
+    return peaks;
+}
+
+namespace {
+
+// A layer with buffers of its own, all of whose phases have run.
+struct Trial {
+    LayerPlan plan;
+    Arena arena;
+    Buffers b;
+    float* scratch;
+
+    explicit Trial(const LayerPlan& p) : plan(p) {
+        const std::size_t in = p.problem.input.volume() * p.bundle, out = p.output.volume() * p.bundle;
+        b.input_stride = b.input_gradient_stride = in;
+        b.output_stride = b.output_gradient_stride = out;
+        b.input = arena.take(in * p.in_bundles * sizeof(float));
+        b.input_gradient = arena.take(in * p.in_bundles * sizeof(float));
+        b.output = arena.take(out * p.out_bundles * sizeof(float));
+        b.output_gradient = arena.take(out * p.out_bundles * sizeof(float));
+        b.kernels = arena.take(kernel_floats(p) * sizeof(float));
+        for (int i = 0; i < kBuffers; ++i) b.work[i] = arena.take(buffer_bytes(p, Buffer(i)));
+        scratch = arena.take(p.scratch);
+        for (int phase = 0; phase < kPhases; ++phase) run(Phase(phase));
+    }
+    void run(Phase phase) {
+        for (int i = 0; i < piece_count(plan, phase); ++i) run_piece(plan, phase, i, b, scratch);
+    }
+};
+
+// One constant, and the phase of the trial that tells it: its shortest run so far.
+struct Fit {
+    Trial& trial;
+    Phase phase;
+    double Machine::*constant;
+    double least, most;  // what makes sense
+    double measured = 1e9;
+
+    void measure() {
+        measured = std::min(measured, shortest(2, [&] { trial.run(phase); }));
+    }
+    // Scales the constant by how far its phase is from the prediction.
+    void apply(Machine& machine) const {
+        const auto predicted = [&](double value) {
+            Machine other = machine;
+            other.*constant = value;
+            return predict(trial.plan, other).phase[int(phase)];
+        };
+        // What the constant has no part in; a rate divides, a factor multiplies.
+        const bool rate = least > 1e6;
+        const double rest = predicted(rate ? 1e30 : 0.0), part = predicted(machine.*constant) - rest;
+        const double share = std::max(measured - rest, 0.1 * measured) / part;
+        machine.*constant = std::clamp(rate ? machine.*constant / share : machine.*constant * share, least, most);
+    }
+};
+
+}  // namespace
+
+Machine calibrate(const Peaks& peaks) {
+    Machine machine;
+    const double peak = peaks.flops;
+    machine.memory_bytes = peaks.memory_bytes;
+    const Extent once{1, 1, 1};
+    Trial tiles(plan_tiled({24, 24, {26, 26, 26}, {3, 3, 3}, once}, 8, {14, 14, 14}));   // eight, in L2
+    Trial one(plan_tiled({24, 24, {16, 16, 16}, {5, 5, 5}, once}, 8, {16, 16, 16}));     // nothing but kernels
+    Trial large(plan_tiled({16, 16, {28, 28, 52}, {5, 5, 5}, once}, 8, {28, 28, 28}));   // scratch beyond L2
+    Trial flat(plan_tiled({24, 24, {1, 64, 64}, {1, 11, 11}, once}, 8, {1, 32, 32}));    // kernels too long for tables
+    Trial direct(plan_direct({24, 24, {26, 26, 26}, {3, 3, 3}, once}, 8));
+    Fit fits[] = {
+        {tiles, Phase::kernels_forward, &Machine::expand_flops, 0.05 * peak, 1.5 * peak},
+        {flat, Phase::kernels_forward, &Machine::line_flops, 0.02 * peak, peak},
+        {tiles, Phase::input_transform, &Machine::transform_flops, 0.05 * peak, 1.5 * peak},
+        {large, Phase::input_transform, &Machine::spill, 1.0, 3.0},
+        {tiles, Phase::forward_product, &Machine::product_flops, 0.2 * peak, peak},
+        {one, Phase::forward_product, &Machine::expanded_bytes, 0.1 * peaks.cache_bytes, 10 * peaks.cache_bytes},
+        {direct, Phase::forward_inverse, &Machine::direct_flops, 0.2 * peak, peak},
+    };
+    // In turns over half a second, so that a short disturbance does not meet all runs of one phase.
+    for (int turn = 0; turn < 12; ++turn)
+        for (Fit& fit : fits) fit.measure();
+    for (int turn = 0; turn < 3; ++turn)  // several constants have a part in a phase
+        for (const Fit& fit : fits) fit.apply(machine);
+    return machine;
+}
+
+// ---- the roofline
+
+namespace {
+
+Work direct_work(const LayerPlan& p, double in_image, double out_image) {
+    Work w;
+    const Problem& q = p.problem;
+    const double flops = 2.0 * double(p.output.volume()) * double(q.kernel.volume()) * q.in_maps * q.out_maps;
+    const double weights = 4.0 * double(q.kernel.volume()) * q.in_maps * q.out_maps;
+    const auto set = [&](Phase phase, double operations, double bytes) {
+        w.flops[int(phase)] = operations, w.bytes[int(phase)] = bytes;
+    };
+    for (const Phase phase : {Phase::kernels_forward, Phase::kernels_backward, Phase::update_inverse}) set(phase, 0, 2 * weights);
+    set(Phase::forward_inverse, flops, in_image + out_image + weights);
+    set(Phase::backward_inverse, flops, in_image + out_image + weights);
+    set(Phase::update_product, flops, in_image + out_image + weights);
+    return w;
+}
+
+}  // namespace
+
+Work work(const LayerPlan& p) {
+    const Problem& q = p.problem;
+    const double in_image = 4.0 * double(q.input.volume()) * q.in_maps, out_image = 4.0 * double(p.output.volume()) * q.out_maps;
+    if (p.method == Method::direct) return direct_work(p, in_image, out_image);
+    Work w;
+    const Axis* a = p.axis;
+    const double voxels = double(a[0].T) * a[1].T * a[2].T, pairs = double(q.in_maps) * q.out_maps;
+    const double frequencies = double(p.pencils) * a[0].T, transform = 2.5 * voxels * logarithm(voxels) * p.tiles;
+    const double in_spectra = 8 * frequencies * p.tiles * q.in_maps, out_spectra = 8 * frequencies * p.tiles * q.out_maps;
+    const double kernel = a[0].k * (a[1].k * 2.5 * a[2].T * logarithm(a[2].T) + a[2].frequencies() * 5.0 * a[1].T * logarithm(a[1].T)) +
+                          p.pencils * 5.0 * a[0].T * logarithm(a[0].T);
+    const double weights = 4.0 * double(q.kernel.volume()) * pairs, kernel_spectra = 8.0 * p.pencils * a[0].k * pairs;
+    const double product = 8 * frequencies * p.tiles * pairs, all = in_spectra + out_spectra + kernel_spectra;
+    const auto set = [&](Phase phase, double operations, double bytes) {
+        w.flops[int(phase)] = operations, w.bytes[int(phase)] = bytes;
+    };
+    set(Phase::kernels_forward, kernel * pairs, weights + kernel_spectra);
+    set(Phase::kernels_backward, kernel * pairs, weights + kernel_spectra);
+    set(Phase::gradient_transform, transform * q.out_maps, out_image + out_spectra);
+    set(Phase::backward_product, product, all);
+    set(Phase::backward_inverse, transform * q.in_maps, in_spectra + in_image);
+    set(Phase::update_inverse, kernel * pairs, kernel_spectra + 2 * weights);
+    if (p.fused) {  // spectra never leave the tile in hand
+        set(Phase::forward_inverse, transform * (q.in_maps + q.out_maps) + product, in_image + out_image + kernel_spectra);
+        set(Phase::update_product, transform * (q.in_maps + q.out_maps) + product, in_image + out_image + kernel_spectra);
+        return w;
+    }
+    set(Phase::input_transform, transform * q.in_maps, in_image + in_spectra);
+    set(Phase::forward_product, product, all);
+    set(Phase::forward_inverse, transform * q.out_maps, out_spectra + out_image);
+    set(Phase::update_product, product, all);
+    return w;
+}
+
+// ---- measuring a part
+
+LayerPlan representative(const LayerPlan& p, const Machine& machine, double seconds) {
+    const bool tiled = p.method == Method::tiled;
+    // The axis (z, y, x) along which the image is cut, and in how many parts: rows of tiles, or of voxels.
+    const int along = tiled ? p.order[p.split] : p.output.z > 1 ? 0 : 1;
+    Problem q = p.problem;
+    int* extents[3] = {&q.input.z, &q.input.y, &q.input.x};
+    const int kernels[3] = {q.kernel.z, q.kernel.y, q.kernel.x}, sparsities[3] = {q.sparsity.z, q.sparsity.y, q.sparsity.x};
+    const int k = kernels[along], s = sparsities[along], full = *extents[along], outputs = full - s * (k - 1);
+    const int part = tiled ? p.axis[p.split].M : 1, parts = ceil_div(ceil_div(outputs, s), part);
+    const double share = seconds / predict(p, machine).total();
+    int wanted = std::max(int(std::ceil(share * parts)), tiled ? 1 : 4);
+    if (tiled && !p.fused) wanted = std::max(wanted, ceil_div(p.tiles_per_slab * parts, p.tiles));
+    if (wanted >= parts) return p;
+    *extents[along] = wanted * part * s + s * (k - 1);
+    if (*extents[along] >= full) return p;
+    if (!tiled) return plan_direct(q, p.bundle, machine);
+    return p.fused ? plan_fused(q, p.bundle, p.tile, machine)
+                   : plan_tiled(q, p.bundle, p.tile, machine, p.kept_slabs == p.slabs);
+}
+
+}  // namespace znn::tiled

@@ -1,0 +1,30 @@
+// What this machine can do: the constants of the cost model, the walls of the roofline, and what a layer asks of them.
+#pragma once
+#include "tiled/tiled.hpp"
+
+namespace znn::tiled {
+
+// One core's walls: operations per second (one code path's vectors), bytes per second copied in L3 and in memory.
+struct Peaks {
+    double flops = 0, cache_bytes = 0, memory_bytes = 0;
+};
+Peaks measure_peaks();
+
+// Measures the constants of the cost model with a few small layers (about 0.5 s): each is the least of several runs, and
+// kept within what `peaks` allow, so that a disturbed calibration cannot mislead by more than a small factor.
+Machine calibrate(const Peaks& peaks);
+
+// What a round of a layer takes at least with its method: operations, and bytes that every phase reads and writes once.
+struct Work {
+    double flops[kPhases] = {}, bytes[kPhases] = {};
+};
+Work work(const LayerPlan& plan);
+
+// The same layer cut to as much of its image as a measurement needs: a slab of tiles, or about `seconds` of work.
+// Times of a phase scale as their predictions do.
+LayerPlan representative(const LayerPlan& plan, const Machine& machine, double seconds);
+
+// Seconds this thread has had on a core: other programs on the machine disturb it least.
+double thread_seconds();
+
+}  // namespace znn::tiled

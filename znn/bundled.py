@@ -1,0 +1,265 @@
+"""How layers of bundles of maps may be computed, and what that takes: by the native cost model, by measurement on this
+machine, in memory, and at least, by the machine's roofline.
+
+A *candidate* is a method with its tile extent. The cost model ranks them all; a few that differ are timed, then a few
+like the best of those; what was timed is kept with the machine, for all layers of the same shape.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from znn import _core, cache
+from znn.cost import gradient_nodes
+from znn.errors import PlanError
+from znn.graph import Graph, GraphEdge
+from znn.spec import Extent, format_extent
+
+METHODS = ("direct", "tiled", "fused")
+FUSED_MAPS = 4  # most input maps of the fused method (native/tiled/tiled.hpp)
+
+# The phases of native/tiled/tiled.hpp in the three passes of a round.
+PASSES = {"forward": (0, 2, 3, 4), "backward": (1, 5, 6, 7, 8), "update": (9, 10)}
+INPUT_TRANSFORM, GRADIENT_TRANSFORM = 2, 5
+# Its buffers: those of a layer, and those that layers share.
+OWN, OF_BACKWARD, SHARED_SPECTRA, HALO = (0, 2, 4, 7), 1, (3, 5), 6
+
+EXPLORED, REFINED = 4, 2  # candidates timed: that differ, and like the best of those
+ALIKE = 1.3  # ratio of the tiles' volumes
+RANKED, ALL = 60, 1 << 20  # tile extents that the model is asked for
+WORTH_MEASURING = 1.6  # times the best prediction
+CLEARLY_SLOWER = 1.25  # times the best measured so far: not timed further
+NOISE = 0.03  # within this of the best measured, the model decides
+PROBE_S, TOGETHER = 0.02, 6  # about the seconds of one lap of a probe; probes held at once
+LAPS, ENOUGH_S = (2, 5), 0.08  # laps after the first, which meets cold memory: at least, at most, and how long in all
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to compute a layer: method, extent of transform or tile, and whether spectra are kept for the update."""
+
+    method: str
+    transform: Extent | None
+    memoize: bool = True
+
+    def describe(self) -> str:
+        text = self.method + (f" {format_extent(self.transform)}" if self.transform else "")
+        return text if self.memoize else text + " recomputed"
+
+
+# ---- the machine ------------------------------------------------------------------------------------------
+RATES = ("product_flops", "direct_flops", "transform_flops", "expand_flops", "line_flops", "memory_bytes", "spectra_bytes",
+         "expanded_bytes", "spill")
+PEAKS = ("flops", "cache_bytes", "memory_bytes")
+
+
+def _build() -> str:
+    """Names the compiled core: what was measured of one build does not hold for another."""
+    facts = os.stat(_core.__file__)
+    return f"{facts.st_size}-{facts.st_mtime_ns}"
+
+
+def _read(name: str) -> dict[str, Any]:
+    try:
+        data = json.loads(cache.read_text(name) or "{}")
+        return data["values"] if data["build"] == _build() else {}
+    except (ValueError, KeyError, TypeError):
+        return {}  # none, of another build, or damaged: found out again and overwritten
+
+
+def _write(name: str, values: Mapping[str, Any]) -> None:
+    cache.write_text(name, json.dumps({"build": _build(), "values": values}, indent=0, sort_keys=True))
+
+
+@lru_cache(maxsize=None)
+def walls() -> tuple[Any, Any]:
+    """The constants of the cost model and the peaks of one core: from the cache, or by a calibration of about 0.5 s."""
+    name = f"machine-{_core.isa()}.json"
+    found, peaks, known = _core.TiledMachine(), _core.TiledPeaks(), _read(name)
+    try:
+        for target, names in ((found, RATES), (peaks, PEAKS)):
+            for rate in names:
+                setattr(target, rate, float(known[type(target).__name__][rate]))
+    except (KeyError, TypeError, ValueError):
+        peaks = _core.tiled_peaks()
+        found = _core.tiled_calibrate(peaks)
+        _write(name, {type(target).__name__: {rate: getattr(target, rate) for rate in names}
+                      for target, names in ((found, RATES), (peaks, PEAKS))})
+    return found, peaks
+
+
+# ---- one layer --------------------------------------------------------------------------------------------
+class Layer:
+    """One convolution layer of a graph in bundles of maps; backward: the gradient of its input is wanted."""
+
+    def __init__(self, graph: Graph, edge: GraphEdge, bundle: int, backward: bool) -> None:
+        self.name, self.backward = edge.name, backward
+        self.maps = graph.nodes[edge.source].maps, graph.nodes[edge.target].maps
+        self.shape = (*self.maps, edge.in_extent, edge.kernel, edge.sparsity, bundle)
+        self._native: dict[Candidate, Any] = {}
+
+    def native(self, candidate: Candidate) -> Any:
+        """The candidate as the native core plans it. Raises PlanError for what cannot be."""
+        if candidate not in self._native:
+            method, tile = getattr(_core.Method, candidate.method), candidate.transform or (1, 1, 1)
+            self._native[candidate] = self._call(_core.TiledLayer, method, tile, candidate.memoize)
+        return self._native[candidate]
+
+    def _call(self, function: Callable[..., Any], *rest: Any) -> Any:
+        try:
+            return function(*self.shape, *rest)
+        except (ValueError, RuntimeError) as error:
+            raise PlanError(f"edge {self.name!r}: {error}") from None
+
+    def tiles(self, count: int, fused: bool = False) -> list[Extent]:
+        """Tile extents by predicted seconds of a round, the least first."""
+        found = self._call(_core.tiled_candidates, walls()[0], count, self.backward, fused)
+        return [tuple(tile) for tile in found]
+
+    def first_tile(self) -> Extent:
+        """The tile extent that the model likes best. Raises PlanError where none fits."""
+        tiles = self.tiles(1)
+        if not tiles:
+            raise PlanError(f"edge {self.name!r}: no tile extent fits kernel {format_extent(self.shape[3])}, use direct")
+        return tiles[0]
+
+    def ranked(self, count: int = RANKED) -> list[Candidate]:
+        """Direct, and each other method at its `count` likeliest tile extents, by predicted seconds of a round."""
+        found = [Candidate("direct", None), *(Candidate("tiled", tile) for tile in self.tiles(count))]
+        if self.maps[0] <= FUSED_MAPS:
+            found += [Candidate("fused", tile) for tile in self.tiles(count, fused=True)]
+        return sorted(found, key=self.predict)
+
+    def phases(self, candidate: Candidate) -> list[float]:
+        """Predicted seconds of every phase on one core; 0 for those that do not take part."""
+        return self.recomputed(candidate, self.native(candidate).predict(walls()[0], self.backward))
+
+    def predict(self, candidate: Candidate) -> float:
+        """Predicted seconds of a round on one core."""
+        return sum(self.phases(candidate))
+
+    def recomputed(self, candidate: Candidate, phases: Sequence[float]) -> list[float]:
+        """Phases with the transforms that are made once more for the update where spectra are not kept."""
+        found = list(phases)
+        if not self.keeps(candidate):
+            found[PASSES["update"][0]] += found[INPUT_TRANSFORM] + found[GRADIENT_TRANSFORM] * self.backward
+        return found
+
+    def keeps(self, candidate: Candidate) -> bool:
+        """Whether all spectra are there when the update comes."""
+        return candidate.method != "tiled" or self.native(candidate).kept_slabs == self.native(candidate).slabs
+
+    # ---- measuring
+    def measured(self, candidates: Iterable[Candidate] | None = None,
+                 progress: Callable[[str], None] | None = None) -> dict[Candidate, list[float]]:
+        """Seconds of every phase of the candidates worth it (or of those given): from the cache, or timed now."""
+        timings = Timings(self, progress)
+        if candidates is not None:
+            return timings.of(candidates)
+        ranked = self.ranked()
+        explored = timings.of(self._explored(ranked))
+        best = min(explored, key=lambda c: sum(explored[c]))
+        refined = [c for c in ranked if c not in explored and _alike(c, best)][:REFINED]
+        return explored | timings.of([best, *refined])
+
+    def _explored(self, ranked: list[Candidate]) -> list[Candidate]:
+        """The first few that differ in method or volume of the tile."""
+        limit, found = WORTH_MEASURING * self.predict(ranked[0]), []
+        for candidate in ranked:
+            if len(found) == EXPLORED or self.predict(candidate) > limit:
+                break
+            if not any(_alike(candidate, other) for other in found):
+                found.append(candidate)
+        return found
+
+    def choose(self, seconds: Mapping[Candidate, float]) -> Candidate:
+        """The fastest; of those that differ by no more than noise, the one that the model likes best."""
+        least = min(seconds.values())
+        return min((c for c, s in seconds.items() if s <= (1 + NOISE) * least), key=lambda c: (self.predict(c), c.describe()))
+
+    # ---- the roofline
+    def bounds(self, candidate: Candidate) -> list[tuple[float, str]]:
+        """For every phase the seconds that one core needs at least, and what bounds it: arithmetic, cache or memory."""
+        native, peaks = self.native(candidate), walls()[1]
+        found = []
+        for phase, (flops, count) in enumerate(zip(native.flops, native.bytes)):
+            part = native.takes_part(phase, self.backward)
+            fits = count <= _core.TiledMachine().l3_bytes / 2 or native.slabs > 1
+            rate, what = (peaks.cache_bytes, "cache") if fits else (peaks.memory_bytes, "memory")
+            found.append(max((part * flops / peaks.flops, "arithmetic"), (part * count / rate, what)))
+        if not self.keeps(candidate):
+            again = found[INPUT_TRANSFORM][0] + found[GRADIENT_TRANSFORM][0] * self.backward
+            product = found[PASSES["update"][0]]
+            found[PASSES["update"][0]] = product[0] + again, product[1]
+        return found
+
+
+def _alike(a: Candidate, b: Candidate) -> bool:
+    if a.method != b.method:
+        return False
+    volumes = sorted(math.prod(c.transform or (1,)) for c in (a, b))
+    return volumes[1] <= ALIKE * volumes[0]
+
+
+class Timings:
+    """Seconds by phase of one layer's candidates, kept with the machine."""
+
+    def __init__(self, layer: Layer, progress: Callable[[str], None] | None = None) -> None:
+        self._layer, self._progress = layer, progress
+        self._name = f"tiled-timings-{_core.isa()}.json"
+
+    def of(self, candidates: Iterable[Candidate]) -> dict[Candidate, list[float]]:
+        """Those that take part in a round, with what recomputing adds. What is not known is timed together."""
+        wanted = list(candidates)
+        stored = {c: Candidate(c.method, c.transform) for c in wanted}  # recomputing takes no other kernels
+        keys = {c: repr((c.describe(), self._layer.shape, self._layer.backward)) for c in stored.values()}
+        known = {key: phases for key, phases in _read(self._name).items() if len(phases) == _core.TILED_PHASES}
+        if any(key not in known for key in keys.values()):
+            if self._progress:
+                self._progress(f"{self._layer.name}: timing {', '.join(c.describe() for c in keys)}")
+            known |= {keys[c]: phases for c, phases in self._time(list(keys)).items()}
+            _write(self._name, known)
+        return {c: self._layer.recomputed(c, known[keys[stored[c]]]) for c in wanted}
+
+    def _time(self, candidates: list[Candidate]) -> dict[Candidate, list[float]]:
+        """The shortest of a few runs of each phase, in turns, so that a disturbance meets all. Who is clearly slower than
+        the best leaves early.
+        """
+        found: dict[Candidate, list[float]] = {}
+        for first in range(0, len(candidates), TOGETHER):
+            found |= self._take_turns(candidates[first:first + TOGETHER])
+        return found
+
+    def _take_turns(self, candidates: Iterable[Candidate]) -> dict[Candidate, list[float]]:
+        probes = {c: _core.TiledProbe(self._layer.native(c), walls()[0], PROBE_S) for c in candidates}
+        part = {c: [self._layer.native(c).takes_part(phase, self._layer.backward) for phase in range(_core.TILED_PHASES)]
+                for c in probes}
+        least = {c: [math.inf] * _core.TILED_PHASES for c in probes}
+        total = lambda c: sum(self._layer.recomputed(c, least[c]))  # noqa: E731
+        spent = 0.0
+        for lap in range(-1, LAPS[1]):
+            begin = time.perf_counter()
+            for candidate, probe in probes.items():
+                laps = [probe.run(phase) if part[candidate][phase] else 0.0 for phase in range(_core.TILED_PHASES)]
+                if lap >= 0:
+                    least[candidate] = list(map(min, least[candidate], laps))
+            if lap >= 0:
+                spent += (time.perf_counter() - begin) / len(probes)
+                limit = CLEARLY_SLOWER * min(map(total, least))
+                probes = {c: probe for c, probe in probes.items() if total(c) <= limit}
+            if lap + 1 >= LAPS[0] and spent > ENOUGH_S:
+                break
+        return least
+
+
+def layers(graph: Graph, bundle: int, input_gradient: bool = False) -> list[Layer]:
+    """The convolution layers of a graph, in its order."""
+    wanted = gradient_nodes(graph, input_gradient)
+    return [Layer(graph, edge, bundle, wanted[edge.source]) for edge in graph.edges if edge.kind == "conv"]
