@@ -108,7 +108,7 @@ void BundledNetwork::build_nodes() {
         n.volume = n.d.extent.volume();
         n.stride = n.volume * V_;
         n.chunks = int((n.stride + chunk_floats - 1) / chunk_floats);
-        n.has_backward = options_.input_gradient || n.d.output || n.d.bias;
+        n.has_backward = !n.absorbed() && (options_.input_gradient || n.d.output || n.d.bias);
         n.image = AlignedFloats(n.stride * n.bundles * options_.patches);
         n.bias = AlignedFloats(std::size_t(n.bundles) * V_);
         n.bias_momentum = AlignedFloats(std::size_t(n.bundles) * V_);
@@ -307,7 +307,7 @@ void BundledNetwork::build_forward() {
     int input = 0;
     for (auto& owned : nodes_) {
         Nodes& n = *owned;
-        if (n.volume == 0) continue;  // absorbed by the convolution before it
+        if (n.absorbed()) continue;
         if (n.d.input) {
             n.ready = load_stage(n, input++);
         } else {

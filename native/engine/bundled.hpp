@@ -53,6 +53,8 @@ private:
         Stage* ready = nullptr;                  // the image is complete
         Stage* gradient_ready = nullptr;
         std::vector<Stage*> writers;             // forward stages that write the image
+
+        bool absorbed() const { return volume == 0; }  // its maxima are taken where the convolution before it writes
     };
 
     // A layer of convolutions.
