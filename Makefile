@@ -17,7 +17,7 @@ help:
 	@echo "PYTHON=... names the interpreter, CXX=... the compiler, ZNN_TORCH=no does without PyTorch"
 
 setup:
-	@ZNN_VENV=$(VENV) sh tools/setup.sh
+	@ZNN_VENV=$(VENV) sh tools/setup.sh $(if $(filter test,$(MAKECMDGOALS)),test)
 
 run: setup
 	$(PYTHON_IN) experiments/run_all.py $(ARGS)

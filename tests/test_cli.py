@@ -9,6 +9,7 @@ import pytest
 import znn
 from znn import cli
 from znn.checkpoint import load_checkpoint, save_checkpoint
+from znn.errors import PlanError
 from znn.graph import Graph
 from znn.spec import NetworkSpec
 
@@ -154,8 +155,29 @@ def test_info_names_what_is_missing(capsys, monkeypatch):
 
     monkeypatch.setattr(metadata, "version", version)
     code, out, _ = run(capsys, "info")
-    assert code == 0 and "zarr missing; pip install 'znn[data]'" in out and "tifffile 1.2.3" in out
-    assert "usable of" in out and "core " in out
+    assert code == 0 and "zarr missing, needed for Zarr; pip install 'znn[data]'" in out and "tifffile 1.2.3" in out
+    assert "usable of" in out and "core " in out and "fftw      fftw-3" in out.lower()
+
+
+def test_info_says_how_to_get_fftw(capsys, monkeypatch):
+    def load():
+        raise PlanError("no libfftw3f was found; install pyfftw")
+
+    monkeypatch.setattr("znn.fftw.load", load)
+    code, out, _ = run(capsys, "info")
+    assert code == 0 and "fftw      missing: no libfftw3f was found; install pyfftw" in out
+
+
+def test_nothing_but_the_result_is_written_where_there_is_no_terminal(in_folder):
+    """No progress, no control characters: output may go into a file or a pipe."""
+    command = [sys.executable, "-m", "znn", "train", "--images", "image.npy", "--labels", "labels.npy", "--net", "tiny.toml",
+               "--rounds", "3", "--output", "1,4,4", "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == ""
+    assert all(line.isprintable() for line in done.stdout.splitlines()) and "3 rounds" in done.stdout
+    out = subprocess.run([sys.executable, "-m", "znn", "infer", "runs/tiny/last.npz", "image.npy", "out.npy"],
+                         capture_output=True, text=True, timeout=120)
+    assert out.returncode == 0 and out.stderr == "" and "voxels/s" in out.stdout
 
 
 @pytest.mark.parametrize(

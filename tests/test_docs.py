@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
@@ -87,3 +88,26 @@ def test_the_site_builds_without_warnings(tmp_path):
                            cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert built.returncode == 0, built.stderr
     assert (tmp_path / "site" / "quickstart" / "index.html").exists()
+    reference = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    assert "Network.train_step" in reference and ":::" not in reference
+
+
+def test_the_reference_holds_every_public_name():
+    import znn
+    import znn.train
+
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = {name.rpartition(".")[2] for name in re.findall(r"^::: ([\w.]+)$", text, re.M)}
+    for name in znn.__all__:
+        assert name in listed or inspect.ismodule(getattr(znn, name)) or name.endswith("Error"), f"docs/api.md lacks {name}"
+
+
+def test_the_reference_is_made_of_docstrings():
+    spec = importlib.util.spec_from_file_location("api_reference", ROOT / "tools" / "api_reference.py")
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    page = hook.on_page_markdown((ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
+    assert ":::" not in page and "Forward, loss, backward and update" in page
+    assert hook.on_page_markdown("# Title\n") == "# Title\n"
+    with pytest.raises(AttributeError):
+        hook.on_page_markdown("::: znn.network.NoSuch\n")

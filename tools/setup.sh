@@ -1,14 +1,15 @@
 #!/bin/sh
 # Make the virtual environment .venv with everything the main job and the tests need. Quick when nothing has changed.
 #
-#   sh tools/setup.sh            used by `make run` and `make test`
+#   sh tools/setup.sh            used by `make run`
+#   sh tools/setup.sh test       used by `make test`: the browser that the report is tested in as well
 #
 # PYTHON=...          the interpreter to use (3.11 or newer)      ZNN_VENV=...   another place than .venv
 # ZNN_TORCH=no        do without PyTorch (the comparison with it is then skipped)
 set -eu
 cd "$(dirname "$0")/.."
 venv=${ZNN_VENV:-.venv}
-extras=test,bench,data,docs
+extras=test,bench,cluster,data,docs
 torch='torch==2.13.0+cpu'   # a local version never matches a CUDA build
 torch_index=https://download.pytorch.org/whl/cpu
 
@@ -115,7 +116,19 @@ install_torch() {
     printf '%s\n' "$torch" > "$venv/.torch"
 }
 
+# What a few experiments or tests need and the rest do without: installed where that is ours to do, tried once.
+ensure_program() {   # program, package, what is left out without it
+    command -v "$1" >/dev/null 2>&1 || [ -f "$venv/.without-$1" ] && return
+    apt_install "$2" && return
+    say "$1 is not installed, so $3 (Debian, Ubuntu: sudo apt-get install $2)"
+    touch "$venv/.without-$1"
+}
+
 case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
 make_environment
 install_engine
 install_torch
+ensure_program valgrind valgrind "cache misses will not be counted"
+if [ "${1:-}" = test ]; then
+    ensure_program chromium chromium "the report will not be opened in a browser"
+fi

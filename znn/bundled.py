@@ -164,12 +164,12 @@ class Layer:
         if candidates is not None:
             return timings.of(candidates)
         ranked = self.ranked()
-        explored = timings.of(self._explored(ranked))
+        explored = timings.of(self.explored(ranked))
         best = min(explored, key=lambda c: sum(explored[c]))
         refined = [c for c in ranked if c not in explored and _alike(c, best)][:REFINED]
         return explored | timings.of([best, *refined])
 
-    def _explored(self, ranked: list[Candidate]) -> list[Candidate]:
+    def explored(self, ranked: list[Candidate]) -> list[Candidate]:
         """The first few that differ in method or volume of the tile."""
         limit, found = WORTH_MEASURING * self.predict(ranked[0]), []
         for candidate in ranked:
@@ -224,7 +224,8 @@ class Timings:
         if any(key not in known for key in keys.values()):
             if self._progress:
                 self._progress(f"{self._layer.name}: timing {', '.join(c.describe() for c in keys)}")
-            known |= {keys[c]: phases for c, phases in self._time(list(keys)).items()}
+            for candidate, phases in self._time(list(keys)).items():
+                known[keys[candidate]] = list(map(min, phases, known.get(keys[candidate], phases)))
             _write(self._name, known)
         return {c: self._layer.recomputed(c, known[keys[stored[c]]]) for c in wanted}
 

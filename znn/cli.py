@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (SpecError, DataError, PlanError, CheckpointError) as error:
         return _fail(error, 2)
-    except (EngineError, OSError, MemoryError) as error:
+    except (EngineError, OSError, MemoryError, ImportError) as error:
         return _fail(error or "out of memory", 1)
     except Exception as error:  # whatever else goes wrong is ours to explain, in one line
         return _fail(f"{type(error).__name__}: {error} (ZNN_DEBUG=1 shows where)", 1)
@@ -270,24 +270,29 @@ def infer(options) -> None:
 
 
 def bench(options) -> None:
+    threads = _flat(options.threads) or sorted({1, len(os.sched_getaffinity(0))})
+    if options.against:
+        return _bench_against(options, threads)
     import numpy as np
 
     import znn
 
     graph = _graph(options)
-    threads = options.threads or sorted({1, len(os.sched_getaffinity(0))})
     inputs, gradients = _random_images(graph, graph.inputs), _random_images(graph, graph.outputs)
-    cases = [(method, count) for method in options.methods for count in threads]
+    methods = options.methods or ["model", "direct", "fft", "bundled"]
+    cases = [(method, count) for method in methods for count in threads]
+    rounds, phase = options.rounds or 7, "infer" if options.forward else "train"
     nets = [znn.Network(graph, threads=count, **_engine_of(method)) for method, count in cases]
     samples: list[list[float]] = [[] for _ in cases]
     try:
         for net in nets:
-            net.forward(inputs, phase="train")
-        for _ in range(options.rounds + 1):  # interleaved; the first round of each warms up
+            net.forward(inputs, phase=phase)
+        for _ in range(rounds + 1):  # interleaved; the first round of each warms up
             for net, times in zip(nets, samples):
                 started = time.perf_counter()
-                net.backward(gradients)
-                net.forward(inputs, phase="train")
+                if not options.forward:
+                    net.backward(gradients)
+                net.forward(inputs, phase=phase)
                 times.append(time.perf_counter() - started)
                 net.sync()
     finally:
@@ -296,13 +301,66 @@ def bench(options) -> None:
     print(
         f"{graph.spec.name}, "
         f"output {', '.join(format_extent(graph.node(name).extent) for name in graph.outputs)}, "
-        f"a round is backward + forward, median of {options.rounds} interleaved rounds"
+        f"a round is {'forward' if options.forward else 'backward + forward'}, "
+        f"median of {rounds} interleaved rounds"
     )
     print(f"{'method':<18}{'threads':>8}{'s/round':>12}{'spread':>9}{'output voxels/s':>18}")
     for (method, count), times in zip(cases, samples):
         median = float(np.median(times[1:]))
         spread = (np.percentile(times[1:], 75) - np.percentile(times[1:], 25)) / median
         print(f"{method:<18}{count:>8}{median:>12.4f}{spread:>9.0%}{graph.output_voxels / median:>18,.0f}")
+
+
+def _bench_against(options, threads: Sequence[int]) -> None:
+    """Seconds, memory and results beside those of another program, each in processes of its own."""
+    import dataclasses
+    import tempfile
+
+    from znn.bench import compare as comparing
+
+    graph = _graph(options)
+    sides = [_side(method) for method in options.methods or ["bundled:autotune"]]
+    protocol = comparing.PROTOCOL
+    if options.rounds:
+        protocol = dataclasses.replace(protocol, min_rounds=options.rounds, max_rounds=options.rounds, max_s=1e9)
+    title = f"{graph.spec.name}, output {', '.join(format_extent(graph.node(name).extent) for name in graph.outputs)}"
+    with tempfile.TemporaryDirectory(prefix="znn-bench-") as folder:
+        graph.spec.save(Path(folder) / "net.toml")
+        problem = {
+            "network": str(Path(folder) / "net.toml"),
+            "output": list(graph.node(graph.outputs[0]).extent),
+            "phase": "forward" if options.forward else "round",
+        }
+        try:
+            found = [
+                comparing.compare(title, problem, sides, options.against, count, protocol, _say) for count in threads
+            ]
+        except comparing.CompareError as error:
+            raise SpecError(str(error)) from None
+    print(comparing.to_text(found))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _side(method: str):
+    """A plan's name as a side of a comparison: of the paper's engine, or bundled[:PLAN]."""
+    from znn.bench.compare import Side
+
+    engine = _engine_of(method)
+    if "bundle" in engine:
+        return Side(f"ZNN {method}", "znn_bundled", engine | {"bundle": "auto"})
+    return Side(f"ZNN {method}", "znn", engine)
+
+
+def _flat(lists) -> list[int]:
+    return sorted({count for counts in lists or [] for count in counts})
+
+
+def parse_counts(text: str) -> list[int]:
+    """Numbers separated by commas."""
+    return [_positive(part) for part in text.split(",")]
 
 
 def _engine_of(method: str) -> dict:
@@ -339,12 +397,36 @@ def trace(options) -> None:
 
 
 def convert(options) -> None:
+    from znn.checkpoint import load_checkpoint
     from znn.infer import dense
 
-    spec = load_network(options.net, options.width, options.kernel, options.form)
+    from_torch, to_torch = (str(path).endswith((".pt", ".pth")) for path in (options.net, options.out))
+    parameters = None
+    if from_torch:
+        from znn.torch import files
+
+        spec, parameters = files.read(options.net, load_network(options.state_of) if options.state_of else None)
+    else:
+        spec = load_network(options.net, options.width, options.kernel, options.form)
+        if to_torch and options.net.endswith(".npz"):
+            parameters = load_checkpoint(options.net).parameters
     spec = dense(spec) if options.dense else spec
-    spec.save(options.out)
+    if to_torch:
+        from znn.torch import files
+
+        files.write(options.out, spec, parameters)
+    elif from_torch and options.out.endswith(".npz"):
+        _save_parameters(options.out, spec, parameters)
+    else:
+        spec.save(options.out)
     print(f"{options.out}: {spec.name}, {len(spec.nodes)} nodes, {len(spec.edges)} edges")
+
+
+def _save_parameters(path: str, spec, parameters: dict) -> None:
+    import znn
+
+    with znn.Network(spec, output=1, parameters=parameters) as net:
+        znn.save_checkpoint(path, net)
 
 
 def info(options) -> None:
@@ -371,23 +453,39 @@ def info(options) -> None:
             print(f"core      {name}: {value}")
     except ImportError as error:
         print(f"core      missing ({error}); build it: pip install -e . (needs a C++20 compiler)")
-    needs = {
-        "pyfftw": "znn",
-        "pandas": "znn",
-        "matplotlib": "znn",
-        "psutil": "znn",
-        "tifffile": "znn[data]",
-        "h5py": "znn[data]",
-        "zarr": "znn[data]",
-        "skimage": "znn[data]",
-        "torch": "znn[torch]",
-    }
-    for module, extra in needs.items():
+    else:
+        print(f"core      instruction set: {core.isa()}")
+        print(f"fftw      {_fftw()}")
+    for module, (extra, purpose) in _LIBRARIES.items():
         package = {"skimage": "scikit-image"}.get(module, module)
         try:
             print(f"library   {package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
-            print(f"library   {package} missing; pip install '{extra}'")
+            print(f"library   {package} missing, needed for {purpose}; pip install '{extra}'")
+
+
+_LIBRARIES = {
+    "pyfftw": ("znn", "FFTW, unless the system has it"),
+    "pandas": ("znn", "tables of records"),
+    "matplotlib": ("znn", "figures"),
+    "psutil": ("znn", "the memory of measured processes"),
+    "tifffile": ("znn[data]", "TIFF stacks"),
+    "h5py": ("znn[data]", "HDF5"),
+    "zarr": ("znn[data]", "Zarr"),
+    "skimage": ("znn[data]", "checking the Rand error"),
+    "torch": ("znn[torch]", "znn.torch and comparisons with PyTorch"),
+    "tensorboard": ("znn[tensorboard]", "event files (znn train --tensorboard)"),
+}
+
+
+def _fftw() -> str:
+    from znn import fftw
+    from znn.errors import PlanError
+
+    try:
+        return fftw.load()
+    except PlanError as error:
+        return f"missing: {error}"
 
 
 # ---- the parser -----------------------------------------------------------------------------------
@@ -612,36 +710,48 @@ def _add_infer(commands) -> None:
     )
     parser.add_argument("--borders", choices=BORDERS, default="mirror")
     parser.add_argument(
-        "--memory", type=parse_bytes, metavar="SIZE", help="limit, e.g. 4G (default: half of what is free)"
+        "--memory",
+        type=parse_bytes,
+        metavar="SIZE",
+        help="most memory to take, e.g. 4G, output apart (default: half of what is free)",
     )
     parser.add_argument(
         "--raw", action="store_true", help="values of the output node instead of probabilities"
     )
     parser.add_argument("--fresh", action="store_true", help="do not go on with an interrupted run")
-    _add_engine(parser)
+    _add_engine(parser, bundle="auto")
 
 
 def _add_bench(commands) -> None:
     parser = _command(
         commands,
         bench,
-        "measure seconds per round of one net by method and threads",
+        "measure seconds per round of one net by method and threads, or beside PyTorch",
         "bench scaling_3d --width 10",
-        "bench 3d_5 --output 8 --methods fft bundled bundled:autotune --threads 1 2",
+        "bench 3d_5 --output 8 --methods fft bundled bundled:autotune --threads 1,2",
+        "bench 3d_5 --output 8 --threads 1,2 --against torch",
+        "bench my-net.toml --output 4,32,32 --against torch --forward",
     )
     _add_net(parser)
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=["model", "direct", "fft", "bundled"],
         metavar="PLAN",
         help="plans to compare, bundled or bundled:PLAN for the engine with bundles of maps "
-        "(default: model direct fft bundled)",
+        "(default: model direct fft bundled; with --against: bundled:autotune)",
     )
     parser.add_argument(
-        "--threads", nargs="+", type=_positive, help="numbers of workers (default: 1 and all)"
+        "--threads", nargs="+", type=parse_counts, help="numbers of workers, e.g. 1,2 (default: 1 and all)"
     )
-    parser.add_argument("--rounds", type=_positive, default=7, help="rounds of each (default 7)")
+    parser.add_argument(
+        "--against",
+        choices=("torch",),
+        help="also PyTorch: checked results, seconds and ratio over interleaved rounds, memory",
+    )
+    parser.add_argument("--forward", action="store_true", help="forward passes only, without training")
+    parser.add_argument(
+        "--rounds", type=_positive, help="rounds of each (default 7; with --against as many as it takes)"
+    )
 
 
 def _add_trace(commands) -> None:
@@ -661,13 +771,23 @@ def _add_convert(commands) -> None:
     parser = _command(
         commands,
         convert,
-        "write a net's description in another format: .toml or .znn",
+        "write a net in another format: .toml or .znn, its parameters for or from PyTorch: .pt, .npz",
         "convert old.znn new.toml",
         "convert runs/boundary/last.npz net.toml",
         "convert 3d_5 dense.toml --dense",
+        "convert runs/boundary/last.npz weights.pt",
+        "convert sequential.pt start.npz",
+        "convert weights.pt start.npz --state-of net.toml",
     )
     _add_net(parser, output=False)
-    parser.add_argument("out", help="the file to write: .toml or .znn")
+    parser.add_argument(
+        "out",
+        help="the file to write: .toml or .znn; .pt (a state dict of znn.torch.to_torch), or, from a .pt, .npz "
+        "(a checkpoint)",
+    )
+    parser.add_argument(
+        "--state-of", metavar="NET", help="the net whose state dict a .pt file holds (default: it holds a Sequential)"
+    )
     parser.add_argument(
         "--dense", action="store_true", help="turn max-pooling into max-filtering with sparsity"
     )

@@ -12,10 +12,12 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +25,17 @@ from typing import Any
 import numpy as np
 
 from znn.checkpoint import Checkpoint, load_checkpoint
-from znn.cost import network_cost
 from znn.errors import DataError, SpecError
 from znn.files import atomic_write, sync_folder
 from znn.graph import Graph
-from znn.spec import EdgeSpec, Extent, NetworkSpec
+from znn.spec import EdgeSpec, Extent, NetworkSpec, format_extent
 from znn.train.evaluate import cover, probabilities
 from znn.train.volumes import Volume, make_volume
 
 BORDERS = ("mirror", "valid")
 _SAVE_EVERY_S = 5.0
 _WORTHWHILE = 1.05  # a larger patch is taken if it is this much faster
+_HDF5_ROOM = 2**20  # for its index of chunks
 _LARGEST = 4096  # no patch is longer than this, along any axis
 
 
@@ -110,12 +112,15 @@ def infer(
     patch         extent of the output computed at once; None: the fastest of a few that fit into memory
     borders       "mirror": the output has the volume's extent, the image is mirrored beyond its borders;
                   "valid": only where the field of view fits, extent - field of view + 1
-    memory_bytes  limit on the engine's memory, by estimate; None: half of what is available now
+    memory_bytes  limit on what the process's own memory may grow by, output arrays apart; None: half of what is
+                  available now. Held by measuring: patches grow only as far as the memory that smaller ones took allows
     raw           the output node's values instead of probabilities
     progress      called with (tiles done, tiles, seconds so far)
-    Output (maps, z, y, x) float32. Raises DataError for a volume that does not suit the network or a file
-    that cannot be written, CheckpointError for a damaged checkpoint.
+    The other options are those of `znn.Network`; `bundle` is "auto" unless it is given. Output (maps, z, y, x)
+    float32. Raises DataError for a volume that does not suit the network, a patch beyond the memory, or a file that
+    cannot be written (nothing of which is left then), CheckpointError for a damaged checkpoint.
     """
+    engine_options = {"bundle": "auto"} | engine_options
     spec, parameters = _network_of(source)
     volume = volume if isinstance(volume, Volume) else make_volume(volume)
     spec = dense(spec)
@@ -130,29 +135,27 @@ def infer(
     lead = tuple((f - 1) // 2 for f in fov) if borders == "mirror" else (0, 0, 0)
     reader = _Reader(volume, fov, lead)
     limit = memory_bytes if memory_bytes is not None else _available_bytes() // 2
+    trials = _Trials(spec, parameters, reader, _Memory(limit), engine_options)
     if patch is None:
-        patch = _choose_patch(spec, parameters, full, reader, limit, engine_options)
-    elif memory_bytes is not None and estimate_bytes(spec, patch) > limit:
-        raise DataError(
-            f"a patch of {patch} takes about {estimate_bytes(spec, patch) / 2**20:.0f} MiB; the limit is "
-            f"{limit / 2**20:.0f} MiB"
-        )
-    patch = tuple(min(p, n) for p, n in zip(patch, full))
+        patch = _choose_patch(trials, full)
+    else:
+        patch = tuple(min(p, n) for p, n in zip(patch, full))
+        if memory_bytes is not None:
+            trials.check(patch)
     maps = graph.node(graph.outputs[0]).maps
     key = _fingerprint(spec, parameters, volume, patch, borders, raw)
     sink = _open_sink(out, (maps, *full), key, fresh)
-    with _engine(spec, patch, parameters, engine_options) as net:
+    with trials.engine(patch) as net:
         return _run(net, reader, sink, full, patch, None if raw else spec.loss, progress)
 
 
-def estimate_bytes(spec: NetworkSpec, patch: Extent) -> int:
-    """An upper estimate of the memory that inference with this output patch takes: every image in a block
-    rounded up to a power of two, the spectra of all kernels and of the images of the largest layer, and the
-    parameters."""
+def least_bytes(spec: NetworkSpec, patch: Extent) -> int:
+    """What inference with this output patch takes at the very least: the parameters and, for one of the convolutions,
+    the images on both sides."""
     graph = Graph.build(spec, output=patch)
     images = [4 * node.maps * int(np.prod(node.extent)) for node in graph.nodes]
-    kernels = network_cost(graph, "fft", memoize=("kernels",)).spectra_bytes
-    return 2 * (sum(images) + 2 * max(images)) + kernels + 4 * graph.parameter_count
+    pairs = [images[edge.source] + images[edge.target] for edge in graph.edges]
+    return max(pairs, default=max(images)) + 4 * graph.parameter_count
 
 
 def _network_of(source) -> tuple[NetworkSpec, Mapping[str, np.ndarray]]:
@@ -193,44 +196,84 @@ class _Reader:
         )
 
 
-def _engine(spec: NetworkSpec, patch: Extent, parameters, engine_options):
-    import znn
+class _Memory:
+    """How much the memory that is the process's own (not files mapped into it) has grown, and by how much it may."""
 
-    return znn.Network(spec, output=patch, parameters=parameters, **engine_options)
+    def __init__(self, limit: int):
+        self.limit, self._start = limit, _own_bytes()
+
+    def grown(self) -> int:
+        return _own_bytes() - self._start
 
 
-def _choose_patch(spec, parameters, full: Extent, reader: _Reader, limit: int, engine_options) -> Extent:
+class _Trials:
+    """Trial passes over the volume's first tile: voxels a second and memory by patch."""
+
+    def __init__(self, spec: NetworkSpec, parameters, reader: _Reader, memory: _Memory, engine_options):
+        self.spec, self.parameters, self.reader = spec, parameters, reader
+        self.memory, self.engine_options = memory, engine_options
+        self._bytes_per_voxel = 0.0  # of input, in the largest trial so far
+
+    def engine(self, patch: Extent):
+        import znn
+
+        return znn.Network(self.spec, output=patch, parameters=self.parameters, **self.engine_options)
+
+    def expected_bytes(self, patch: Extent) -> int:
+        """What a patch will take, going by the trials so far: memory grows with the input's voxels or slower."""
+        return max(least_bytes(self.spec, patch), int(self._bytes_per_voxel * self._voxels(patch)))
+
+    def run(self, patch: Extent) -> float:
+        """Output voxels a second: the best of two passes after one to warm up."""
+        tile, seconds = self.reader.tile((0, 0, 0), patch), []
+        with self.engine(patch) as net:
+            for _ in range(3):
+                started = time.perf_counter()
+                net.forward(tile, phase="infer")
+                seconds.append(time.perf_counter() - started)
+            self._bytes_per_voxel = self.memory.grown() / self._voxels(patch)
+        return float(np.prod(patch)) / min(seconds[1:])
+
+    def check(self, patch: Extent) -> None:
+        """Raises DataError if the patch takes more memory than allowed, judged by trials of smaller ones."""
+        for smaller in _patches(patch, self.reader.fov):
+            if self.expected_bytes(patch) > self.memory.limit:
+                raise DataError(
+                    f"a patch of {format_extent(patch)} takes about {self.expected_bytes(patch) / 2**20:.0f} MiB; the "
+                    f"limit is {self.memory.limit / 2**20:.0f} MiB"
+                )
+            if np.prod(smaller) < np.prod(patch) / 4:
+                self.run(smaller)
+
+    def _voxels(self, patch: Extent) -> float:
+        return float(np.prod([p + f - 1 for p, f in zip(patch, self.reader.fov)]))
+
+
+def _choose_patch(trials: _Trials, full: Extent) -> Extent:
     """The fastest of a growing series of patches, measured on the volume's first tile.
 
     Larger patches waste less on the field of view around them; the search ends when two in a row gain
-    nothing.
+    nothing, or at the memory's limit.
     """
-    candidates = [patch for patch in _patches(full, reader.fov) if estimate_bytes(spec, patch) <= limit]
-    if not candidates:
-        raise DataError(
-            f"not even the smallest patch fits into {limit / 2**20:.0f} MiB of memory; allow more"
-        )
-    best, best_rate, misses = candidates[0], 0.0, 0
-    for patch in candidates if len(candidates) > 1 else ():
-        rate = _measure(spec, parameters, reader, patch, engine_options)
+    candidates = _patches(full, trials.reader.fov)
+    best, best_rate, misses = None, 0.0, 0
+    for patch in candidates:
+        if trials.expected_bytes(patch) > trials.memory.limit:
+            break
+        rate = trials.run(patch)
+        if trials.memory.grown() > trials.memory.limit:
+            break
         misses = 0 if rate > best_rate * _WORTHWHILE else misses + 1
         if misses == 0:
             best, best_rate = patch, rate
         elif misses == 2:
             break
+    if best is None:
+        raise DataError(
+            f"not even the smallest patch, {format_extent(candidates[0])}, fits into "
+            f"{trials.memory.limit / 2**20:.0f} MiB of memory; allow more"
+        )
     return best
-
-
-def _measure(spec, parameters, reader: _Reader, patch: Extent, engine_options) -> float:
-    """Output voxels a second: the best of two passes after one to warm up."""
-    tile = reader.tile((0, 0, 0), patch)
-    seconds = []
-    with _engine(spec, patch, parameters, engine_options) as net:
-        for _ in range(3):
-            started = time.perf_counter()
-            net.forward(tile, phase="infer")
-            seconds.append(time.perf_counter() - started)
-    return float(np.prod(patch)) / min(seconds[1:])
 
 
 def _patches(full: Extent, fov: Extent) -> list[Extent]:
@@ -247,12 +290,12 @@ def _run(
     tiles = cover(full, patch)
     first, started, saved = sink.done, time.perf_counter(), time.perf_counter()
     try:
-        for index in range(first, len(tiles)):
+        for index, image in zip(range(first, len(tiles)), _read_ahead(reader, tiles[first:], patch)):
             corner, fresh = tiles[index]
-            values = net.forward(reader.tile(corner, patch), phase="infer")
+            values = net.forward(image, phase="infer")
             values = values if loss is None else probabilities(values, loss)
             place = tuple(slice(c + f.start, c + f.stop) for c, f in zip(corner, fresh))
-            sink.array[(slice(None), *place)] = values[(slice(None), *fresh)]
+            sink.write((slice(None), *place), values[(slice(None), *fresh)])
             if time.perf_counter() - saved > _SAVE_EVERY_S:
                 sink.save(index + 1)
                 saved = time.perf_counter()
@@ -265,6 +308,18 @@ def _run(
     computed = len(tiles) - first
     rate = float(np.prod(full)) * computed / len(tiles) / seconds if computed else 0.0
     return Inference(sink.finish(), patch, len(tiles), computed, seconds, rate)
+
+
+def _read_ahead(reader: _Reader, tiles, patch: Extent) -> Iterator[np.ndarray]:
+    """The input of each tile; the next is read while the caller works on one."""
+    with ThreadPoolExecutor(1, "znn-read") as pool:
+        following = None
+        for corner, _ in tiles:
+            current, following = following, pool.submit(reader.tile, corner, patch)
+            if current is not None:
+                yield current.result()
+        if following is not None:
+            yield following.result()
 
 
 def _fingerprint(spec, parameters, volume: Volume, patch, borders, raw) -> str:
@@ -292,6 +347,9 @@ class _Sink:
     def __init__(self, shape: Sequence[int]):
         self.array, self.done = np.empty(shape, np.float32), 0
 
+    def write(self, place: tuple[slice, ...], values: np.ndarray) -> None:
+        self.array[place] = values
+
     def save(self, done: int) -> None:
         """Note that so many tiles are safely stored."""
 
@@ -309,10 +367,9 @@ class _FileSink(_Sink, ABC):
         self.partial = path.with_name(f"{path.stem}.partial{path.suffix}")
         self.progress = path.with_name(f"{path.name}.progress")
         self.done = 0 if fresh else self._resumable()
-        try:
+        self.array = None
+        with self._whole_or_nothing():
             self.array = self._open(tuple(shape), create=self.done == 0)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot write the output: {error}") from error
 
     def _resumable(self) -> int:
         with suppress(OSError, ValueError, TypeError, KeyError):
@@ -321,16 +378,38 @@ class _FileSink(_Sink, ABC):
                 return int(note["done"])
         return 0
 
+    @contextmanager
+    def _whole_or_nothing(self):
+        """Errors of writing as DataError, after what was written has been removed: a full disk should not stay full,
+        and a file that writing failed on is not to be trusted."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            with suppress(OSError, ValueError, RuntimeError):
+                self._close()
+            _remove(self.partial)
+            self.progress.unlink(missing_ok=True)
+            reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
+            raise DataError(f"{self.path}: cannot write the output: {reason}") from error
+
+    def write(self, place: tuple[slice, ...], values: np.ndarray) -> None:
+        with self._whole_or_nothing():
+            self.array[place] = values
+
     def save(self, done: int) -> None:
-        self._flush()
-        with atomic_write(self.progress, "w") as file:
-            json.dump({"key": self.key, "done": done}, file)
+        with self._whole_or_nothing():
+            self._flush()
+            with atomic_write(self.progress, "w") as file:
+                json.dump({"key": self.key, "done": done}, file)
 
     def finish(self):
-        self._flush()
-        self._close()
-        os.replace(self.partial, self.path)
-        sync_folder(self.path.parent)
+        with self._whole_or_nothing():
+            self._flush()
+            self._close()
+            if self.path.is_dir():
+                _remove(self.path)
+            os.replace(self.partial, self.path)
+            sync_folder(self.path.parent)
         self.progress.unlink(missing_ok=True)
         return self._reopen()
 
@@ -352,7 +431,7 @@ class _FileSink(_Sink, ABC):
 class _NpySink(_FileSink):
     def _open(self, shape, create):
         if create:
-            return np.lib.format.open_memmap(self.partial, "w+", np.float32, shape)
+            return _allocate(np.lib.format.open_memmap(self.partial, "w+", np.float32, shape))
         return np.load(self.partial, mmap_mode="r+", allow_pickle=False)
 
     def _reopen(self):
@@ -365,13 +444,14 @@ class _TiffSink(_FileSink):
     def _open(self, shape, create):
         tifffile = _library("tifffile", self.path)
         if create:
-            return tifffile.memmap(
+            array = tifffile.memmap(
                 self.partial,
                 shape=shape,
                 dtype=np.float32,
                 photometric="minisblack",
                 bigtiff=4 * np.prod(shape, dtype=np.int64) > 2**31,
             )
+            return _allocate(array)
         return tifffile.memmap(self.partial, mode="r+").reshape(shape)
 
     def _reopen(self):
@@ -379,18 +459,34 @@ class _TiffSink(_FileSink):
 
 
 class _Hdf5Sink(_FileSink):
+    file = None
+
     def _open(self, shape, create):
-        self.file = _library("h5py", self.path).File(self.partial, "w" if create else "r+")
-        if create:
-            return self.file.create_dataset("output", shape, np.float32, chunks=_chunks(shape))
-        return self.file["output"]
+        h5py = _library("h5py", self.path)
+        if not create:
+            self.file = h5py.File(self.partial, "r+")
+            return self.file["output"]
+        # HDF5 does not get over a failed write: the room is set aside before it writes anything.
+        with open(self.partial, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 4 * int(np.prod(shape, dtype=np.int64)) + _HDF5_ROOM)
+        self.file = h5py.File(self.partial, "w")
+        space, layout = h5py.h5s.create_simple(shape), h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        layout.set_chunk(_chunks(shape))
+        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        made = h5py.h5d.create(self.file.id, b"output", h5py.h5t.NATIVE_FLOAT, space, layout)
+        self.file.flush()
+        with open(self.partial, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        return h5py.Dataset(made)
 
     def _flush(self):
         self.file.flush()
 
     def _close(self):
-        self.file.close()
         self.array = None
+        if self.file is not None:
+            self.file.close()
 
     def _reopen(self):
         return _library("h5py", self.path).File(self.path, "r")["output"]
@@ -435,6 +531,19 @@ def _open_sink(out, shape: Sequence[int], key: str, fresh: bool) -> _Sink:
     return _SINKS[path.suffix.lower()](path, shape, key, fresh)
 
 
+def _allocate(array: np.memmap) -> np.memmap:
+    """Have the system set the file's blocks aside: a disk that fills up while a mapped file is written to ends the
+    process, where an error now can be told."""
+    with open(array.filename, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return array
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def _chunks(shape: Sequence[int]) -> tuple[int, ...]:
     return (1, *(min(limit, n) for limit, n in zip((16, 128, 128), shape[1:])))
 
@@ -444,6 +553,13 @@ def _library(name: str, path):
         return importlib.import_module(name)
     except ImportError as error:
         raise DataError(f"{path}: writing it needs {name}; pip install 'znn[data]'") from error
+
+
+def _own_bytes() -> int:
+    """Resident memory of this process that belongs to no file."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        resident, shared = (int(word) for word in file.read().split()[1:3])
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _available_bytes() -> int:

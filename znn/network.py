@@ -42,6 +42,8 @@ class Network:
     trace      record who ran which task when, see `trace()`
     pin        pin each worker to a core
     input_gradient  also propagate the gradient to the inputs
+    memory_limit    bytes that a network of bundles may take besides what the process holds already: plans "model" and
+                    "autotune" then recompute spectra where that costs least; PlanError names the least that is possible
 
     Arrays are float32 in C order, (maps, z, y, x), or (patches, maps, z, y, x); with several inputs or outputs,
     dicts of them by node name. Calls may come from any thread; they run one after the other.
@@ -52,7 +54,7 @@ class Network:
                  threads: int | None = None, bundle: int | str = 1, plan: Any = "model", policy: str = "priority", sum: str = "wait-free",
                  memoize: Iterable[str] = options.MEMOIZE, allocator: str = "pools", patches: int = 1, seed: int = 0,
                  parameters: Mapping[str, np.ndarray] | None = None, optimiser: SGD | Adam = SGD(), trace: bool = False,
-                 pin: bool = True, input_gradient: bool = False) -> None:
+                 pin: bool = True, input_gradient: bool = False, memory_limit: int | None = None) -> None:
         self._lock = threading.RLock()
         self._core: Any = None
         self.graph = _graph(spec, output, input)
@@ -74,7 +76,11 @@ class Network:
             raise SpecError(f"optimiser is {optimiser!r}, expected a znn.SGD or znn.Adam")
         self.optimiser = optimiser
         settings.second_moments = optimiser.second_moments
-        self.plan = planning.resolve(plan, self.graph, self.patches, kept, self.bundle)
+        if memory_limit is not None:
+            options.whole("memory_limit", memory_limit, 1)
+        self.plan_request = planning.Request(self.patches, kept, self.bundle, settings.threads, 1 + optimiser.second_moments,
+                                             settings.input_gradient, memory_limit)
+        self.plan = planning.resolve(plan, self.graph, self.plan_request)
         parameters = initial_parameters(self.graph, self.seed) if parameters is None else parameters
         self._check_state(parameters, complete=True)
         self._build(parameters)

@@ -10,17 +10,19 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from znn import _core, bundled, cache, fftw
 from znn.bundled import Candidate
+from znn.cost import MEMOIZE
 from znn.cost import METHODS as EDGE_METHODS
 from znn.cost import edge_cost, gradient_nodes, smooth_extent, transform_extent
 from znn.errors import PlanError
 from znn.files import atomic_write
+from znn.footprint import Footprint, Setting, within
 from znn.graph import Graph, GraphEdge
 from znn.spec import Extent, format_extent
 
@@ -178,21 +180,39 @@ def needs_single_maps(plan: Any) -> bool:
     return any(choice == "fft" or (isinstance(choice, tuple) and choice[:1] == ("fft",)) for choice in choices)
 
 
-def resolve(plan: Any, graph: Graph, patches: int = 1, memoize: Iterable[str] = ("kernels", "images", "gradients"),
-            bundle: int = 1) -> Plan:
-    """What `znn.Network(plan=...)` accepts, as a checked Plan.
+@dataclass(frozen=True)
+class Request:
+    """What a plan is made for. memory_limit: bytes that a network of bundles may take, besides what the process holds."""
+
+    patches: int = 1
+    memoize: frozenset[str] = frozenset(MEMOIZE)
+    bundle: int = 1
+    threads: int = 1
+    moments: int = 1
+    input_gradient: bool = False
+    memory_limit: int | None = None
+
+    def setting(self, graph: Graph) -> Setting:
+        return Setting(graph, self.bundle, self.patches, self.threads, self.moments, self.input_gradient)
+
+
+def resolve(plan: Any, graph: Graph, request: Request | None = None, **asked: Any) -> Plan:
+    """What `znn.Network(plan=...)` accepts, as a checked Plan, for a Request or the fields of one.
 
     plan: "model", "autotune", a method's name, a mapping as for `Plan.of`, a Plan, or the path of a saved one.
-    Raises PlanError.
+    Raises PlanError, also where the plan takes more than the memory limit.
     """
+    request = request or Request(**asked)
+    bundle = request.bundle
     if isinstance(plan, Plan):
         result = plan
     elif isinstance(plan, Mapping):
         result = Plan.of(graph, plan, bundle)
     elif plan == "model":
-        result = model_plan(graph, patches, memoize) if bundle == 1 else tiled_model_plan(graph, bundle, patches)
+        result = model_plan(graph, request.patches, request.memoize) if bundle == 1 else tiled_model_plan(graph, request)
     elif plan == "autotune":
-        result = autotune_plan(graph, patches, memoize) if bundle == 1 else tiled_autotune_plan(graph, bundle, patches)
+        result = (autotune_plan(graph, request.patches, request.memoize) if bundle == 1
+                  else tiled_autotune_plan(graph, request))
     elif isinstance(plan, str) and plan in METHODS:
         result = Plan.uniform(graph, plan, bundle)
     elif isinstance(plan, os.PathLike) or (isinstance(plan, str) and (os.path.exists(plan) or plan.endswith(".json"))):
@@ -200,7 +220,25 @@ def resolve(plan: Any, graph: Graph, patches: int = 1, memoize: Iterable[str] = 
     else:
         raise PlanError(f"plan is {plan!r}, expected model, autotune, {', '.join(METHODS)}, a Plan, or the path of a saved one")
     result.check(graph, bundle)
+    _check_memory(result, graph, request)
     return result
+
+
+def footprint(plan: Plan, graph: Graph, request: Request) -> Footprint:
+    """The memory of a network of bundles with this plan."""
+    chosen = {name: layer.candidate for name, layer in plan.layers.items()}
+    return request.setting(graph).footprint(bundled.layers(graph, request.bundle, request.input_gradient), chosen)
+
+
+def _check_memory(plan: Plan, graph: Graph, request: Request) -> None:
+    if request.memory_limit is None:
+        return
+    if request.bundle == 1:
+        raise PlanError(f"memory_limit is {request.memory_limit}, which the paper's engine cannot keep: expected bundle 8 or 'auto'")
+    needed = footprint(plan, graph, request).total
+    if needed > request.memory_limit:
+        raise PlanError(f"memory limit {request.memory_limit} bytes is too small for this plan of {graph.spec.name}: expected {needed} "
+                        "bytes, or plan 'model' or 'autotune', which may recompute spectra")
 
 
 # ---- the cost model ---------------------------------------------------------------------------------------
@@ -289,7 +327,7 @@ def autotune_plan(graph: Graph, patches: int = 1, memoize: Iterable[str] = ("ker
         pieces = _measured_pieces(graph, edge, patches, progress)
         seconds = {candidate: compose_seconds(graph, edge, candidate.method, piece, memoize, wanted[edge.source])
                    for candidate, piece in pieces.items()}
-        layers[name] = _choose(seconds)
+        layers[name] = _layer_plan(min(seconds, key=seconds.get), seconds, 1)
     fftw.keep_wisdom()
     return Plan(layers, "autotune")
 
@@ -369,30 +407,51 @@ def _interleave(samplers: list[_Sampler]) -> list[dict[str, float]]:
 
 
 # ---- bundles ----------------------------------------------------------------------------------------------
-def tiled_model_plan(graph: Graph, bundle: int, patches: int = 1) -> Plan:
+def tiled_model_plan(graph: Graph, request: Request) -> Plan:
     """Per layer the method and tile extent with the fewest seconds predicted by the native cost model."""
-    found = {}
-    for layer in bundled.layers(graph, bundle):
-        ranked = layer.ranked()[:1 + bundled.EXPLORED]
-        found[layer.name] = _choose({c: patches * layer.predict(c) for c in ranked})
-    return Plan(found, "model")
+    layers = bundled.layers(graph, request.bundle, request.input_gradient)
+    return _tiled_plan("model", graph, request, layers,
+                       {layer.name: {c: layer.predict(c) for c in layer.explored(layer.ranked())} for layer in layers})
 
 
-def tiled_autotune_plan(graph: Graph, bundle: int, patches: int = 1,
-                        progress: Callable[[str], None] | None = None, exhaustive: bool = False) -> Plan:
+def tiled_autotune_plan(graph: Graph, request: Request, progress: Callable[[str], None] | None = None,
+                        exhaustive: bool = False) -> Plan:
     """Choose per layer by timing the likeliest candidates, phase by phase (see `znn.bundled`); exhaustive: all there are."""
-    found = {}
-    for layer in bundled.layers(graph, bundle):
+    layers, seconds = bundled.layers(graph, request.bundle, request.input_gradient), {}
+    for layer in layers:
         measured = layer.measured(layer.ranked(bundled.ALL) if exhaustive else None, progress)
-        seconds = {candidate: patches * sum(phases) for candidate, phases in measured.items()}
-        found[layer.name] = _choose(seconds, layer.choose(seconds))
-    return Plan(found, "autotune")
+        seconds[layer.name] = {candidate: sum(phases) for candidate, phases in measured.items()}
+    return _tiled_plan("autotune", graph, request, layers, seconds)
 
 
-def _choose(seconds: Mapping[Candidate, float], best: Candidate | None = None) -> LayerPlan:
-    best = best or min(seconds, key=seconds.get)
+def _tiled_plan(source: str, graph: Graph, request: Request, layers: Sequence[bundled.Layer],
+                seconds: Mapping[str, Mapping[Candidate, float]]) -> Plan:
+    """The fastest candidates, or those within the memory limit."""
+    if request.memory_limit is None or request.bundle == 1:
+        chosen = {layer.name: layer.choose(seconds[layer.name]) for layer in layers}
+    else:
+        seconds = {layer.name: _smaller(layer, seconds[layer.name]) for layer in layers}
+        chosen = within(request.setting(graph), layers, seconds, request.memory_limit)
+    return Plan({name: _layer_plan(best, seconds[name], request.patches) for name, best in chosen.items()}, source)
+
+
+def _smaller(layer: bundled.Layer, seconds: Mapping[Candidate, float]) -> dict[Candidate, float]:
+    """The candidates with those that take less memory, at seconds in proportion to their predictions."""
+    found = dict(seconds)
+    fastest = min(seconds, key=seconds.get)
+    scale = seconds[fastest] / layer.predict(fastest)
+    for candidate in (*seconds, *(c for c in layer.ranked() if c.method == "direct")):
+        for other in (candidate, replace(candidate, memoize=False)):
+            if other not in found and (other.memoize or not layer.keeps(other)):
+                base = seconds[candidate] / layer.predict(candidate) if candidate in seconds else scale
+                found[other] = base * layer.predict(other)
+    return found
+
+
+def _layer_plan(best: Candidate, seconds: Mapping[Candidate, float], patches: int) -> LayerPlan:
     others = sorted((c for c in seconds if c != best), key=seconds.get)[:MOST_ALTERNATIVES]
-    return LayerPlan(best.method, best.transform, seconds[best], {c.describe(): seconds[c] for c in others}, best.memoize)
+    instead = {c.describe(): patches * seconds[c] for c in others}
+    return LayerPlan(best.method, best.transform, patches * seconds[best], instead or None, best.memoize)
 
 
 def _cache_key(graph: Graph, edge: GraphEdge, candidate: Candidate, patches: int) -> str:

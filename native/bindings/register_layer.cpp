@@ -13,21 +13,17 @@ namespace {
 using E = std::tuple<int, int, int>;
 using Shape = std::vector<std::int64_t>;
 
-// The spectra of a batch of inputs, from a forward call to the backward call of the same layer.
+// A block of the team, as a Python buffer: the spectra of a batch of inputs, from forward to backward.
 class Kept {
 public:
-    Kept(const Layer* layer, int batch, std::size_t floats)
-        : layer(layer), batch(batch), team_(Team::of_process()), block_(team_.take(floats)) {}
+    explicit Kept(std::size_t floats) : team_(Team::of_process()), block_(team_.take(floats)) {}
     Kept(const Kept&) = delete;
     ~Kept() {
         if (&team_ == &Team::of_process()) team_.give_back(std::move(block_));  // else simply freed, after a fork
     }
 
     float* data() const { return block_.data(); }
-    std::size_t bytes() const { return block_.size() * sizeof(float); }
-
-    const Layer* const layer;
-    const int batch;
+    std::size_t floats() const { return block_.size(); }
 
 private:
     Team& team_;
@@ -53,29 +49,28 @@ std::shared_ptr<Kept> forward(Layer& layer, int batch, const py::object& input, 
     std::optional<SharedTensor> b;
     if (bias) need_packed(b.emplace(*bias, Shape{p.out_maps}, "bias"), "bias");
     const std::size_t floats = keep ? layer.kept_floats() * batch : 0;
-    const auto kept = floats ? std::make_shared<Kept>(&layer, batch, floats) : nullptr;
+    const auto kept = floats ? std::make_shared<Kept>(floats) : nullptr;
     Layer::Forward call{batch, view(x), view(w), view(y), b ? b->data() : nullptr, kept ? kept->data() : nullptr};
     py::gil_scoped_release release;
     layer.forward(call);
     return kept;
 }
 
-void backward(Layer& layer, int batch, const std::optional<py::object>& input, const std::shared_ptr<Kept>& kept,
+void backward(Layer& layer, int batch, const std::optional<py::object>& input, const std::optional<py::object>& kept,
               const py::object& kernels, const py::object& output_gradient, const std::optional<py::object>& input_gradient,
               const std::optional<py::object>& kernel_gradient, const std::optional<py::object>& bias_gradient) {
     const LayerProblem& p = layer.problem();
-    if (kept && (kept->layer != &layer || kept->batch != batch))
-        throw py::value_error("kept: these spectra are of another layer or batch");
     if (kernel_gradient && !kept && !input) throw py::value_error("input: needed for the weight's gradient where no spectra are kept");
     const SharedTensor w(kernels, shape(p.out_maps, p.group_in(), p.kernel), "weight");
     const SharedTensor g(output_gradient, shape(batch, p.out_maps, p.output()), "output gradient");
-    std::optional<SharedTensor> x, gx, gw, gb;
+    std::optional<SharedTensor> x, s, gx, gw, gb;
+    if (kept) need_packed(s.emplace(*kept, Shape{std::int64_t(layer.kept_floats() * batch)}, "kept spectra"), "kept spectra");
     if (input) x.emplace(*input, shape(batch, p.in_maps, p.input), "input");
     if (input_gradient) gx.emplace(*input_gradient, shape(batch, p.in_maps, p.input), "input gradient");
     if (kernel_gradient)
         need_packed(gw.emplace(*kernel_gradient, shape(p.out_maps, p.group_in(), p.kernel), "weight gradient"), "weight gradient");
     if (bias_gradient) need_packed(gb.emplace(*bias_gradient, Shape{p.out_maps}, "bias gradient"), "bias gradient");
-    Layer::Backward call{batch, x ? view(*x) : View{}, view(w), view(g), kept ? kept->data() : nullptr,
+    Layer::Backward call{batch, x ? view(*x) : View{}, view(w), view(g), s ? s->data() : nullptr,
                          gx ? view(*gx) : View{}, gw ? gw->data() : nullptr, gb ? gb->data() : nullptr};
     py::gil_scoped_release release;
     layer.backward(call);
@@ -84,7 +79,9 @@ void backward(Layer& layer, int batch, const std::optional<py::object>& input, c
 }  // namespace
 
 void register_layer(py::module_& module) {
-    py::class_<Kept, std::shared_ptr<Kept>>(module, "KeptSpectra").def_property_readonly("bytes", &Kept::bytes);
+    py::class_<Kept, std::shared_ptr<Kept>>(module, "KeptSpectra", py::buffer_protocol()).def_buffer([](Kept& kept) {
+        return py::buffer_info(kept.data(), py::ssize_t(kept.floats()));
+    });
     py::class_<Layer, std::shared_ptr<Layer>>(module, "Layer")
         .def(py::init([](int in_maps, int out_maps, int groups, E input, E kernel, E dilation, E before, E after, Method method,
                          int bundle, E tile, bool keep) {

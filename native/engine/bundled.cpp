@@ -506,7 +506,8 @@ void BundledNetwork::update_conv(int e) {
     Stage* forward = add_conv(Pass::update, e, PieceOf::kernels_forward, -1);
     conv.prepare_forward = add_conv(Pass::prepare, e, PieceOf::kernels_forward, -1);
     conv.prepare_forward->await(1);
-    if (conv.plan.fused || (!conv.has_backward && !conv.keeps())) {
+    const bool direct = conv.plan.method == tiled::Method::direct;
+    if (conv.plan.fused || (!conv.has_backward && (direct || !conv.keeps()))) {
         conv.gradient_transforms = {target.gradient_ready};
     } else if (!conv.has_backward) {
         conv.gradient_transforms.push_back(add_conv(Pass::update, e, PieceOf::gradient_transform, -1));

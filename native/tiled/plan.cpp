@@ -214,8 +214,10 @@ void arrange_tiles(LayerPlan& p, const Machine& machine, bool memoize) {
     const double pairs = double(p.problem.in_maps) * p.out_bundles;
     const double per_tile = 4 + 45.0 * (p.in_bundles + p.out_bundles) / pairs;
     const double fewest = 7 * kernel_line_ops(a[0]) / a[0].T / per_tile;
+    const double share = memoize ? 1.0 : 0.5;  // small slabs where memory is what matters
     const double per_strip = bytes_of_spectra(p, p.in_bundles + p.out_bundles) / p.strips;
-    const int strips = std::max({1, int(std::ceil(fewest / p.tiles_per_strip)), int(0.5 * double(machine.l3_bytes) / per_strip)});
+    const int strips = std::max({1, int(std::ceil(share * fewest / p.tiles_per_strip)),
+                                int(share * 0.5 * double(machine.l3_bytes) / per_strip)});
     p.slabs = ceil_div(p.strips, strips);
     p.tiles_per_slab = ceil_div(p.strips, p.slabs) * p.tiles_per_strip;
     p.slabs = ceil_div(p.tiles, p.tiles_per_slab);
@@ -469,7 +471,7 @@ double Cost::update() const { return sum(*this, {Phase::update_product, Phase::u
 bool takes_part(const LayerPlan& p, Phase phase, bool backward) {
     if (backward) return true;
     // The update still needs the spectra of gradients, unless it makes its own.
-    if (phase == Phase::gradient_transform) return !p.fused;
+    if (phase == Phase::gradient_transform) return p.method == Method::tiled && !p.fused;
     return phase != Phase::kernels_backward && phase != Phase::backward_product && phase != Phase::backward_inverse &&
            phase != Phase::backward_join;
 }

@@ -18,6 +18,7 @@ FIGURES = {
     "inference",
     "kernel_size_2d",
     "kernel_size_3d",
+    "learning_curves",
     "many_cores",
     "memoization",
     "plans",

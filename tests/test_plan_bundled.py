@@ -1,0 +1,186 @@
+"""Plans of networks in bundles of maps: candidates, measuring, memory within a limit, what bounds a phase."""
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import znn
+from checks import assert_close
+from znn import bundled, cache, zoo
+from znn import plan as planning
+from znn.bundled import Candidate
+from znn.errors import PlanError, SpecError
+from znn.graph import Graph
+from znn.plan import LayerPlan, Plan, Request
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZNN_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def graph():
+    """Large enough for its spectra to be cut into slabs."""
+    layers = [{"conv": 8, "kernel": 3, "transfer": "relu"}, {"conv": 9, "kernel": (3, 3, 2), "transfer": "tanh"},
+              {"max_filter": 2}, {"conv": 8, "kernel": 3, "transfer": "relu"}, {"conv": 2, "kernel": 3}]
+    return Graph.build(znn.NetworkSpec.layered("slabs", 1, layers), output=(60, 70, 64))
+
+
+def layer_of(graph, name="conv2", bundle=8):
+    return next(layer for layer in bundled.layers(graph, bundle) if layer.name == name)
+
+
+def test_candidates_are_ranked_and_those_explored_differ(graph):
+    layer = layer_of(graph)
+    ranked = layer.ranked()
+    seconds = [layer.predict(candidate) for candidate in ranked]
+    assert seconds == sorted(seconds) and min(seconds) > 0
+    explored = layer.explored(ranked)
+    assert explored[0] == ranked[0] and len(explored) <= bundled.EXPLORED
+    assert not any(bundled._alike(a, b) for i, a in enumerate(explored) for b in explored[:i])
+
+
+def test_only_few_input_maps_are_fused_and_nothing_goes_back_to_the_input(graph):
+    first, second = layer_of(graph, "conv1"), layer_of(graph, "conv2")
+    assert any(c.method == "fused" for c in first.ranked()) and not any(c.method == "fused" for c in second.ranked())
+    tile = Candidate("tiled", first.first_tile())
+    assert all(first.phases(tile)[phase] == 0 for phase in (1, 6, 7, 8)) and all(second.phases(Candidate(
+        "tiled", second.first_tile())))
+
+
+def test_of_those_as_fast_the_model_decides(graph):
+    layer = layer_of(graph)
+    first, second, third = layer.ranked()[:3]
+    assert layer.choose({third: 1.0, second: 1.02, first: 1.5}) == second
+    assert layer.choose({third: 1.0, second: 1.02, first: 1.01}) == first
+    assert layer.choose({third: 1.0, second: 1.1, first: 1.5}) == third
+
+
+def test_what_was_timed_is_kept_and_serves_layers_of_the_same_shape(own_cache):
+    spec = znn.NetworkSpec.layered("n", 8, [{"conv": 8, "kernel": 3}, {"conv": 8, "kernel": 1}])
+    said: list[str] = []
+    layer = layer_of(Graph.build(spec, output=6), "conv1")
+    first = layer.measured(progress=said.append)
+    assert said and all("conv1: timing" in text for text in said)
+    del said[:]
+    other = layer_of(Graph.build(dataclasses.replace(spec, name="other"), output=6), "conv1")
+    assert other.measured(progress=said.append) == first and not said
+    file = next(own_cache.glob("*/tiled-timings-*.json"))
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps(data | {"build": "another"}))
+    layer.measured(progress=said.append)
+    assert said, "timings of another build of the core were taken"
+    file.write_text("{ damaged")
+    assert set(layer.measured()) == set(first)
+
+
+def test_the_machine_is_calibrated_once(own_cache):
+    bundled.walls.cache_clear()
+    machine, peaks = bundled.walls()
+    assert peaks.flops > 1e9 and peaks.cache_bytes > 1e8 and peaks.memory_bytes > 1e8
+    assert 0.05 * peaks.flops <= machine.product_flops <= peaks.flops
+    bundled.walls.cache_clear()
+    again, _ = bundled.walls()
+    assert [getattr(again, rate) for rate in bundled.RATES] == [getattr(machine, rate) for rate in bundled.RATES]
+    assert cache.read_text(f"machine-{znn._core.isa()}.json")
+    bundled.walls.cache_clear()
+
+
+@pytest.mark.parametrize("method", ["direct", "tiled", "fused"])
+def test_a_bound_is_what_work_and_bytes_need_at_least(graph, method):
+    layer = layer_of(graph, "conv1")
+    candidate = Candidate(method, None if method == "direct" else layer.tiles(1, method == "fused")[0])
+    native, peaks = layer.native(candidate), bundled.walls()[1]
+    for (seconds, what), flops, count in zip(layer.bounds(candidate), native.flops, native.bytes):
+        assert what in ("arithmetic", "cache", "memory") and seconds <= flops / peaks.flops + count / min(
+            peaks.cache_bytes, peaks.memory_bytes)
+    if method == "direct":  # two operations per multiply-add, forward and update alike
+        once = 2 * np.prod(graph.edge("conv1").out_extent) * 27 * 8
+        assert native.flops[4] == once and native.flops[9] == once
+
+
+def plan_of(graph, memoize):
+    return Plan({layer.name: LayerPlan("tiled", layer.first_tile(), memoize=memoize)
+                 for layer in bundled.layers(graph, 8)})
+
+
+@pytest.mark.parametrize("patches, threads", [(None, 1), (None, 3), (2, 2)])
+def test_recomputed_spectra_train_as_those_kept(graph, rng, patches, threads):
+    lead = () if patches is None else (patches,)
+    data = [(rng.standard_normal((*lead, 1, *graph.node("input").extent), dtype=np.float32),
+             rng.standard_normal((*lead, 2, 60, 70, 64), dtype=np.float32)) for _ in range(2)]
+    results = []
+    for memoize in (True, False):
+        plan = plan_of(graph, memoize)
+        recomputes = any(not layer.keeps(plan.layers[layer.name].candidate) for layer in bundled.layers(graph, 8))
+        assert recomputes is not memoize
+        with znn.Network(graph, bundle=8, plan=plan, threads=threads, patches=patches or 1) as net:
+            losses = [net.train_step(*pair) for pair in data]
+            results.append((losses, net.parameters(), net.forward(data[0][0])))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    assert_close(results[1][1], results[0][1], 1e-5, "parameters")
+    assert_close(results[1][2], results[0][2], 1e-5, "output")
+
+
+def test_within_a_memory_limit(graph, own_cache):
+    request = Request(bundle=8, threads=2)
+    free = planning.resolve("model", graph, request)
+    needed = planning.footprint(free, graph, request).total
+    limited = dataclasses.replace(request, memory_limit=int(0.93 * needed))
+    plan = planning.resolve("model", graph, limited)
+    assert planning.footprint(plan, graph, limited).total <= limited.memory_limit < needed
+    assert plan != free and sum(p.seconds for p in plan.layers.values()) > sum(p.seconds for p in free.layers.values())
+    assert Plan.from_json(plan.to_json()) == plan
+    with pytest.raises(PlanError, match=r"memory limit 1000000 bytes.*slabs.*expected (\d+) bytes") as caught:
+        planning.resolve("model", graph, dataclasses.replace(request, memory_limit=1000000))
+    least = int(str(caught.value).split("expected ")[1].split()[0])
+    assert planning.footprint(planning.resolve("model", graph, dataclasses.replace(request, memory_limit=least)), graph,
+                              request).total <= least
+    with pytest.raises(PlanError, match="too small for this plan"):
+        planning.resolve(free, graph, limited)
+
+
+def test_the_networks_memory_is_what_its_plan_says(graph):
+    import psutil
+
+    process = psutil.Process()
+    x = np.ones((1, *graph.node("input").extent), np.float32)
+    y = np.ones((2, 60, 70, 64), np.float32)
+    before = process.memory_info().rss
+    with znn.Network(graph, bundle=8, plan=plan_of(graph, True), threads=2) as net:
+        for _ in range(2):
+            net.train_step(x, y)
+        grown = process.memory_info().rss - before
+        expected = planning.footprint(net.plan, graph, net.plan_request).total
+    # Pages that were free in this process before are not seen to grow.
+    assert 0.6 * expected <= grown <= 1.05 * expected
+
+
+def test_limits_that_mean_nothing_are_refused():
+    spec = znn.NetworkSpec.layered("n", 1, [{"conv": 2, "kernel": 2}])
+    with pytest.raises(PlanError, match="memory_limit is 10000000.*bundle 8"):
+        znn.Network(spec, 3, memory_limit=10**7)
+    with pytest.raises(SpecError, match="memory_limit is 0"):
+        znn.Network(spec, 3, bundle=8, memory_limit=0)
+
+
+def test_an_exhaustive_search_times_every_candidate(own_cache):
+    graph = Graph.build(znn.NetworkSpec.layered("n", 8, [{"conv": 8, "kernel": 2}]), output=2)
+    layer = layer_of(graph, "conv1")
+    everything = layer.ranked(bundled.ALL)
+    measured = layer.measured(everything)
+    assert set(measured) == set(everything) and all(sum(phases) > 0 for phases in measured.values())
+    exhaustive = planning.tiled_autotune_plan(graph, Request(bundle=8), exhaustive=True)
+    assert exhaustive.layers["conv1"].seconds <= 1.03 * min(map(sum, measured.values()))
+
+
+def test_plans_of_the_zoo_cover_every_layer():
+    for name in ("scaling_3d", "2d_10"):
+        graph = Graph.build(zoo.build(name, width=8), output=1)
+        plan = planning.resolve("model", graph, bundle=8)
+        assert list(plan.layers) == planning.conv_names(graph)

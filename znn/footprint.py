@@ -1,0 +1,141 @@
+"""The memory a network in bundles of maps takes, and candidates chosen so that it keeps within a limit.
+
+What is counted is what the native engine allocates (native/engine/bundled.cpp): images and gradients of the nodes, maxima
+and masks, parameters with their moments, and each layer's transformed kernels and spectra. Spectra on their way back to
+images, and the halo of tiles, are shared by all layers; scratch is per worker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from znn.bundled import GRADIENT_TRANSFORM, HALO, OF_BACKWARD, OWN, SHARED_SPECTRA, Candidate, Layer
+from znn.cost import gradient_nodes
+from znn.errors import PlanError
+from znn.graph import Graph
+
+REST_BYTES = 24 << 20  # tasks, stacks, results on their way to the user: measured
+STATEFUL = ("max_filter", "max_pool", "dropout")  # edges that keep a number per voxel for the backward pass
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes by what they hold."""
+
+    images: int
+    parameters: int
+    spectra: int
+    shared: int
+    scratch: int
+    rest: int = REST_BYTES
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a network's memory depends on besides its layers' candidates. moments: of the optimiser, per parameter."""
+
+    graph: Graph
+    bundle: int
+    patches: int = 1
+    threads: int = 1
+    moments: int = 1
+    input_gradient: bool = False
+
+    def footprint(self, layers: Sequence[Layer], chosen: Mapping[str, Candidate]) -> Footprint:
+        """The whole network's."""
+        parts = [layer_bytes(layer, chosen[layer.name], self.patches, self.moments) for layer in layers]
+        scratch = max((layer.native(chosen[layer.name]).scratch_bytes for layer in layers), default=0)
+        return Footprint(
+            images=self._images(),
+            parameters=sum(part.parameters for part in parts),
+            spectra=sum(part.spectra for part in parts),
+            shared=self.patches * (max((part.shared for part in parts), default=0) + max((part.halo for part in parts), default=0)),
+            scratch=self.threads * max(scratch, self._simple_scratch()),
+        )
+
+    def _voxel_bytes(self, node: int) -> int:
+        found = self.graph.nodes[node]
+        return 4 * self.bundle * -(-found.maps // self.bundle) * math.prod(found.extent)
+
+    def _images(self) -> int:
+        wanted = gradient_nodes(self.graph, self.input_gradient)
+        nodes = sum(self._voxel_bytes(i) * (1 + wanted[i]) for i in range(len(self.graph.nodes)))
+        return self.patches * (nodes + sum(self._voxel_bytes(e.target) for e in self.graph.edges if e.kind in STATEFUL))
+
+    def _simple_scratch(self) -> int:
+        """Of max-filters, whose rows and planes are filtered one axis after the other, in one bundle."""
+        sizes = [8 * self.bundle * math.prod(e.in_extent) for e in self.graph.edges if e.kind == "max_filter"]
+        return max(sizes, default=0)
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """One layer's part: what it owns, and how much it wants of the buffers that all share, of one patch."""
+
+    parameters: int
+    spectra: int
+    shared: int
+    halo: int
+
+
+def layer_bytes(layer: Layer, candidate: Candidate, patches: int = 1, moments: int = 1) -> LayerBytes:
+    """Bytes of one layer; `halo` and `shared` of one patch."""
+    native = layer.native(candidate)
+    buffers, kernels = native.buffer_bytes, native.kernel_bytes
+    own = buffers[0] + patches * sum(buffers[i] for i in OWN[1:])
+    if not native.takes_part(GRADIENT_TRANSFORM, layer.backward):  # allocated, never touched
+        own -= patches * buffers[4]
+    back, forth = SHARED_SPECTRA[1], SHARED_SPECTRA[0]
+    return LayerBytes(
+        parameters=kernels * (1 + moments + (patches if patches > 1 else 0)),
+        spectra=own + buffers[OF_BACKWARD] * layer.backward,
+        shared=max(buffers[forth], buffers[back] * layer.backward),
+        halo=buffers[HALO] * layer.backward,
+    )
+
+
+def within(setting: Setting, layers: Sequence[Layer], seconds: Mapping[str, Mapping[Candidate, float]],
+           limit: int) -> dict[str, Candidate]:
+    """Per layer a candidate, together within `limit` bytes: from the fastest on, where a byte saved costs least time.
+
+    seconds: per layer the candidates there are, with the seconds of a round. Raises PlanError naming the least that is
+    possible.
+    """
+    chosen = {layer.name: layer.choose(seconds[layer.name]) for layer in layers}
+    while (now := setting.footprint(layers, chosen).total) > limit:
+        best = None
+        for layer in layers:
+            for candidate, value in seconds[layer.name].items():
+                saved = now - setting.footprint(layers, chosen | {layer.name: candidate}).total
+                if saved > 0:
+                    price = (value - seconds[layer.name][chosen[layer.name]]) / saved
+                    best = min(best or (math.inf,), (price, layer.name, candidate), key=lambda offer: offer[0])
+        if best is None:
+            raise PlanError(f"memory limit {limit} bytes ({_size(limit)}) is too small for {setting.graph.spec.name} with "
+                            f"{setting.patches} patches and {setting.threads} threads: expected {now} bytes ({_size(now)}) at least")
+        chosen[best[1]] = best[2]
+    return _faster(setting, layers, seconds, limit, chosen)
+
+
+def _faster(setting: Setting, layers: Sequence[Layer], seconds: Mapping[str, Mapping[Candidate, float]], limit: int,
+            chosen: dict[str, Candidate]) -> dict[str, Candidate]:
+    """What was given up first may fit after all."""
+    for layer in layers:
+        options = seconds[layer.name]
+        for candidate in sorted(options, key=options.get):
+            if options[candidate] >= options[chosen[layer.name]]:
+                break
+            if setting.footprint(layers, chosen | {layer.name: candidate}).total <= limit:
+                chosen[layer.name] = candidate
+                break
+    return chosen
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
