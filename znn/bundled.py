@@ -27,7 +27,7 @@ FUSED_MAPS = 4  # most input maps of the fused method (native/tiled/tiled.hpp)
 
 # The phases of native/tiled/tiled.hpp in the three passes of a round.
 PASSES = {"forward": (0, 2, 3, 4), "backward": (1, 5, 6, 7, 8), "update": (9, 10)}
-INPUT_TRANSFORM, GRADIENT_TRANSFORM = 2, 5
+INPUT_TRANSFORM, OUTPUT, GRADIENT_TRANSFORM = 2, 4, 5
 # Its buffers: those of a layer, and those that layers share.
 OWN, OF_BACKWARD, SHARED_SPECTRA, HALO = (0, 2, 4, 7), 1, (3, 5), 6
 
@@ -102,7 +102,7 @@ class Layer:
     def __init__(self, graph: Graph, edge: GraphEdge, bundle: int, backward: bool) -> None:
         self.name, self.backward = edge.name, backward
         self.maps = graph.nodes[edge.source].maps, graph.nodes[edge.target].maps
-        self.shape = (*self.maps, edge.in_extent, edge.kernel, edge.sparsity, bundle)
+        self.shape = (*self.maps, edge.in_extent, edge.kernel, edge.sparsity, _pool_after(graph, edge), bundle)
         self._native: dict[Candidate, Any] = {}
 
     def native(self, candidate: Candidate) -> Any:
@@ -139,15 +139,18 @@ class Layer:
 
     def phases(self, candidate: Candidate) -> list[float]:
         """Predicted seconds of every phase on one core; 0 for those that do not take part."""
-        return self.recomputed(candidate, self.native(candidate).predict(walls()[0], self.backward))
+        return self.completed(candidate, self.native(candidate).predict(walls()[0], self.backward))
 
     def predict(self, candidate: Candidate) -> float:
         """Predicted seconds of a round on one core."""
         return sum(self.phases(candidate))
 
-    def recomputed(self, candidate: Candidate, phases: Sequence[float]) -> list[float]:
-        """Phases with the transforms that are made once more for the update where spectra are not kept."""
+    def completed(self, candidate: Candidate, phases: Sequence[float]) -> list[float]:
+        """Phases with what belongs to the layer beside its pieces: the transforms that are made once more for the update where
+        spectra are not kept, and the pooling that follows where it is not taken over.
+        """
         found = list(phases)
+        found[OUTPUT] += self.native(candidate).pooling_seconds(walls()[0])
         if not self.keeps(candidate):
             found[PASSES["update"][0]] += found[INPUT_TRANSFORM] + found[GRADIENT_TRANSFORM] * self.backward
         return found
@@ -201,6 +204,21 @@ class Layer:
         return found
 
 
+def _pool_after(graph: Graph, edge: GraphEdge) -> Extent:
+    """Windows of the max-pooling that the layer may take over: nothing else touches the image between, nor is added after."""
+    image = graph.nodes[edge.target]
+    before = [other for other in graph.edges if other.target == edge.target]
+    leaving = [other for other in graph.edges if other.source == edge.target]
+    if len(before) != 1 or len(leaving) != 1 or image.name in graph.outputs:
+        return (1, 1, 1)
+    pool = leaving[0]
+    pooled = graph.nodes[pool.target]
+    alone = sum(other.target == pool.target for other in graph.edges) == 1 and pooled.name not in graph.outputs
+    plain = pooled.spec.kind == "sum" or (pooled.spec.transfer == "linear" and not pooled.spec.bias)
+    disjoint = pool.kind == "max_pool" and pool.window == pool.stride
+    return pool.window if alone and plain and disjoint else (1, 1, 1)
+
+
 def _alike(a: Candidate, b: Candidate) -> bool:
     if a.method != b.method:
         return False
@@ -227,7 +245,7 @@ class Timings:
             for candidate, phases in self._time(list(keys)).items():
                 known[keys[candidate]] = list(map(min, phases, known.get(keys[candidate], phases)))
             _write(self._name, known)
-        return {c: self._layer.recomputed(c, known[keys[stored[c]]]) for c in wanted}
+        return {c: self._layer.completed(c, known[keys[stored[c]]]) for c in wanted}
 
     def _time(self, candidates: list[Candidate]) -> dict[Candidate, list[float]]:
         """The shortest of a few runs of each phase, in turns, so that a disturbance meets all. Who is clearly slower than
@@ -243,7 +261,7 @@ class Timings:
         part = {c: [self._layer.native(c).takes_part(phase, self._layer.backward) for phase in range(_core.TILED_PHASES)]
                 for c in probes}
         least = {c: [math.inf] * _core.TILED_PHASES for c in probes}
-        total = lambda c: sum(self._layer.recomputed(c, least[c]))  # noqa: E731
+        total = lambda c: sum(self._layer.completed(c, least[c]))  # noqa: E731
         spent = 0.0
         for lap in range(-1, LAPS[1]):
             begin = time.perf_counter()

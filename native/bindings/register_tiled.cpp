@@ -12,8 +12,8 @@ using E = std::tuple<int, int, int>;
 
 E tuple_of(Extent e) { return {e.z, e.y, e.x}; }
 
-tiled::Problem problem_of(int in_maps, int out_maps, E input, E kernel, E sparsity) {
-    return {in_maps, out_maps, extent(input), extent(kernel), extent(sparsity)};
+tiled::Problem problem_of(int in_maps, int out_maps, E input, E kernel, E sparsity, E pool) {
+    return {in_maps, out_maps, extent(input), extent(kernel), extent(sparsity), extent(pool)};
 }
 
 tiled::LayerPlan plan_of(const tiled::Problem& problem, int bundle, Method method, E tile, bool memoize) {
@@ -54,23 +54,24 @@ void register_tiled(py::module_& module) {
     module.def("tiled_calibrate", &tiled::calibrate, py::call_guard<py::gil_scoped_release>());
     module.def("has_bundle", &tiled::has_bundle);
     module.def("preferred_bundle", &tiled::preferred_bundle);
-    module.def("tiled_candidates", [](int in_maps, int out_maps, E input, E kernel, E sparsity, int bundle,
+    module.def("tiled_candidates", [](int in_maps, int out_maps, E input, E kernel, E sparsity, E pool, int bundle,
                                       const Machine& machine, int count, bool backward, bool fused) {
         std::vector<E> tiles;
-        for (Extent tile : tiled::candidate_tiles(problem_of(in_maps, out_maps, input, kernel, sparsity), bundle, machine,
+        for (Extent tile : tiled::candidate_tiles(problem_of(in_maps, out_maps, input, kernel, sparsity, pool), bundle, machine,
                                                   count, backward, fused))
             tiles.push_back(tuple_of(tile));
         return tiles;
     });
     // A layer as it was planned: what it takes by the model, at least by its work, and in memory; and its probe.
     py::class_<tiled::LayerPlan>(module, "TiledLayer")
-        .def(py::init([](int in_maps, int out_maps, E input, E kernel, E sparsity, int bundle, Method method, E tile,
+        .def(py::init([](int in_maps, int out_maps, E input, E kernel, E sparsity, E pool, int bundle, Method method, E tile,
                          bool memoize) {
-                 return plan_of(problem_of(in_maps, out_maps, input, kernel, sparsity), bundle, method, tile, memoize);
+                 return plan_of(problem_of(in_maps, out_maps, input, kernel, sparsity, pool), bundle, method, tile, memoize);
              }))
         .def("predict", [](const tiled::LayerPlan& plan, const Machine& machine, bool backward) {
             return listed(tiled::predict(plan, machine, backward).phase);
         })
+        .def("pooling_seconds", &tiled::pooling_seconds)
         .def("takes_part", [](const tiled::LayerPlan& plan, int phase, bool backward) {
             return tiled::takes_part(plan, tiled::Phase(phase), backward);
         })

@@ -62,13 +62,11 @@ void BundledNetwork::plan_conv(int e) {
         }
     };
     tiled::Problem problem{groups_[d.source].maps, groups_[d.target].maps, groups_[d.source].extent, d.kernel, d.sparsity};
+    const int pool = pool_to_absorb(e);
+    if (pool >= 0) problem.pool = edges_[pool].window;
     convs_[e] = std::make_unique<Conv>();
     convs_[e]->plan = plan(problem);
-    const int pool = pool_to_absorb(e);
-    if (pool < 0 || !tiled::can_pool(convs_[e]->plan, edges_[pool].window)) return;
-    problem.pool = edges_[pool].window;
-    convs_[e]->plan = plan(problem);
-    absorb(pool);
+    if (convs_[e]->plan.pooled) absorb(pool);
 }
 
 // The max-pooling edge by disjoint windows that alone follows a convolution, if one does: -1 otherwise.
@@ -134,14 +132,14 @@ void BundledNetwork::build_conv(int e) {
     conv->momentum = AlignedFloats(floats);
     if (options_.second_moments) conv->second_moment = AlignedFloats(floats);
     if (options_.patches > 1) conv->gradient = AlignedFloats(floats * options_.patches);
-    if (conv->plan.pools()) conv->largest.resize(target.stride * target.bundles * options_.patches);
+    if (conv->plan.pooled) conv->largest.resize(target.stride * target.bundles * options_.patches);
     for (int patch = 0; patch < options_.patches; ++patch) {
         tiled::Buffers b;
         b.input = source.image.data() + std::size_t(patch) * source.bundles * source.stride;
         b.input_stride = source.stride;
         b.output = target.image.data() + std::size_t(patch) * target.bundles * target.stride;
         b.output_stride = target.stride;
-        if (conv->plan.pools()) b.largest = conv->largest.data() + std::size_t(patch) * target.bundles * target.stride;
+        if (conv->plan.pooled) b.largest = conv->largest.data() + std::size_t(patch) * target.bundles * target.stride;
         b.output_gradient = target.gradient.data() + std::size_t(patch) * target.bundles * target.stride;
         b.output_gradient_stride = target.stride;
         if (conv->has_backward) {
@@ -227,7 +225,7 @@ Stage* BundledNetwork::add_conv(Pass pass, int e, tiled::Phase phase, int slab) 
 
 Stage* BundledNetwork::load_stage(Nodes& nodes, int input) {
     Stage* stage = add(Pass::forward, label(Pass::forward, int(WorkKind::input), nodes.index),
-                       nodes.bundles * options_.patches,
+                       nodes.chunks * nodes.bundles * options_.patches,
                        [this, &nodes, input](int piece, Worker&) { load(nodes, input_data_[input], piece); });
     stage->await(1);  // the caller
     first_stages_.push_back(stage);
@@ -576,14 +574,15 @@ void BundledNetwork::set_priorities() {
 
 // ---------------------------------------------------------------- pieces
 
-// [patch][map][voxel] -> [patch][bundle][voxel][V]
+// [patch][map][voxel] -> [patch][bundle][voxel][V], one chunk of one bundle.
 void BundledNetwork::load(const Nodes& n, const float* data, int piece) {
-    const int patch = piece / n.bundles, bundle = piece % n.bundles;
-    float* out = n.image.data() + std::size_t(piece) * n.stride;
+    const int part = piece % n.chunks, image = piece / n.chunks, patch = image / n.bundles, bundle = image % n.bundles;
+    const std::size_t first = n.volume * part / n.chunks, end = n.volume * (part + 1) / n.chunks;
     const int lanes = std::min(V_, n.d.maps - bundle * V_);
+    float* out = n.image.data() + std::size_t(image) * n.stride;
     for (int lane = 0; lane < lanes; ++lane) {
         const float* in = data + (std::size_t(patch) * n.d.maps + bundle * V_ + lane) * n.volume;
-        for (std::size_t i = 0; i < n.volume; ++i) out[i * V_ + lane] = in[i];
+        for (std::size_t i = first; i < end; ++i) out[i * V_ + lane] = in[i];
     }
 }
 

@@ -23,6 +23,7 @@ TiledProbe::TiledProbe(const tiled::LayerPlan& plan, const tiled::Machine& machi
     buffers_.input_gradient = make(in * plan_.in_bundles).data();
     buffers_.output = make(out * plan_.out_bundles).data();
     buffers_.output_gradient = make(out * plan_.out_bundles).data();
+    if (plan_.pooled) buffers_.largest = reinterpret_cast<std::int8_t*>(make(out * plan_.out_bundles / 4).data());
     buffers_.kernels = make(tiled::kernel_floats(plan_)).data();
     buffers_.momenta = make(tiled::kernel_floats(plan_)).data();
     buffers_.update = true;  // with a rate of zero: the work without the change
