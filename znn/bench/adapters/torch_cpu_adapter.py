@@ -1,4 +1,4 @@
-"""PyTorch on the CPU, on the same number of threads, in the faster of its two memory layouts."""
+"""PyTorch on the CPU, on the same number of threads, in the faster of its two memory layouts (or the one given)."""
 
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ class TorchCpuAdapter(Timed):
                 problem, TorchNet(graph, parameters, "cpu", channels_last), inputs, gradients, rate
             )
 
+        if options.get("layout"):
+            given = session(options["layout"] == "channels_last")
+            given.plan = f"layout {options['layout']}"
+            return given
         flat = all(node.extent[0] == 1 for node in graph.nodes)
         widest = max(max(e.kernel) for e in graph.edges if e.kind == "conv")
         best, seconds = Trial("contiguous", session(False)), {}
@@ -103,7 +107,7 @@ def onednn_paths(session: TorchSession) -> str:
     counts = collections.Counter(re.findall(r"exec,cpu,(convolution|pooling|eltwise),([^,]+),", text))
     return (
         ", ".join(f"{kind} {name} x{count}" for (kind, name), count in sorted(counts.items()))
-        or "no primitive ran"
+        or "no oneDNN primitive ran, but PyTorch's own code"
     )
 
 
