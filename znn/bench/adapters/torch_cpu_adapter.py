@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import os
 import re
 import tempfile
@@ -56,12 +57,10 @@ class TorchCpuAdapter(Timed):
             return given
         flat = all(node.extent[0] == 1 for node in graph.nodes)
         widest = max(max(e.kernel) for e in graph.edges if e.kind == "conv")
-        best, tried = Trial("contiguous", session(False)), ""
-        if not flat or widest <= LARGEST_CHANNELS_LAST_2D:
-            best.repeat()
-            other = Trial("channels_last", session(True))
-            if other.seconds < HOPELESS * best.seconds or other.seconds < CERTAIN_S:
-                other.repeat()
+        several, tried = not flat or widest <= LARGEST_CHANNELS_LAST_2D, ""
+        best = Trial("contiguous", session(False), math.inf if several else 0.0)
+        if several:
+            other = Trial("channels_last", session(True), best.seconds)
             tried = f" (trial laps: contiguous {best.seconds:.4g} s, channels_last {other.seconds:.4g} s)"
             best = min(best, other, key=lambda trial: trial.seconds)
         best.session.reset()
@@ -70,19 +69,20 @@ class TorchCpuAdapter(Timed):
 
 
 class Trial:
-    """A session in one layout, the code that its first lap ran, and seconds of the newest lap; the first also
-    chooses kernels and reorders weights."""
+    """Seconds of a lap in one layout, after one that chose kernels and reordered weights, and the code it ran.
 
-    def __init__(self, layout: str, session: TorchSession) -> None:
+    Where the first lap is already hopeless against `against` seconds, there is no second.
+    """
+
+    def __init__(self, layout: str, session: TorchSession, against: float = math.inf) -> None:
         self.layout, self.session = layout, session
         start = time.perf_counter()
         self.paths = onednn_paths(session)
         self.seconds = time.perf_counter() - start
-
-    def repeat(self) -> None:
-        start = time.perf_counter()
-        self.session.lap()
-        self.seconds = time.perf_counter() - start
+        if self.seconds < HOPELESS * against or self.seconds < CERTAIN_S:
+            start = time.perf_counter()
+            session.lap()
+            self.seconds = time.perf_counter() - start
 
 
 def onednn_paths(session: TorchSession) -> str:
