@@ -67,5 +67,5 @@ def draw(rows, plt):
         axis.axhline(100 * good[-1]["trivial_error"], color="0.4", ls="--", lw=1)
         axis.set(xlabel=label, ylim=(0, None), xlim=(0, None))
     left.set_ylabel("pixel error, held-out sections (%)")
-    left.legend(loc="upper right")
+    left.legend(loc="lower left")
     return figure

@@ -31,6 +31,7 @@ LAYERS = [
     {"theory", "network"},
     {"checkpoint"},
     {"train", "infer", "torch"},
+    {"bench"},
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -25,6 +25,7 @@ PROGRAMS = {
     "sum_test": {"": 300, "thread": 60, "address": 100},
     "pool_test": {"": 20000, "thread": 4000, "address": 8000},
     "engine_stress": {"": 150, "thread": 40, "address": 60},
+    "layer_stress": {"": 150, "thread": 25, "address": 40},
     "kernels_test": {"": 600, "thread": 40, "address": 120},
 }
 CPU_FLAGS = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()

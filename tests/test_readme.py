@@ -31,14 +31,14 @@ def test_the_example_is_short():
 
 @pytest.fixture
 def stacks(tmp_path, monkeypatch):
-    """stack.tif and labels.tif in a folder of their own, which becomes the current one."""
+    """train-volume.tif and train-labels.tif in a folder of their own, which becomes the current one."""
     tifffile = pytest.importorskip("tifffile")
     from znn.train import cell_volume
 
     images, labels = cell_volume((10, 64, 64), seed=3)
     monkeypatch.chdir(tmp_path)
-    tifffile.imwrite("stack.tif", np.asarray(images, np.float32))
-    tifffile.imwrite("labels.tif", np.asarray(labels, np.uint16))
+    tifffile.imwrite("train-volume.tif", np.asarray(images, np.float32))
+    tifffile.imwrite("train-labels.tif", np.asarray(labels, np.uint16))
     return tmp_path
 
 

@@ -1,3 +1,5 @@
+import html
+import json
 import re
 import shutil
 import subprocess
@@ -69,35 +71,81 @@ def test_it_holds_every_record_claim_and_figure(page):
     assert text.count("type=search") == 2
 
 
-def test_a_browser_runs_it_without_errors_or_requests(page):
+PROBE = """
+<script>
+const probe = {};
+const sections = [...document.querySelectorAll("section")];
+const records = sections.find(s => s.querySelector("h2")?.textContent === "Records");
+const table = records.querySelector("table"), heads = [...table.tHead.rows[0].cells];
+const column = name => heads.findIndex(h => h.textContent === name);
+const shown = name => [...table.tBodies[0].rows].filter(r => !r.hidden).map(r => r.cells[column(name)].textContent);
+probe.before = shown("median s");
+heads[column("median s")].click();
+probe.up = shown("median s");
+heads[column("median s")].click();
+probe.down = shown("median s");
+heads[column("experiment")].click();
+probe.experiments = shown("experiment");
+const input = records.querySelector("input");
+input.value = "POLICY=fifo znn";
+input.dispatchEvent(new Event("input"));
+probe.filtered = shown("case").map((text, i) => shown("experiment")[i] + " " + text);
+input.value = "";
+input.dispatchEvent(new Event("input"));
+probe.all = shown("experiment").length;
+probe.images = [...document.images].map(image => image.naturalWidth);
+probe.marks = document.querySelectorAll("th[data-up], th[data-down]").length;
+const note = document.createElement("pre");
+note.id = "probe";
+note.textContent = JSON.stringify(probe);
+document.body.append(note);
+</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def browse(tmp_path_factory):
+    """Opens a page in a headless browser; returns its DOM, what it printed and the requests that pages made."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        pytest.skip("no Chromium here")
-    script = (
-        page[0]
-        .read_text()
-        .replace(
-            "</body>",
-            "<script>document.querySelector('th').click();"
-            "document.title = 'sorted ' + document.querySelectorAll('th[data-up]').length</script></body>",
-        )
-    )
-    clicked = page[0].with_name("clicked.html")
-    clicked.write_text(script)
-    done = subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-            "--dump-dom",
-            "--virtual-time-budget=3000",
-            clicked.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "<title>sorted 1</title>" in done.stdout
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line or "Uncaught" in line]
+        pytest.skip("no Chromium here: sudo apt-get install chromium")
+
+    def go(path):
+        folder = tmp_path_factory.mktemp("browser")
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr"]
+        command += ["--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND"]
+        command += [f"--user-data-dir={folder}/profile", f"--log-net-log={folder}/net.json", "--dump-dom"]
+        command += ["--virtual-time-budget=5000", path.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+        log = json.loads((folder / "net.json").read_text())
+        start = log["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
+        requests = [event["params"] for event in log["events"] if event["type"] == start and "url" in event.get("params", {})]
+        # What the browser asks for on its own has no page as its initiator.
+        urls = [request["url"] for request in requests if request.get("initiator") != "not an origin"]
+        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line], urls
+
+    return go
+
+
+def test_a_browser_shows_errors_and_requests_where_there_are_some(browse, tmp_path):
+    page = tmp_path / "bad.html"
+    page.write_text("<!doctype html><title>x</title><body><script>fetch('http://example.com/x'); nothing()</script>")
+    _, console, urls = browse(page)
+    assert any("nothing" in line for line in console) and urls == ["http://example.com/x"]
+
+
+def test_a_browser_runs_it_without_errors_or_requests_and_tables_sort_and_filter(browse, page):
+    probed = page[0].with_name("probed.html")
+    probed.write_text(page[0].read_text().replace("</body>", PROBE + "</body>"))
+    dom, console, urls = browse(probed)
+    assert console == [] and urls == []
+    probe = json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', dom)[1]))
+    records = page[1].latest()
+    numbers = lambda texts: [float(text) for text in texts if text]  # noqa: E731
+    assert probe["all"] == len(records) == len(probe["before"])
+    assert numbers(probe["up"]) == sorted(numbers(probe["before"])) != numbers(probe["before"])
+    assert numbers(probe["down"]) == sorted(numbers(probe["before"]), reverse=True)
+    assert probe["experiments"] == sorted(r.experiment for r in records) and probe["marks"] == 1
+    wanted = [r for r in records if r.options.get("policy") == "fifo" and r.adapter_name == "znn"]
+    assert len(probe["filtered"]) == len(wanted) > 0 and all("policy=fifo" in text for text in probe["filtered"])
+    assert probe["images"] == [1]

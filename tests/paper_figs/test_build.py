@@ -27,6 +27,7 @@ FIGURES = {
     "scaling_width",
     "sums",
     "theory",
+    "torch_layers",
 }
 
 

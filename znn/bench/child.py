@@ -2,7 +2,8 @@
 line.
 
     predict -> what it needs, or why it cannot run      check -> the comparison with the reference
-    open -> set up and plan      lap -> seconds         mark -> counters start
+    open -> set up and plan      lap -> seconds         mark -> counters and peak memory start
+    outcome -> what training does to outputs and parameters, as a file
     compute -> (instead, for what is not timed)         finish -> counters, peak memory
 
 Only the runner talks to it. `znn.bench.forkserver` starts it and sees to it that it dies with the runner.
@@ -10,7 +11,10 @@ Only the runner talks to it. `znn.bench.forkserver` starts it and sees to it tha
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
+import math
 import os
 import resource
 import sys
@@ -19,8 +23,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import adapters
-from .adapters.base import Computed, Session
+from .adapters.base import CHECK_RATE, Computed, Session
 from .problem import Problem
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
@@ -57,21 +63,49 @@ class Worker:
         self.computed = self.adapter.compute(self.problem, self.options)
         return {}
 
-    def mark(self) -> dict[str, Any]:
-        self.session.mark()
+    def outcome(self, path: str, rounds: int) -> dict[str, Any]:
+        """Outputs and parameters before and after a few laps at a rate that shows, for a comparison."""
+        session = self.adapter.start(self.problem, self.options, CHECK_RATE)
+        try:
+            arrays = {f"start parameter {name}": array for name, array in session.parameters().items()}
+            for _ in range(rounds):
+                session.lap()
+            arrays |= {f"output {name}": array for name, array in session.outputs().items()}
+            arrays |= {f"parameter {name}": array for name, array in session.parameters().items()}
+        finally:
+            session.close()
+        with open(path, "wb") as file:
+            np.savez(file, **arrays)
         return {}
 
-    def lap(self) -> dict[str, Any]:
+    def mark(self) -> dict[str, Any]:
+        self.session.mark()
+        forget_peak()
+        return {}
+
+    def lap(self, turn_s: float = 0.0) -> dict[str, Any]:
+        """Seconds of a lap; of laps shorter than `turn_s` the mean over such a turn, after one that is not counted:
+        caches and clocks settle, and what the last lap left running is waited for within the time."""
         start = time.perf_counter()
         self.session.lap()
-        return {"s": time.perf_counter() - start}
+        if not turn_s:
+            return {"s": time.perf_counter() - start}
+        self.session.settle()
+        first = time.perf_counter() - start
+        if first >= turn_s:
+            return {"s": first}
+        laps, start = math.ceil(turn_s / first), time.perf_counter()
+        for _ in range(laps):
+            self.session.lap()
+        self.session.settle()
+        return {"s": (time.perf_counter() - start) / laps}
 
     def finish(self) -> dict[str, Any]:
+        peak = peak_bytes()
         metrics = self.session.metrics() if self.session else self.computed
         if self.session:
             self.session.close()
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"metrics": metrics, "peak_rss_bytes": own}
+        return {"metrics": metrics, "peak_rss_bytes": peak}
 
 
 def answer(worker: Worker | None, message: dict[str, Any]) -> tuple[Worker | None, dict[str, Any]]:
@@ -86,6 +120,27 @@ def answer(worker: Worker | None, message: dict[str, Any]) -> tuple[Worker | Non
         oom = isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY)
         traceback.print_exc()
         return worker, {"error": text, "status": "oom" if oom else "failed"}
+
+
+def forget_peak() -> None:
+    """Let the peak of this process's memory start anew, after what set-up has freed went back to the system."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        pass  # then the peak is that of the process's whole life
+
+
+def peak_bytes() -> int:
+    """The largest resident memory of this process since `forget_peak`."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def serve() -> None:

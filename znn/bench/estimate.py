@@ -14,7 +14,8 @@ from .problem import Problem
 from .record import Record
 from .sweep import Case
 
-SETUP_S = 2.0  # process, imports, check, warm caches
+SETUP_S = 0.5  # process, check, arrays; planning and first passes are counted as laps
+SETUP_LAPS = 3
 COMPUTED_S = {"theory": 0.6, "trace": 5.0, "valgrind": 60.0, "simulate": 30.0}
 FLOP_PER_S = {
     "znn": 4e9,
@@ -30,14 +31,15 @@ class Estimator:
     """Expected seconds of cases. records: good ones of this machine."""
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
-        ratios: dict[tuple, list[float]] = defaultdict(list)
+        sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for record in records:
             if record.status == "ok" and record.samples_s:
-                model = _lap_model(record.problem, record.adapter_name, record.options)
-                ratios[_kind(record.adapter_name, record.options)].append(
-                    float(np.median(record.samples_s)) / model
-                )
-        self._correction = {kind: float(np.median(values)) for kind, values in ratios.items()}
+                measured, predicted = sums[_kind(record.adapter_name, record.options)]
+                predicted += _lap_model(record.problem, record.adapter_name, record.options)
+                measured += float(np.median(record.samples_s))
+                sums[_kind(record.adapter_name, record.options)] = [measured, predicted]
+        # Of sums, so that the large cases count: small ones are slower than their operations tell.
+        self._correction = {kind: measured / predicted for kind, (measured, predicted) in sums.items()}
 
     def lap_s(self, case: Case) -> float:
         """Seconds of one lap."""
@@ -50,7 +52,7 @@ class Estimator:
             return COMPUTED_S[case.adapter]
         protocol, lap = case.protocol, self.lap_s(case)
         rounds = min(protocol.max_rounds, max(1.0, protocol.max_s / lap))
-        return min(protocol.timeout_s, SETUP_S + (protocol.warmups + 1 + rounds) * lap)
+        return min(protocol.timeout_s, SETUP_S + (SETUP_LAPS + protocol.warmups + rounds) * lap)
 
 
 def _kind(adapter: str, options: dict[str, Any]) -> tuple:

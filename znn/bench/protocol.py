@@ -17,7 +17,8 @@ class Protocol:
     `max_rounds`.
 
     `max_s` caps the timed seconds of a case, `timeout_s` all seconds of a case with its set-up and check.
-    `interleave` names the axes whose values are measured together, round by round.
+    `interleave` names the axes whose values are measured together, round by round. Where a lap is shorter than
+    `turn_s`, a case's turn in a round is so long, and its sample the mean of the laps in it.
     """
 
     warmups: int = 3
@@ -29,6 +30,7 @@ class Protocol:
     interleave: tuple[str, ...] = ()
     seed: int = 1510
     timer: str = "perf_counter"
+    turn_s: float = 0.0
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Protocol:
@@ -47,7 +49,9 @@ class Protocol:
         return protocol
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"interleave": list(self.interleave)}
+        """As records and case ids hold it: without turns it is the same as before there were any."""
+        found = asdict(self) | {"interleave": list(self.interleave)}
+        return found if self.turn_s else {key: value for key, value in found.items() if key != "turn_s"}
 
     def orders(self, cases: int) -> Iterator[list[int]]:
         """The order in which the cases run in round 0, 1, ...: a fresh seeded shuffle each, so no case always

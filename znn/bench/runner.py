@@ -125,6 +125,10 @@ class Measured:
     def alive(self) -> bool:
         return self.status == "ok" and self.child is not None
 
+    def lap_s(self) -> float:
+        """Seconds of a lap, or the mean of a turn of them."""
+        return self.child.ask("lap", turn_s=self.case.protocol.turn_s)["s"]
+
     def stop(self, status: str, reason: str) -> None:
         self.status, self.reason = status, reason
         self.shut()
@@ -275,7 +279,7 @@ class Runner:
 
     def _warm_up(self, item: Measured) -> None:
         for _ in range(item.case.protocol.warmups):
-            item.warmups.append(item.child.ask("lap")["s"])
+            item.warmups.append(item.lap_s())
         item.child.ask("mark")
 
     def _rounds(self, live: list[Measured]) -> None:
@@ -286,7 +290,7 @@ class Runner:
             for index in order:
                 if live[index].alive:
                     self._guarded(
-                        live[index], "laps", lambda item: item.samples.append(item.child.ask("lap")["s"])
+                        live[index], "laps", lambda item: item.samples.append(item.lap_s())
                     )
             complete = [item.samples for item in live if item.alive]
             if not complete or protocol.enough(complete):

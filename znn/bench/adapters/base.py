@@ -40,6 +40,13 @@ class Session(ABC):
     def outputs(self) -> dict[str, np.ndarray]:
         """The newest outputs by node name, as float32 arrays shaped like those of `znn.Network.forward`."""
 
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The newest parameters by name, in the paper's orientation."""
+        return {}
+
+    def settle(self) -> None:
+        """Wait for what a lap has left running."""
+
     def mark(self) -> None:
         """Called between warm-ups and timed laps: counters start here."""
 

@@ -50,6 +50,15 @@ class TorchNet:
             tensor = self.tensor(value[:, :, ::-1, ::-1, ::-1].copy())
         return tensor.requires_grad_()
 
+    def values(self) -> dict[str, np.ndarray]:
+        """The parameters by name, in the paper's orientation."""
+        return {name: self._value(weight.detach().cpu().contiguous().numpy()) for name, weight in self.weights.items()}
+
+    def _value(self, array: np.ndarray) -> np.ndarray:
+        if array.ndim == 1:
+            return array
+        return (array[:, :, None] if self.flat else array)[:, :, ::-1, ::-1, ::-1]
+
     def tensor(self, array: np.ndarray) -> torch.Tensor:
         """An array of five dimensions on the device, in this network's layout and without its depth where
         flat."""
@@ -160,6 +169,9 @@ class TorchSession(Session):
             )
             self._optimiser.step()
         self._forward()
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        return self._net.values()
 
     def outputs(self) -> dict[str, np.ndarray]:
         arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in self._outputs.items()}

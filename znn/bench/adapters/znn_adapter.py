@@ -41,6 +41,12 @@ class ZnnSession(Session):
     def outputs(self) -> dict[str, np.ndarray]:
         return named(self._result, self.net.graph)
 
+    def parameters(self) -> dict[str, np.ndarray]:
+        return self.net.parameters()
+
+    def settle(self) -> None:
+        self.net.sync()
+
     def mark(self) -> None:
         self.net.sync()
         self._before, self._laps = dict(self.net.stats()), 0
