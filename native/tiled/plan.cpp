@@ -488,7 +488,8 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
     auto set = [&](Phase phase, double seconds) { c.phase[int(phase)] = seconds; };
     const int in = p.problem.in_maps, out = p.problem.out_maps;
     const auto image = [&](bool of_input, bool written) {
-        return image_seconds(of_input ? p.problem.input : p.output, of_input ? p.in_bundles : p.out_bundles, p.bundle, written,
+        const Extent m = p.output, w = p.problem.pool, stored{m.z / w.z, m.y / w.y, m.x / w.x};
+        return image_seconds(of_input ? p.problem.input : stored, of_input ? p.in_bundles : p.out_bundles, p.bundle, written,
                              machine);
     };
     const double in_read = image(true, false), in_written = image(true, true);
@@ -543,8 +544,8 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
         // Products of a few maps load and store as much as they compute: half the speed of those of many.
         const double pass = double(p.pencils) * p.axis[0].T * p.tiles * in * p.out_bundles * 16.0 * p.bundle / machine.product_flops;
         set(Phase::input_transform, 0), set(Phase::forward_product, 0);
-        set(Phase::forward_inverse, inputs + outputs + expand + pass + in_read + out_written);
-        set(Phase::update_product, inputs + outputs + pass + in_read + out_read);
+        set(Phase::forward_inverse, machine.fused * (inputs + outputs + expand + pass) + in_read + out_written);
+        set(Phase::update_product, machine.fused * (inputs + outputs + pass) + in_read + out_read);
     }
     return c;
 }

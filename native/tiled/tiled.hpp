@@ -167,6 +167,7 @@ struct Machine {
     // Bytes per second: of images from memory, of spectra between transforms and L3, of expanded kernels from L2.
     double memory_bytes = 12e9, spectra_bytes = 10e9, expanded_bytes = 40e9;
     double spill = 1.35;  // how much longer transforms take whose scratch outgrows L2
+    double fused = 1.5;   // and the fused pipeline than its parts by themselves
 };
 
 // Bundle widths this processor's code path has (8; on AVX-512 also 16), and its name: baseline | avx2 | avx512.
