@@ -7,7 +7,8 @@ from records import by, output_side, paired_ratio
 def table(data):
     rows, pairs = [], {}
     for experiment in ("kernel_size_3d", "kernel_size_2d"):
-        records = data.select(experiment, adapter="znn", form="strided")
+        rounds = lambda r: r.problem.get("phase", "round") == "round"  # noqa: E731
+        records = data.select(experiment, adapter="znn", form="strided", where=rounds)
         for (machine, net, width, output), mine in by(
             records, "machine_id", "net", "width", "output"
         ).items():

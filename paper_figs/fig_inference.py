@@ -60,12 +60,30 @@ def table(data):
 
 def caption(rows):
     return (
-        "Forward pass only, strided (max-pooling) nets. Filled: measured here, medians with 95 % intervals; "
-        "the legend names "
-        "the width where it is not 80. Hollow: published with ZNNi (seung-lab/ZNNi, 2016), Titan X with "
-        "cuDNN, width 80, not "
-        "measured by us; the reports name no date, driver or library version."
+        "Forward pass only, strided (max-pooling) nets, one patch. Filled: measured, medians with 95 % intervals"
+        f"{_width_note(rows)}. Hollow: published with ZNNi (seung-lab/ZNNi, 2016), Titan X with cuDNN, width 80, "
+        "not measured by us; the reports name no date, driver or library version. "
+        + " ".join(_ratios(rows))
     )
+
+
+def _width_note(rows):
+    others = sorted({r["width"] for r in rows if r["kind"] == "measured"} - {80})
+    if not others:
+        return ", width 80 as published"
+    return f"; at width {', '.join(map(str, others))} they cannot be compared with the published ones at 80"
+
+
+def _ratios(rows):
+    """Published over measured seconds where net, width and patch are the same."""
+    published = {(r["net"], r["width"], r["output_side"]): r["seconds"] for r in rows if r["kind"] == "published"}
+    for r in rows:
+        at = (r["net"], r["width"], r["output_side"])
+        if r["kind"] == "measured" and at in published:
+            yield (
+                f"{r['net']}, output side {at[2]}: {r['engine']} takes {r['seconds'] / published[at]:.3g} times as "
+                f"long ({r['low'] / published[at]:.3g} to {r['high'] / published[at]:.3g})."
+            )
 
 
 def draw(rows, plt):

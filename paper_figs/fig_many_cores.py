@@ -28,6 +28,7 @@ def table(data):
                     "low": e.low,
                     "high": e.high,
                     "error": v["error"],
+                    "error_without_bandwidth": v.get("error_without_bandwidth", ""),
                 }
             )
         rows += [
@@ -47,7 +48,10 @@ def table(data):
 
 
 def caption(rows):
-    worst = max((abs(r["error"]) for r in rows if r["kind"] == "measured"), default=0)
+    worst, without = (
+        max((abs(r[key]) for r in rows if r["kind"] == "measured" and r[key] != ""), default=None)
+        for key in ("error", "error_without_bandwidth")
+    )
     return (
         "Filled markers with bars: measured, with 95 % bootstrap intervals. Hollow markers: SIMULATED, a "
         "discrete-event "
@@ -55,8 +59,8 @@ def caption(rows):
         "bandwidth grows "
         "with the cores, dotted: it stays this machine's. Queue and lock times are not simulated. Largest "
         "error of the "
-        f"simulated seconds per round against measured ones, at the thread counts at hand: {worst:.1%}."
-    )
+        f"simulated seconds per round against measured ones, at the thread counts at hand: {worst:.1%}"
+    ) + ("." if without is None else f" ({without:.1%} without the model of memory bandwidth).")
 
 
 def draw(rows, plt):

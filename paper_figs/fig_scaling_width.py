@@ -1,38 +1,17 @@
 """Speedup at all physical cores against width, with transforms of kernels memoized and recomputed."""
 
 import style
-from fig_scaling_threads import MEMOIZED, NETS, parallelism
-from records import by, paired_ratio
+from scaling import MEMOIZED, panels, speedups
 
-SETTINGS = {tuple(MEMOIZED): "all memoized", ("images", "gradients"): "kernel transforms recomputed"}
+SETTINGS = {MEMOIZED: "all memoized", ("images", "gradients"): "kernel transforms recomputed"}
 
 
 def table(data):
-    bounds, rows = parallelism(data), []
-    for net in NETS:
-        for (machine, memoize, width), records in by(
-            data.select(net), "machine_id", "memoize", "width"
-        ).items():
-            cores = data.physical_cores(records[0])
-            base, full = (next((r for r in records if r.options["threads"] == n), None) for n in (1, cores))
-            if base and full and memoize in SETTINGS and cores > 1:
-                e, s = paired_ratio(base, full), bounds.get((net, width, memoize))
-                rows.append(
-                    {
-                        "net": net,
-                        "machine": data.machine(machine),
-                        "cores": cores,
-                        "kernels": SETTINGS[memoize],
-                        "width": width,
-                        "speedup": e.value,
-                        "low": e.low,
-                        "high": e.high,
-                        "coverage": e.coverage,
-                        "samples": len(full.samples_s),
-                        "brent": s / (1 + (s - 1) / cores) if s else "",
-                    }
-                )
-    return rows
+    return [
+        {"kernels": SETTINGS[row["memoize"]]} | {k: v for k, v in row.items() if k not in ("memoize", "threads")}
+        for row in speedups(data)
+        if row["memoize"] in SETTINGS and row["threads"] == row["cores"] > 1
+    ]
 
 
 def caption(rows):
@@ -45,12 +24,9 @@ def caption(rows):
 
 
 def draw(rows, plt):
-    nets = [net for net in NETS if any(r["net"] == net for r in rows)]
     machines, settings = sorted({r["machine"] for r in rows}), list(SETTINGS.values())
-    figure, axes = plt.subplots(
-        1, len(nets), figsize=(style.WIDE if len(nets) > 1 else 4.6, 3.0), squeeze=False
-    )
-    for axis, net in zip(axes[0], nets):
+    figure, axes = panels(plt, rows)
+    for axis, net in axes:
         for colour, machine in zip(style.COLOURS, machines):
             for marker, dash, setting in zip(style.MARKERS, ("-", ":"), settings):
                 line = [r for r in rows if (r["net"], r["machine"], r["kernels"]) == (net, machine, setting)]
@@ -72,6 +48,6 @@ def draw(rows, plt):
                     axis.plot(widths, [r["brent"] for r in line], color=colour, ls="--", lw=0.7, label=bound)
         top = max(max(r["high"], r["cores"]) for r in rows if r["net"] == net)
         axis.set(title=net, xlabel="width (feature maps per layer)", ylim=(0, 1.1 * top))
-    axes[0, 0].set_ylabel("speedup at all physical cores")
-    axes[0, 0].legend(loc="lower right")
+    axes[0][0].set_ylabel("speedup at all physical cores")
+    axes[0][0].legend(loc="lower right")
     return figure

@@ -8,9 +8,9 @@ TICKS = ([m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)], [10.0**e for e 
 PLANS = {"direct": "ZNN direct", "fft": "ZNN FFT"}
 
 
-def rows_of(data, experiment):
+def rows_of(data, experiment, phase="round"):
     rows = []
-    for record in data.select(experiment, status=None):
+    for record in data.select(experiment, status=None, where=lambda r: r.problem.get("phase", "round") == phase):
         name = PLANS[record.options["plan"]] if record.adapter_name == "znn" else data.engine(record)
         row = {
             "net": record.problem["net"],
@@ -41,18 +41,17 @@ def rows_of(data, experiment):
     )
 
 
-def caption_of(rows):
+def caption_of(rows, what="training round (backward i, update, forward i+1)"):
     missing = sorted({f"{r['engine']}: {r['reason']}" for r in rows if r["status"] != "ok"})
     text = (
-        "Seconds per training round (backward i, update, forward i+1) and output voxels per second against "
-        "the side of the "
-        "output patch, one panel per kernel. Markers are medians, bars their 95 % distribution-free "
-        "intervals. "
+        f"Seconds per {what} and output voxels per second against the side of the output patch, one panel per "
+        "kernel; strided: max-pooling, dense: max-filtering, every voxel. Markers are medians, bars their 95 % "
+        "distribution-free intervals. "
     )
     return text + ("Missing: " + "; ".join(missing[:6]) + "." if missing else "")
 
 
-def draw_of(rows, plt):
+def draw_of(rows, plt, what="round"):
     good = [r for r in rows if r["status"] == "ok"]
     panels = sorted(
         {(r["net"], r["form"], r["width"]) for r in good},
@@ -92,7 +91,7 @@ def draw_of(rows, plt):
         for row in (0, 1):
             style.plain_log(axes[row, column], "x", ticks)
             style.plain_log(axes[row, column], "y", TICKS[row], base=10)
-    axes[0, 0].set_ylabel("seconds per round")
+    axes[0, 0].set_ylabel(f"seconds per {what}")
     axes[1, 0].set_ylabel("output voxels per second")
     handles, labels = max(
         (axis.get_legend_handles_labels() for axis in axes[0]), key=lambda pair: len(pair[1])

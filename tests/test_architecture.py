@@ -28,7 +28,7 @@ LAYERS = [
     {"bundled"},
     {"footprint"},
     {"plan"},
-    {"theory", "network"},
+    {"theory", "network", "roofline"},
     {"checkpoint"},
     {"train", "infer", "torch"},
     {"bench"},

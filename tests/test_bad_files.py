@@ -111,7 +111,7 @@ def test_a_disk_that_is_full_while_training_is_one_sentence_and_the_last_checkpo
     more = ("--rounds", "4", *TRAIN[2:])
     done = subprocess.run([sys.executable, "-c", FULL, "train", "--images", "image.tif", "--labels", "labels.tif", *more],
                           capture_output=True, text=True, timeout=120, env=os.environ | {"ZNN_CACHE": ""})
-    assert done.returncode in (1, 2)
+    assert done.returncode == 1
     assert "cannot write the checkpoint: File too large" in done.stderr and done.stderr.count("\n") == 1
     assert Path("run/last.npz").read_bytes() == before
     assert not list(Path("run").glob(".*.tmp"))

@@ -172,7 +172,7 @@ def test_limits_that_mean_nothing_are_refused():
 def test_an_exhaustive_search_times_every_candidate(own_cache):
     graph = Graph.build(znn.NetworkSpec.layered("n", 8, [{"conv": 8, "kernel": 2}]), output=2)
     layer = layer_of(graph, "conv1")
-    everything = layer.ranked(bundled.ALL)
+    everything = layer.everything()
     measured = layer.measured(everything)
     assert set(measured) == set(everything) and all(sum(phases) > 0 for phases in measured.values())
     exhaustive = planning.tiled_autotune_plan(graph, Request(bundle=8), exhaustive=True)

@@ -25,9 +25,9 @@ from znn.spec import Extent, format_extent
 METHODS = ("direct", "tiled", "fused")
 FUSED_MAPS = 4  # most input maps of the fused method (native/tiled/tiled.hpp)
 
-# The phases of native/tiled/tiled.hpp in the three passes of a round.
-PASSES = {"forward": (0, 2, 3, 4), "backward": (1, 5, 6, 7, 8), "update": (9, 10)}
-INPUT_TRANSFORM, OUTPUT, GRADIENT_TRANSFORM = 2, 4, 5
+# The phases of native/tiled/tiled.hpp in the passes that the engine runs them in: kernels are transformed after the update.
+PASSES = {"forward": (2, 3, 4), "backward": (5, 6, 7, 8), "update": (9, 10, 0, 1)}
+INPUT_TRANSFORM, GRADIENT_TRANSFORM, UPDATE_PRODUCT = 2, 5, 9
 # Its buffers: those of a layer, and those that layers share.
 OWN, OF_BACKWARD, SHARED_SPECTRA, HALO = (0, 2, 4, 7), 1, (3, 5), 6
 
@@ -35,6 +35,7 @@ EXPLORED, REFINED = 4, 2  # candidates timed: that differ, and like the best of 
 ALIKE = 1.3  # ratio of the tiles' volumes
 RANKED, ALL = 60, 1 << 20  # tile extents that the model is asked for
 WORTH_MEASURING = 1.6  # times the best prediction
+WORTH_SEARCHING = 2.0  # the same for an exhaustive search: beyond it the model would have to be wrong by as much
 CLEARLY_SLOWER = 1.25  # times the best measured so far: not timed further
 NOISE = 0.03  # within this of the best measured, the model decides
 PROBE_S, TOGETHER = 0.02, 6  # about the seconds of one lap of a probe; probes held at once
@@ -56,7 +57,7 @@ class Candidate:
 
 # ---- the machine ------------------------------------------------------------------------------------------
 RATES = ("product_flops", "direct_flops", "transform_flops", "expand_flops", "line_flops", "memory_bytes", "spectra_bytes",
-         "expanded_bytes", "spill")
+         "expanded_bytes", "spill", "fused")
 PEAKS = ("flops", "cache_bytes", "memory_bytes")
 
 
@@ -102,15 +103,23 @@ class Layer:
     def __init__(self, graph: Graph, edge: GraphEdge, bundle: int, backward: bool) -> None:
         self.name, self.backward = edge.name, backward
         self.maps = graph.nodes[edge.source].maps, graph.nodes[edge.target].maps
-        self.shape = (*self.maps, edge.in_extent, edge.kernel, edge.sparsity, _pool_after(graph, edge), bundle)
+        self.shape = (*self.maps, edge.in_extent, edge.kernel, edge.sparsity, bundle)
+        self.pool = pool_after(graph, edge)
+        self._window = self.pool.window if self.pool else (1, 1, 1)
+        self._pooled = [bundle * -(-self.maps[1] // bundle) * math.prod(extent) for extent in
+                        ((self.pool.in_extent, self.pool.out_extent) if self.pool else ())]
         self._native: dict[Candidate, Any] = {}
 
     def native(self, candidate: Candidate) -> Any:
         """The candidate as the native core plans it. Raises PlanError for what cannot be."""
         if candidate not in self._native:
             method, tile = getattr(_core.Method, candidate.method), candidate.transform or (1, 1, 1)
-            self._native[candidate] = self._call(_core.TiledLayer, method, tile, candidate.memoize)
+            self._native[candidate] = self._call(_core.TiledLayer, method, tile, candidate.memoize, self._window)
         return self._native[candidate]
+
+    def key(self, candidate: Candidate) -> tuple:
+        """What the candidate's timings depend on besides itself."""
+        return self.shape, self.backward, self._window if self.native(candidate).pools else None
 
     def _call(self, function: Callable[..., Any], *rest: Any) -> Any:
         try:
@@ -125,10 +134,10 @@ class Layer:
 
     def first_tile(self) -> Extent:
         """The tile extent that the model likes best. Raises PlanError where none fits."""
-        tiles = self.tiles(1)
+        tiles = self.tiles(RANKED)
         if not tiles:
             raise PlanError(f"edge {self.name!r}: no tile extent fits kernel {format_extent(self.shape[3])}, use direct")
-        return tiles[0]
+        return min(tiles, key=lambda tile: self.predict(Candidate("tiled", tile)))
 
     def ranked(self, count: int = RANKED) -> list[Candidate]:
         """Direct, and each other method at its `count` likeliest tile extents, by predicted seconds of a round."""
@@ -139,24 +148,38 @@ class Layer:
 
     def phases(self, candidate: Candidate) -> list[float]:
         """Predicted seconds of every phase on one core; 0 for those that do not take part."""
-        return self.completed(candidate, self.native(candidate).predict(walls()[0], self.backward))
+        return self.recomputed(candidate, self.native(candidate).predict(walls()[0], self.backward))
+
+    def passes(self) -> dict[str, tuple[int, ...]]:
+        """The phases by the pass in which this layer runs them: gradients that go no further are for the update alone."""
+        if self.backward:
+            return PASSES
+        return {"forward": PASSES["forward"], "backward": (), "update": (*PASSES["update"], *PASSES["backward"])}
 
     def predict(self, candidate: Candidate) -> float:
         """Predicted seconds of a round on one core."""
-        return sum(self.phases(candidate))
+        return self.total(candidate, self.phases(candidate))
 
-    def completed(self, candidate: Candidate, phases: Sequence[float]) -> list[float]:
-        """Phases with what belongs to the layer beside its pieces: the transforms that are made once more for the update where
-        spectra are not kept, and the pooling that follows where it is not taken over.
+    def total(self, candidate: Candidate, phases: Sequence[float]) -> float:
+        """Seconds of a round from those of the phases: with the pooling that follows, where the candidate leaves it to
+        an edge of its own, which reads and writes whole images.
         """
+        if not self._pooled or self.native(candidate).pools:
+            return sum(phases)
+        whole, pooled = self._pooled
+        count = 4 * ((whole + 2 * pooled) + (2 * whole + pooled))  # forward; backward: zeros first, then the gradients
+        peaks = walls()[1]
+        return sum(phases) + count / (peaks.cache_bytes if 4 * whole < walls()[0].l3_bytes / 2 else peaks.memory_bytes)
+
+    def recomputed(self, candidate: Candidate, phases: Sequence[float]) -> list[float]:
+        """Phases with the transforms that are made once more for the update where spectra are not kept."""
         found = list(phases)
-        found[OUTPUT] += self.native(candidate).pooling_seconds(walls()[0])
         if not self.keeps(candidate):
-            found[PASSES["update"][0]] += found[INPUT_TRANSFORM] + found[GRADIENT_TRANSFORM] * self.backward
+            found[UPDATE_PRODUCT] += found[INPUT_TRANSFORM] + found[GRADIENT_TRANSFORM] * self.backward
         return found
 
     def keeps(self, candidate: Candidate) -> bool:
-        """Whether all spectra are there when the update comes."""
+        """Whether all spectra are there when the update comes, or are not needed."""
         return candidate.method != "tiled" or self.native(candidate).kept_slabs == self.native(candidate).slabs
 
     # ---- measuring
@@ -168,9 +191,14 @@ class Layer:
             return timings.of(candidates)
         ranked = self.ranked()
         explored = timings.of(self.explored(ranked))
-        best = min(explored, key=lambda c: sum(explored[c]))
+        best = min(explored, key=lambda c: self.total(c, explored[c]))
         refined = [c for c in ranked if c not in explored and _alike(c, best)][:REFINED]
         return explored | timings.of([best, *refined])
+
+    def everything(self) -> list[Candidate]:
+        """All candidates that are not hopeless by the model."""
+        ranked = self.ranked(ALL)
+        return [candidate for candidate in ranked if self.predict(candidate) <= WORTH_SEARCHING * self.predict(ranked[0])]
 
     def explored(self, ranked: list[Candidate]) -> list[Candidate]:
         """The first few that differ in method or volume of the tile."""
@@ -187,6 +215,11 @@ class Layer:
         least = min(seconds.values())
         return min((c for c, s in seconds.items() if s <= (1 + NOISE) * least), key=lambda c: (self.predict(c), c.describe()))
 
+    def timed_again(self, candidates: Sequence[Candidate]) -> dict[Candidate, list[float]]:
+        """The same, timed now in turns whatever is known: for a comparison of a few."""
+        timings = Timings(self)
+        return {c: self.recomputed(c, phases) for c, phases in timings.take_turns(list(dict.fromkeys(candidates))).items()}
+
     # ---- the roofline
     def bounds(self, candidate: Candidate) -> list[tuple[float, str]]:
         """For every phase the seconds that one core needs at least, and what bounds it: arithmetic, cache or memory."""
@@ -199,24 +232,23 @@ class Layer:
             found.append(max((part * flops / peaks.flops, "arithmetic"), (part * count / rate, what)))
         if not self.keeps(candidate):
             again = found[INPUT_TRANSFORM][0] + found[GRADIENT_TRANSFORM][0] * self.backward
-            product = found[PASSES["update"][0]]
-            found[PASSES["update"][0]] = product[0] + again, product[1]
+            product = found[UPDATE_PRODUCT]
+            found[UPDATE_PRODUCT] = product[0] + again, product[1]
         return found
 
 
-def _pool_after(graph: Graph, edge: GraphEdge) -> Extent:
-    """Windows of the max-pooling that the layer may take over: nothing else touches the image between, nor is added after."""
-    image = graph.nodes[edge.target]
-    before = [other for other in graph.edges if other.target == edge.target]
+def pool_after(graph: Graph, edge: GraphEdge) -> GraphEdge | None:
+    """The max-pooling by disjoint windows that alone follows a convolution and that the convolution may do as it writes
+    its output (native/engine/bundled.cpp, pool_to_absorb), if one does.
+    """
     leaving = [other for other in graph.edges if other.source == edge.target]
-    if len(before) != 1 or len(leaving) != 1 or image.name in graph.outputs:
-        return (1, 1, 1)
-    pool = leaving[0]
-    pooled = graph.nodes[pool.target]
-    alone = sum(other.target == pool.target for other in graph.edges) == 1 and pooled.name not in graph.outputs
-    plain = pooled.spec.kind == "sum" or (pooled.spec.transfer == "linear" and not pooled.spec.bias)
-    disjoint = pool.kind == "max_pool" and pool.window == pool.stride
-    return pool.window if alone and plain and disjoint else (1, 1, 1)
+    if len(graph.incoming(edge.target)) != 1 or len(leaving) != 1:
+        return None
+    pool, plain = leaving[0], graph.nodes[leaving[0].target]
+    bias = plain.spec.kind == "transfer" and (plain.spec.bias or plain.spec.transfer != "linear")
+    names = {graph.nodes[edge.target].name, plain.name}
+    alone = len(graph.incoming(pool.target)) == 1 and not names & set(graph.outputs)
+    return pool if pool.kind == "max_pool" and pool.window == pool.stride and alone and not bias else None
 
 
 def _alike(a: Candidate, b: Candidate) -> bool:
@@ -237,7 +269,7 @@ class Timings:
         """Those that take part in a round, with what recomputing adds. What is not known is timed together."""
         wanted = list(candidates)
         stored = {c: Candidate(c.method, c.transform) for c in wanted}  # recomputing takes no other kernels
-        keys = {c: repr((c.describe(), self._layer.shape, self._layer.backward)) for c in stored.values()}
+        keys = {c: repr((c.describe(), *self._layer.key(c))) for c in stored.values()}
         known = {key: phases for key, phases in _read(self._name).items() if len(phases) == _core.TILED_PHASES}
         if any(key not in known for key in keys.values()):
             if self._progress:
@@ -245,7 +277,7 @@ class Timings:
             for candidate, phases in self._time(list(keys)).items():
                 known[keys[candidate]] = list(map(min, phases, known.get(keys[candidate], phases)))
             _write(self._name, known)
-        return {c: self._layer.completed(c, known[keys[stored[c]]]) for c in wanted}
+        return {c: self._layer.recomputed(c, known[keys[stored[c]]]) for c in wanted}
 
     def _time(self, candidates: list[Candidate]) -> dict[Candidate, list[float]]:
         """The shortest of a few runs of each phase, in turns, so that a disturbance meets all. Who is clearly slower than
@@ -253,15 +285,16 @@ class Timings:
         """
         found: dict[Candidate, list[float]] = {}
         for first in range(0, len(candidates), TOGETHER):
-            found |= self._take_turns(candidates[first:first + TOGETHER])
+            best = min((self._layer.total(c, self._layer.recomputed(c, phases)) for c, phases in found.items()), default=math.inf)
+            found |= self.take_turns(candidates[first:first + TOGETHER], best)
         return found
 
-    def _take_turns(self, candidates: Iterable[Candidate]) -> dict[Candidate, list[float]]:
+    def take_turns(self, candidates: Iterable[Candidate], best: float = math.inf) -> dict[Candidate, list[float]]:
         probes = {c: _core.TiledProbe(self._layer.native(c), walls()[0], PROBE_S) for c in candidates}
         part = {c: [self._layer.native(c).takes_part(phase, self._layer.backward) for phase in range(_core.TILED_PHASES)]
                 for c in probes}
         least = {c: [math.inf] * _core.TILED_PHASES for c in probes}
-        total = lambda c: sum(self._layer.completed(c, least[c]))  # noqa: E731
+        total = lambda c: self._layer.total(c, self._layer.recomputed(c, least[c]))  # noqa: E731
         spent = 0.0
         for lap in range(-1, LAPS[1]):
             begin = time.perf_counter()
@@ -271,7 +304,7 @@ class Timings:
                     least[candidate] = list(map(min, least[candidate], laps))
             if lap >= 0:
                 spent += (time.perf_counter() - begin) / len(probes)
-                limit = CLEARLY_SLOWER * min(map(total, least))
+                limit = CLEARLY_SLOWER * min(best, *map(total, least))
                 probes = {c: probe for c, probe in probes.items() if total(c) <= limit}
             if lap + 1 >= LAPS[0] and spent > ENOUGH_S:
                 break

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 the user's input was wrong (one line says what), 1 somethi
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import time
@@ -33,12 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (SpecError, DataError, PlanError, CheckpointError) as error:
-        return _fail(error, 2)
+        return _fail(error, 1 if _disk_failed(error) else 2)
     except (EngineError, OSError, MemoryError, ImportError) as error:
         return _fail(error or "out of memory", 1)
     except Exception as error:  # whatever else goes wrong is ours to explain, in one line
         return _fail(f"{type(error).__name__}: {error} (ZNN_DEBUG=1 shows where)", 1)
     return 0
+
+
+def _disk_failed(error: Exception) -> bool:
+    """Whether the cause is a full or failing disk, which is nobody's wrong input."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 
 
 def _fail(message: object, code: int) -> int:
@@ -150,11 +157,72 @@ def describe(options) -> None:
         print(
             f"  {method:<7}{cost.flop / 1e9:9.3f} GFLOP ({phases}), spectra kept {_size(cost.spectra_bytes)}"
         )
+    _describe_bundles(graph, options)
     if options.draw:
         from znn.draw import draw_graph
 
         draw_graph(graph, options.draw)
         print(f"drawn into {options.draw}")
+
+
+def _describe_bundles(graph: Graph, options) -> None:
+    """Per layer and pass in bundles of maps: predicted, least possible and measured seconds, and memory."""
+    import znn
+    from znn import bundled, roofline
+
+    if options.bundle == 1 or any(edge.spec.depthwise for edge in graph.edges):
+        return
+    bundled.walls()
+    before = _resident_bytes()
+    with znn.Network(
+        graph,
+        bundle=options.bundle,
+        plan=options.plan,
+        threads=options.threads,
+        memory_limit=options.memory_limit,
+        trace=options.measure,
+        progress=_say,
+    ) as network:
+        if network.bundle == 1:
+            return
+        predicted = roofline.rows(graph, network.plan, network.plan_request)
+        times = None
+        if options.measure:
+            times = _traced_rounds(network, options.rounds)
+        grown = _resident_bytes() - before
+        expected = network.memory()
+    peaks = bundled.walls()[1]
+    print(
+        f"\nin bundles of {network.bundle} maps, plan from {network.plan.source}; milliseconds of one core and round; bound: "
+        f"{peaks.flops / 1e9:.0f} GFLOP/s, {peaks.cache_bytes / 1e9:.0f} GB/s in the last cache, "
+        f"{peaks.memory_bytes / 1e9:.0f} GB/s in memory, of the method named"
+    )
+    print(roofline.table(predicted, times))
+    parts = ", ".join(f"{name} {_size(count)}" for name, count in vars(expected).items())
+    print(f"memory {_size(expected.total)} ({parts})" + (f"; measured {_size(grown)}" if times else ""))
+
+
+def _traced_rounds(network, rounds: int) -> dict:
+    """Seconds by layer and pass: the median of some rounds after two that warm up."""
+    from znn import roofline
+
+    inputs, targets = (
+        _random_images(network.graph, names) for names in (network.graph.inputs, network.graph.outputs)
+    )
+    traces = []
+    for _ in range(rounds + 2):
+        network.train_step(inputs, targets)
+        network.sync()
+        traces.append(network.trace())
+    return roofline.measured(traces[2:])
+
+
+def _resident_bytes() -> int:
+    import ctypes
+
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is not held
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _operation(edge) -> str:
@@ -176,12 +244,44 @@ def plan(options) -> None:
     from znn.files import atomic_write
 
     graph = _graph(options)
-    with znn.Network(graph, threads=options.threads, bundle=options.bundle, plan=options.method) as net:
+    with znn.Network(
+        graph,
+        threads=options.threads,
+        bundle=options.bundle,
+        plan=options.method,
+        memory_limit=options.memory_limit,
+        progress=_say,
+    ) as net:
         print(net.plan)
+        if net.bundle != 1:
+            print(f"memory {_size(net.memory().total)}")
+        if options.exhaustive:
+            print(_exhaustive(net))
         if options.save:
             with atomic_write(options.save, "w") as file:
                 file.write(net.plan.to_json())
             print(f"saved as {options.save}")
+
+
+def _exhaustive(net) -> str:
+    """The plan beside the best that there is: every candidate timed, and those of both plans once more, in turns."""
+    from znn import bundled
+    from znn.plan import tiled_autotune_plan
+
+    if net.bundle == 1:
+        raise SpecError("--exhaustive is for bundles of maps; expected --bundle 8 or auto")
+    best = tiled_autotune_plan(net.graph, net.plan_request, exhaustive=True)
+    lines = [f"\n{'layer':<12}{'chosen':<24}{'ms/round':>10}  {'best of all':<24}{'ms/round':>10}{'ratio':>8}{'timed':>7}"]
+    total = [0.0, 0.0]
+    for layer in bundled.layers(net.graph, net.bundle, net.plan_request.input_gradient):
+        pair = [found.layers[layer.name].candidate for found in (net.plan, best)]
+        again = layer.timed_again(pair)
+        seconds = [layer.total(candidate, again[candidate]) for candidate in pair]
+        total = [a + b for a, b in zip(total, seconds)]
+        (a, b), count = seconds, len(layer.everything())
+        lines.append(f"{layer.name:<12}{pair[0].describe():<24}{a * 1e3:>10.3f}  {pair[1].describe():<24}{b * 1e3:>10.3f}{a / b:>8.3f}{count:>7}")
+    lines.append(f"{'all':<36}{total[0] * 1e3:>10.3f}  {'':<24}{total[1] * 1e3:>10.3f}{total[0] / total[1]:>8.3f}")
+    return "\n".join(lines)
 
 
 def train(options) -> None:
@@ -571,8 +671,9 @@ def _add_describe(commands) -> None:
     parser = _command(
         commands,
         describe,
-        "show a net: layers, extents, field of view, parameters, work and memory",
+        "show a net: layers, extents, field of view, parameters, work, time and memory",
         "describe scaling_3d --width 20",
+        "describe 3d_5 --output 8 --measure --threads 1",
         "describe my-net.toml --output 1,96,96 --draw net.svg",
         "describe 3d_5 --input 80",
     )
@@ -581,6 +682,21 @@ def _add_describe(commands) -> None:
         "--input", type=parse_extent, metavar="EXTENT", help="input patch, instead of --output"
     )
     parser.add_argument("--draw", metavar="FILE", help="draw the graph: .svg, .png, .pdf or .dot")
+    parser.add_argument(
+        "--measure", action="store_true", help="run rounds, and show measured times and memory beside the predicted"
+    )
+    parser.add_argument("--rounds", type=_positive, default=5, help="rounds measured (default 5)")
+    _add_engine(parser, bundle="auto")
+    _add_memory_limit(parser)
+
+
+def _add_memory_limit(parser) -> None:
+    parser.add_argument(
+        "--memory-limit",
+        type=parse_bytes,
+        metavar="SIZE",
+        help="memory that a network of bundles may take, e.g. 1GiB: spectra are made anew where that costs least",
+    )
 
 
 def _add_plan(commands) -> None:
@@ -590,14 +706,20 @@ def _add_plan(commands) -> None:
         "choose each layer's convolution method by measuring on this machine",
         "plan scaling_3d --width 20 --save plan.json",
         "plan my-net.toml --output 8 --method model",
+        "plan 3d_5 --output 8 --memory-limit 700MiB",
+        "plan 3d_3 --output 8 --exhaustive      # how far from the best of all candidates?",
     )
     _add_net(parser)
     parser.add_argument("--method", default="autotune", help="autotune (default), model, or a method everywhere")
     parser.add_argument(
-        "--bundle", type=parse_bundle, default=1, metavar="MAPS", help="maps per bundle: 1 (default), 8 or auto"
+        "--bundle", type=parse_bundle, default="auto", metavar="MAPS", help="maps per bundle: 1, 8 or auto (default)"
     )
     parser.add_argument("--threads", type=_positive, help="workers; default: one per usable physical core")
     parser.add_argument("--save", metavar="FILE", help="save the plan as JSON, for --plan FILE elsewhere")
+    parser.add_argument(
+        "--exhaustive", action="store_true", help="time all candidates, minutes, and compare the choice with the best"
+    )
+    _add_memory_limit(parser)
 
 
 def _add_train(commands) -> None:

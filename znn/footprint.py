@@ -16,7 +16,7 @@ from znn.cost import gradient_nodes
 from znn.errors import PlanError
 from znn.graph import Graph
 
-REST_BYTES = 24 << 20  # tasks, stacks, results on their way to the user: measured
+REST_BYTES = 16 << 20  # tasks, stacks, results on their way to the user: measured
 STATEFUL = ("max_filter", "max_pool", "dropout")  # edges that keep a number per voxel for the backward pass
 
 
@@ -52,21 +52,35 @@ class Setting:
         parts = [layer_bytes(layer, chosen[layer.name], self.patches, self.moments) for layer in layers]
         scratch = max((layer.native(chosen[layer.name]).scratch_bytes for layer in layers), default=0)
         return Footprint(
-            images=self._images(),
+            images=self._images({layer.pool.name for layer in layers
+                                 if layer.pool and layer.native(chosen[layer.name]).pools}),
             parameters=sum(part.parameters for part in parts),
             spectra=sum(part.spectra for part in parts),
             shared=self.patches * (max((part.shared for part in parts), default=0) + max((part.halo for part in parts), default=0)),
             scratch=self.threads * max(scratch, self._simple_scratch()),
         )
 
+    @property
+    def wanted(self) -> list[bool]:
+        """Of which nodes the gradient is computed."""
+        return gradient_nodes(self.graph, self.input_gradient)
+
     def _voxel_bytes(self, node: int) -> int:
         found = self.graph.nodes[node]
         return 4 * self.bundle * -(-found.maps // self.bundle) * math.prod(found.extent)
 
-    def _images(self) -> int:
-        wanted = gradient_nodes(self.graph, self.input_gradient)
-        nodes = sum(self._voxel_bytes(i) * (1 + wanted[i]) for i in range(len(self.graph.nodes)))
-        return self.patches * (nodes + sum(self._voxel_bytes(e.target) for e in self.graph.edges if e.kind in STATEFUL))
+    def _images(self, pooled: set[str]) -> int:
+        """pooled: the max-pooling edges that the convolutions before them do: their sources are as large as their targets,
+        which are gone, and a byte per voxel says where a maximum was.
+        """
+        gone = {edge.source: edge.target for edge in self.graph.edges if edge.name in pooled}
+        count = 0
+        for i in range(len(self.graph.nodes)):
+            if i not in gone.values():
+                size = self._voxel_bytes(gone.get(i, i))
+                count += size * (1 + self.wanted[i]) + (size // 4 if i in gone else 0)
+        states = sum(self._voxel_bytes(e.target) for e in self.graph.edges if e.kind in STATEFUL and e.name not in pooled)
+        return self.patches * (count + states)
 
     def _simple_scratch(self) -> int:
         """Of max-filters, whose rows and planes are filtered one axis after the other, in one bundle."""

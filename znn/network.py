@@ -11,6 +11,7 @@ import numpy as np
 from znn import _core, fftw, options
 from znn import plan as planning
 from znn.errors import DataError, EngineError, SpecError, ZnnError
+from znn.footprint import Footprint
 from znn.graph import Graph, GraphEdge, GraphNode
 from znn.init import initial_parameters
 from znn.options import SGD, Adam
@@ -44,6 +45,7 @@ class Network:
     input_gradient  also propagate the gradient to the inputs
     memory_limit    bytes that a network of bundles may take besides what the process holds already: plans "model" and
                     "autotune" then recompute spectra where that costs least; PlanError names the least that is possible
+    progress        called with a line about what is measured, while planning
 
     Arrays are float32 in C order, (maps, z, y, x), or (patches, maps, z, y, x); with several inputs or outputs,
     dicts of them by node name. Calls may come from any thread; they run one after the other.
@@ -54,7 +56,8 @@ class Network:
                  threads: int | None = None, bundle: int | str = 1, plan: Any = "model", policy: str = "priority", sum: str = "wait-free",
                  memoize: Iterable[str] = options.MEMOIZE, allocator: str = "pools", patches: int = 1, seed: int = 0,
                  parameters: Mapping[str, np.ndarray] | None = None, optimiser: SGD | Adam = SGD(), trace: bool = False,
-                 pin: bool = True, input_gradient: bool = False, memory_limit: int | None = None) -> None:
+                 pin: bool = True, input_gradient: bool = False, memory_limit: int | None = None,
+                 progress: Callable[[str], None] | None = None) -> None:
         self._lock = threading.RLock()
         self._core: Any = None
         self.graph = _graph(spec, output, input)
@@ -79,7 +82,7 @@ class Network:
         if memory_limit is not None:
             options.whole("memory_limit", memory_limit, 1)
         self.plan_request = planning.Request(self.patches, kept, self.bundle, settings.threads, 1 + optimiser.second_moments,
-                                             settings.input_gradient, memory_limit)
+                                             settings.input_gradient, memory_limit, progress)
         self.plan = planning.resolve(plan, self.graph, self.plan_request)
         parameters = initial_parameters(self.graph, self.seed) if parameters is None else parameters
         self._check_state(parameters, complete=True)
@@ -232,6 +235,12 @@ class Network:
                 "kernel_spectra_bytes": self._core.kernel_spectra_bytes,
                 "processors": list(self._core.processors),
             }
+
+    def memory(self) -> Footprint:
+        """Bytes by what they hold, as planned; of networks of bundles. Raises SpecError for the paper's engine."""
+        if self.bundle == 1:
+            raise SpecError("memory is planned for networks of bundles: expected bundle 8 or 'auto', got 1")
+        return planning.footprint(self.plan, self.graph, self.plan_request)
 
     def trace(self) -> Trace:
         """The events recorded since the last call (waits for queued updates). Needs trace=True."""

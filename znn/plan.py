@@ -182,7 +182,9 @@ def needs_single_maps(plan: Any) -> bool:
 
 @dataclass(frozen=True)
 class Request:
-    """What a plan is made for. memory_limit: bytes that a network of bundles may take, besides what the process holds."""
+    """What a plan is made for. memory_limit: bytes that a network of bundles may take, besides what the process holds;
+    progress is told what is measured.
+    """
 
     patches: int = 1
     memoize: frozenset[str] = frozenset(MEMOIZE)
@@ -191,6 +193,7 @@ class Request:
     moments: int = 1
     input_gradient: bool = False
     memory_limit: int | None = None
+    progress: Callable[[str], None] | None = None
 
     def setting(self, graph: Graph) -> Setting:
         return Setting(graph, self.bundle, self.patches, self.threads, self.moments, self.input_gradient)
@@ -211,7 +214,7 @@ def resolve(plan: Any, graph: Graph, request: Request | None = None, **asked: An
     elif plan == "model":
         result = model_plan(graph, request.patches, request.memoize) if bundle == 1 else tiled_model_plan(graph, request)
     elif plan == "autotune":
-        result = (autotune_plan(graph, request.patches, request.memoize) if bundle == 1
+        result = (autotune_plan(graph, request.patches, request.memoize, request.progress) if bundle == 1
                   else tiled_autotune_plan(graph, request))
     elif isinstance(plan, str) and plan in METHODS:
         result = Plan.uniform(graph, plan, bundle)
@@ -414,13 +417,12 @@ def tiled_model_plan(graph: Graph, request: Request) -> Plan:
                        {layer.name: {c: layer.predict(c) for c in layer.explored(layer.ranked())} for layer in layers})
 
 
-def tiled_autotune_plan(graph: Graph, request: Request, progress: Callable[[str], None] | None = None,
-                        exhaustive: bool = False) -> Plan:
+def tiled_autotune_plan(graph: Graph, request: Request, exhaustive: bool = False) -> Plan:
     """Choose per layer by timing the likeliest candidates, phase by phase (see `znn.bundled`); exhaustive: all there are."""
     layers, seconds = bundled.layers(graph, request.bundle, request.input_gradient), {}
     for layer in layers:
-        measured = layer.measured(layer.ranked(bundled.ALL) if exhaustive else None, progress)
-        seconds[layer.name] = {candidate: sum(phases) for candidate, phases in measured.items()}
+        measured = layer.measured(layer.everything() if exhaustive else None, request.progress)
+        seconds[layer.name] = {candidate: layer.total(candidate, phases) for candidate, phases in measured.items()}
     return _tiled_plan("autotune", graph, request, layers, seconds)
 
 

@@ -12,11 +12,11 @@ using E = std::tuple<int, int, int>;
 
 E tuple_of(Extent e) { return {e.z, e.y, e.x}; }
 
-tiled::Problem problem_of(int in_maps, int out_maps, E input, E kernel, E sparsity, E pool) {
-    return {in_maps, out_maps, extent(input), extent(kernel), extent(sparsity), extent(pool)};
+tiled::Problem problem_of(int in_maps, int out_maps, E input, E kernel, E sparsity) {
+    return {in_maps, out_maps, extent(input), extent(kernel), extent(sparsity)};
 }
 
-tiled::LayerPlan plan_of(const tiled::Problem& problem, int bundle, Method method, E tile, bool memoize) {
+tiled::LayerPlan plan_without_pool(const tiled::Problem& problem, int bundle, Method method, E tile, bool memoize) {
     switch (method) {
         case Method::tiled: return tiled::plan_tiled(problem, bundle, extent(tile), {}, memoize);
         case Method::fused: return tiled::plan_fused(problem, bundle, extent(tile));
@@ -24,6 +24,14 @@ tiled::LayerPlan plan_of(const tiled::Problem& problem, int bundle, Method metho
         case Method::fft: break;
     }
     throw py::value_error("the fft method works on single maps, not on bundles");
+}
+
+// The pooling after the layer is part of it wherever its plan can pool, as in the engine.
+tiled::LayerPlan plan_of(tiled::Problem problem, int bundle, Method method, E tile, bool memoize, E pool) {
+    const tiled::LayerPlan plan = plan_without_pool(problem, bundle, method, tile, memoize);
+    if (extent(pool).volume() == 1 || !tiled::can_pool(plan, extent(pool))) return plan;
+    problem.pool = extent(pool);
+    return plan_without_pool(problem, bundle, method, tile, memoize);
 }
 
 std::vector<double> listed(const double (&values)[tiled::kPhases]) { return {values, values + tiled::kPhases}; }
@@ -43,7 +51,8 @@ void register_tiled(py::module_& module) {
         .def_readwrite("memory_bytes", &Machine::memory_bytes)
         .def_readwrite("spectra_bytes", &Machine::spectra_bytes)
         .def_readwrite("expanded_bytes", &Machine::expanded_bytes)
-        .def_readwrite("spill", &Machine::spill);
+        .def_readwrite("spill", &Machine::spill)
+        .def_readwrite("fused", &Machine::fused);
     using Peaks = tiled::Peaks;
     py::class_<Peaks>(module, "TiledPeaks")
         .def(py::init<>())
@@ -54,24 +63,23 @@ void register_tiled(py::module_& module) {
     module.def("tiled_calibrate", &tiled::calibrate, py::call_guard<py::gil_scoped_release>());
     module.def("has_bundle", &tiled::has_bundle);
     module.def("preferred_bundle", &tiled::preferred_bundle);
-    module.def("tiled_candidates", [](int in_maps, int out_maps, E input, E kernel, E sparsity, E pool, int bundle,
+    module.def("tiled_candidates", [](int in_maps, int out_maps, E input, E kernel, E sparsity, int bundle,
                                       const Machine& machine, int count, bool backward, bool fused) {
         std::vector<E> tiles;
-        for (Extent tile : tiled::candidate_tiles(problem_of(in_maps, out_maps, input, kernel, sparsity, pool), bundle, machine,
+        for (Extent tile : tiled::candidate_tiles(problem_of(in_maps, out_maps, input, kernel, sparsity), bundle, machine,
                                                   count, backward, fused))
             tiles.push_back(tuple_of(tile));
         return tiles;
     });
     // A layer as it was planned: what it takes by the model, at least by its work, and in memory; and its probe.
     py::class_<tiled::LayerPlan>(module, "TiledLayer")
-        .def(py::init([](int in_maps, int out_maps, E input, E kernel, E sparsity, E pool, int bundle, Method method, E tile,
-                         bool memoize) {
-                 return plan_of(problem_of(in_maps, out_maps, input, kernel, sparsity, pool), bundle, method, tile, memoize);
+        .def(py::init([](int in_maps, int out_maps, E input, E kernel, E sparsity, int bundle, Method method, E tile,
+                         bool memoize, E pool) {
+                 return plan_of(problem_of(in_maps, out_maps, input, kernel, sparsity), bundle, method, tile, memoize, pool);
              }))
         .def("predict", [](const tiled::LayerPlan& plan, const Machine& machine, bool backward) {
             return listed(tiled::predict(plan, machine, backward).phase);
         })
-        .def("pooling_seconds", &tiled::pooling_seconds)
         .def("takes_part", [](const tiled::LayerPlan& plan, int phase, bool backward) {
             return tiled::takes_part(plan, tiled::Phase(phase), backward);
         })
@@ -84,6 +92,7 @@ void register_tiled(py::module_& module) {
         })
         .def_property_readonly("kernel_bytes", [](const tiled::LayerPlan& plan) { return 4 * tiled::kernel_floats(plan); })
         .def_property_readonly("scratch_bytes", [](const tiled::LayerPlan& plan) { return tiled::scratch_bytes(plan); })
+        .def_property_readonly("pools", &tiled::LayerPlan::pools)
         .def_readonly("slabs", &tiled::LayerPlan::slabs)
         .def_readonly("kept_slabs", &tiled::LayerPlan::kept_slabs);
     py::class_<TiledProbe>(module, "TiledProbe")

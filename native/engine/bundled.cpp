@@ -62,11 +62,13 @@ void BundledNetwork::plan_conv(int e) {
         }
     };
     tiled::Problem problem{groups_[d.source].maps, groups_[d.target].maps, groups_[d.source].extent, d.kernel, d.sparsity};
-    const int pool = pool_to_absorb(e);
-    if (pool >= 0) problem.pool = edges_[pool].window;
     convs_[e] = std::make_unique<Conv>();
     convs_[e]->plan = plan(problem);
-    if (convs_[e]->plan.pooled) absorb(pool);
+    const int pool = pool_to_absorb(e);
+    if (pool < 0 || !tiled::can_pool(convs_[e]->plan, edges_[pool].window)) return;
+    problem.pool = edges_[pool].window;
+    convs_[e]->plan = plan(problem);
+    absorb(pool);
 }
 
 // The max-pooling edge by disjoint windows that alone follows a convolution, if one does: -1 otherwise.
@@ -132,14 +134,14 @@ void BundledNetwork::build_conv(int e) {
     conv->momentum = AlignedFloats(floats);
     if (options_.second_moments) conv->second_moment = AlignedFloats(floats);
     if (options_.patches > 1) conv->gradient = AlignedFloats(floats * options_.patches);
-    if (conv->plan.pooled) conv->largest.resize(target.stride * target.bundles * options_.patches);
+    if (conv->plan.pools()) conv->largest.resize(target.stride * target.bundles * options_.patches);
     for (int patch = 0; patch < options_.patches; ++patch) {
         tiled::Buffers b;
         b.input = source.image.data() + std::size_t(patch) * source.bundles * source.stride;
         b.input_stride = source.stride;
         b.output = target.image.data() + std::size_t(patch) * target.bundles * target.stride;
         b.output_stride = target.stride;
-        if (conv->plan.pooled) b.largest = conv->largest.data() + std::size_t(patch) * target.bundles * target.stride;
+        if (conv->plan.pools()) b.largest = conv->largest.data() + std::size_t(patch) * target.bundles * target.stride;
         b.output_gradient = target.gradient.data() + std::size_t(patch) * target.bundles * target.stride;
         b.output_gradient_stride = target.stride;
         if (conv->has_backward) {

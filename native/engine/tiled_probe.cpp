@@ -16,14 +16,16 @@ TiledProbe::TiledProbe(const tiled::LayerPlan& plan, const tiled::Machine& machi
         state = state * 1664525u + 1013904223u;
         value = float(state >> 8) / float(1 << 24) - 0.5f;
     }
-    const std::size_t V = plan_.bundle, in = plan_.problem.input.volume() * V, out = plan_.output.volume() * V;
+    const std::size_t V = plan_.bundle, in = plan_.problem.input.volume() * V;
+    const std::size_t out = plan_.output.volume() / plan_.problem.pool.volume() * V;
     buffers_.input_stride = buffers_.input_gradient_stride = in;
     buffers_.output_stride = buffers_.output_gradient_stride = out;
     buffers_.input = make(in * plan_.in_bundles).data();
     buffers_.input_gradient = make(in * plan_.in_bundles).data();
     buffers_.output = make(out * plan_.out_bundles).data();
     buffers_.output_gradient = make(out * plan_.out_bundles).data();
-    if (plan_.pooled) buffers_.largest = reinterpret_cast<std::int8_t*>(make(out * plan_.out_bundles / 4).data());
+    largest_.resize(plan_.pools() ? out * plan_.out_bundles : 0);
+    buffers_.largest = largest_.data();
     buffers_.kernels = make(tiled::kernel_floats(plan_)).data();
     buffers_.momenta = make(tiled::kernel_floats(plan_)).data();
     buffers_.update = true;  // with a rate of zero: the work without the change

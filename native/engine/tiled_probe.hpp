@@ -1,5 +1,6 @@
 // One bundled convolution layer outside any network, to time its phases (layer-wise autotuning).
 #pragma once
+#include <cstdint>
 #include <vector>
 
 #include "base/aligned.hpp"
@@ -22,6 +23,7 @@ private:
     double scale_[tiled::kPhases];
     std::vector<float> ordinary_;
     std::vector<AlignedFloats> memory_;
+    std::vector<std::int8_t> largest_;
     tiled::Buffers buffers_;
     float* scratch_ = nullptr;
 };

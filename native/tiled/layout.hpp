@@ -19,7 +19,7 @@ struct TileScratchSizes {
         plane = 2 * row_frequencies * a[1].T;
         rows = std::max(2L * a[1].T, long(a[1].T) * a[2].T);
         line = 2L * std::max({a[0].T, a[1].T, a[2].T});
-        maxima = p.pooled ? 2L * (a[1].T / a[1].pool) * (a[2].T / a[2].pool) : 0;
+        maxima = p.pools() ? 2L * (a[1].T / a[1].pool) * (a[2].T / a[2].pool) : 0;
     }
     long total() const { return planes + plane + rows + line + maxima; }
 };

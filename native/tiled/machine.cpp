@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "tiled/layout.hpp"
+#include "tiled/transform_ops.hpp"
 
 namespace znn::tiled {
 
@@ -19,6 +20,9 @@ namespace znn::tiled {
     float multiply_add(long steps); \
     }
 ZNN_DECLARE(baseline)
+namespace baseline {
+TransformOps transform_ops(int extent);
+}
 #ifdef ZNN_X86
 ZNN_DECLARE(avx2)
 ZNN_DECLARE(avx512)
@@ -70,7 +74,6 @@ double copy_rate(std::size_t bytes, int repeats) {
     return 2.0 * double(bytes) / shortest(repeats, [&] { std::copy(from, from + floats, to); });
 }
 
-double logarithm(double n) { return std::log2(std::max(2.0, n)); }
 
 }  // namespace
 
@@ -154,6 +157,7 @@ Machine calibrate(const Peaks& peaks) {
     Trial one(plan_tiled({24, 24, {16, 16, 16}, {5, 5, 5}, once}, 8, {16, 16, 16}));     // nothing but kernels
     Trial large(plan_tiled({16, 16, {28, 28, 52}, {5, 5, 5}, once}, 8, {28, 28, 28}));   // scratch beyond L2
     Trial flat(plan_tiled({24, 24, {1, 64, 64}, {1, 11, 11}, once}, 8, {1, 32, 32}));    // kernels too long for tables
+    Trial fused(plan_fused({1, 24, {42, 42, 42}, {3, 3, 3}, once}, 8, {16, 16, 16}));    // a first layer
     Trial direct(plan_direct({24, 24, {26, 26, 26}, {3, 3, 3}, once}, 8));
     Fit fits[] = {
         {tiles, Phase::kernels_forward, &Machine::expand_flops, 0.05 * peak, 1.5 * peak},
@@ -162,6 +166,7 @@ Machine calibrate(const Peaks& peaks) {
         {large, Phase::input_transform, &Machine::spill, 1.0, 3.0},
         {tiles, Phase::forward_product, &Machine::product_flops, 0.2 * peak, peak},
         {one, Phase::forward_product, &Machine::expanded_bytes, 0.1 * peaks.cache_bytes, 10 * peaks.cache_bytes},
+        {fused, Phase::forward_inverse, &Machine::fused, 0.5, 4.0},
         {direct, Phase::forward_inverse, &Machine::direct_flops, 0.2 * peak, peak},
     };
     // In turns over half a second, so that a short disturbance does not meet all runs of one phase.
@@ -191,19 +196,36 @@ Work direct_work(const LayerPlan& p, double in_image, double out_image) {
     return w;
 }
 
+// Operations of the transform of a tile of `planes` x `rows` voxels that are not known to be zero (or not wanted), of one map.
+double tile_operations(const LayerPlan& p, int planes, int rows, bool inverse) {
+    const Axis* a = p.axis;
+    const TransformOps x = baseline::transform_ops(a[2].T), y = baseline::transform_ops(a[1].T), z = baseline::transform_ops(a[0].T);
+    return planes * (double(rows) * (inverse ? x.inverse : x.real) + (a[1].T > 1 ? a[2].frequencies() * double(y.complex) : 0)) +
+           double(p.pencils) * z.complex;
+}
+
+// The same of a kernel, whose lines are short.
+double kernel_operations(const LayerPlan& p) {
+    const Axis* a = p.axis;
+    const auto line = [](const Axis& axis) { return 2.0 * axis.k * axis.frequencies(); };
+    return a[0].k * (a[1].k * line(a[2]) + a[2].frequencies() * 2 * line(a[1])) + p.pencils * 2.0 * line(a[0]);
+}
+
 }  // namespace
 
 Work work(const LayerPlan& p) {
     const Problem& q = p.problem;
-    const double in_image = 4.0 * double(q.input.volume()) * q.in_maps, out_image = 4.0 * double(p.output.volume()) * q.out_maps;
+    const double in_image = 4.0 * double(q.input.volume()) * q.in_maps, out_image = 4.0 * double(p.output.volume()) / double(q.pool.volume()) * q.out_maps;
     if (p.method == Method::direct) return direct_work(p, in_image, out_image);
     Work w;
     const Axis* a = p.axis;
-    const double voxels = double(a[0].T) * a[1].T * a[2].T, pairs = double(q.in_maps) * q.out_maps;
-    const double frequencies = double(p.pencils) * a[0].T, transform = 2.5 * voxels * logarithm(voxels) * p.tiles;
+    const double pairs = double(q.in_maps) * q.out_maps, frequencies = double(p.pencils) * a[0].T;
+    const auto images = [&](int maps, bool outputs, bool inverse) {
+        return tile_operations(p, outputs ? a[0].M : a[0].T, outputs ? a[1].M : a[1].T, inverse) * p.tiles * maps;
+    };
+    const double there = images(q.in_maps, false, false) + images(q.out_maps, true, true);
     const double in_spectra = 8 * frequencies * p.tiles * q.in_maps, out_spectra = 8 * frequencies * p.tiles * q.out_maps;
-    const double kernel = a[0].k * (a[1].k * 2.5 * a[2].T * logarithm(a[2].T) + a[2].frequencies() * 5.0 * a[1].T * logarithm(a[1].T)) +
-                          p.pencils * 5.0 * a[0].T * logarithm(a[0].T);
+    const double kernel = kernel_operations(p);
     const double weights = 4.0 * double(q.kernel.volume()) * pairs, kernel_spectra = 8.0 * p.pencils * a[0].k * pairs;
     const double product = 8 * frequencies * p.tiles * pairs, all = in_spectra + out_spectra + kernel_spectra;
     const auto set = [&](Phase phase, double operations, double bytes) {
@@ -211,18 +233,18 @@ Work work(const LayerPlan& p) {
     };
     set(Phase::kernels_forward, kernel * pairs, weights + kernel_spectra);
     set(Phase::kernels_backward, kernel * pairs, weights + kernel_spectra);
-    set(Phase::gradient_transform, transform * q.out_maps, out_image + out_spectra);
+    set(Phase::gradient_transform, images(q.out_maps, true, false), out_image + out_spectra);
     set(Phase::backward_product, product, all);
-    set(Phase::backward_inverse, transform * q.in_maps, in_spectra + in_image);
+    set(Phase::backward_inverse, images(q.in_maps, false, true), in_spectra + in_image);
     set(Phase::update_inverse, kernel * pairs, kernel_spectra + 2 * weights);
     if (p.fused) {  // spectra never leave the tile in hand
-        set(Phase::forward_inverse, transform * (q.in_maps + q.out_maps) + product, in_image + out_image + kernel_spectra);
-        set(Phase::update_product, transform * (q.in_maps + q.out_maps) + product, in_image + out_image + kernel_spectra);
+        set(Phase::forward_inverse, there + product, in_image + out_image + kernel_spectra);
+        set(Phase::update_product, there + product, in_image + out_image + kernel_spectra);
         return w;
     }
-    set(Phase::input_transform, transform * q.in_maps, in_image + in_spectra);
+    set(Phase::input_transform, images(q.in_maps, false, false), in_image + in_spectra);
     set(Phase::forward_product, product, all);
-    set(Phase::forward_inverse, transform * q.out_maps, out_spectra + out_image);
+    set(Phase::forward_inverse, images(q.out_maps, true, true), out_spectra + out_image);
     set(Phase::update_product, product, all);
     return w;
 }

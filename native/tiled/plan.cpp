@@ -172,7 +172,9 @@ Axis make_axis(int n, int k, int s, int T) {
 void arrange_axes(LayerPlan& p) {
     const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity, T = p.tile, m = p.output;
     const Axis memory[3] = {make_axis(n.z, k.z, s.z, T.z), make_axis(n.y, k.y, s.y, T.y), make_axis(n.x, k.x, s.x, T.x)};
-    const long in_step[3] = {long(n.y) * n.x, n.x, 1}, out_step[3] = {long(m.y) * m.x, m.x, 1};
+    const Extent w = p.problem.pool;
+    const long in_step[3] = {long(n.y) * n.x, n.x, 1}, out_step[3] = {long(m.y / w.y) * (m.x / w.x), m.x / w.x, 1};
+    const int pool[3] = {w.z, w.y, w.x};
     const long kernel_step[3] = {long(k.y) * k.x, k.x, 1};
     int real = T.x > 1 ? 2 : T.y > 1 ? 1 : 0;
     int rest[2], count = 0;
@@ -186,16 +188,7 @@ void arrange_axes(LayerPlan& p) {
         p.axis[a].in_step = in_step[order[a]];
         p.axis[a].out_step = out_step[order[a]];
         p.axis[a].kernel_step = kernel_step[order[a]];
-    }
-}
-
-void pool_axes(LayerPlan& p) {
-    const Extent m = p.output, w = p.problem.pool;
-    const long out_step[3] = {long(m.y / w.y) * (m.x / w.x), m.x / w.x, 1};
-    const int pool[3] = {w.z, w.y, w.x};
-    for (int a = 0; a < 3; ++a) {
-        p.axis[a].out_step = out_step[p.order[a]];
-        p.axis[a].pool = pool[p.order[a]];
+        p.axis[a].pool = pool[order[a]];
     }
 }
 
@@ -316,8 +309,9 @@ LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Mach
     p.method = Method::tiled;
     p.tile = tile;
     arrange_axes(p);
-    p.pooled = problem.pool.volume() > 1 && can_pool(p, problem.pool);
-    if (p.pooled) pool_axes(p);
+    if (p.pools() && !can_pool(p, problem.pool))
+        throw std::invalid_argument("convolution layer: tiles of " + to_string(tile) + " cannot pool windows of " +
+                                    to_string(problem.pool));
     arrange_tiles(p, machine, memoize);
     size_tiled_pieces(p, machine);
     return p;
@@ -349,6 +343,7 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     const int in = problem.in_maps, out = problem.out_maps;
     const long taps = long(k.volume());
     const bool pointwise = taps == 1;
+    if (p.pools()) throw std::invalid_argument("convolution layer: the direct method does not pool its output");
     p.method = Method::direct;
     p.few_outputs = out <= 4;
     p.group_out = p.group_in = 3;
@@ -488,19 +483,13 @@ Cost predict(const LayerPlan& p, const Machine& machine, bool backward) {
     return c;
 }
 
-double pooling_seconds(const LayerPlan& p, const Machine& machine) {
-    if (p.pooled || p.problem.pool.volume() == 1) return 0;
-    const auto pass = [&](bool written) { return image_seconds(p.output, p.out_bundles, p.bundle, written, machine); };
-    return pass(false) + 2 * pass(true);  // read for the maxima; its gradient cleared, then filled
-}
-
 Cost predict(const LayerPlan& p, const Machine& machine) {
     Cost c;
     auto set = [&](Phase phase, double seconds) { c.phase[int(phase)] = seconds; };
     const int in = p.problem.in_maps, out = p.problem.out_maps;
     const auto image = [&](bool of_input, bool written) {
-        const Extent m = p.output, w = p.pooled ? p.problem.pool : Extent{1, 1, 1}, output{m.z / w.z, m.y / w.y, m.x / w.x};
-        return image_seconds(of_input ? p.problem.input : output, of_input ? p.in_bundles : p.out_bundles, p.bundle, written,
+        const Extent m = p.output, w = p.problem.pool, stored{m.z / w.z, m.y / w.y, m.x / w.x};
+        return image_seconds(of_input ? p.problem.input : stored, of_input ? p.in_bundles : p.out_bundles, p.bundle, written,
                              machine);
     };
     const double in_read = image(true, false), in_written = image(true, true);
@@ -555,8 +544,8 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
         // Products of a few maps load and store as much as they compute: half the speed of those of many.
         const double pass = double(p.pencils) * p.axis[0].T * p.tiles * in * p.out_bundles * 16.0 * p.bundle / machine.product_flops;
         set(Phase::input_transform, 0), set(Phase::forward_product, 0);
-        set(Phase::forward_inverse, inputs + outputs + expand + pass + in_read + out_written);
-        set(Phase::update_product, inputs + outputs + pass + in_read + out_read);
+        set(Phase::forward_inverse, machine.fused * (inputs + outputs + expand + pass) + in_read + out_written);
+        set(Phase::update_product, machine.fused * (inputs + outputs + pass) + in_read + out_read);
     }
     return c;
 }
@@ -565,13 +554,13 @@ std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Ma
                                     bool fused) {
     check(problem, bundle);
     // Per axis the smallest transform for every number of tiles.
-    auto options = [](int n, int k, int s, int pool) {
+    auto options = [](int n, int k, int s) {
         std::vector<int> extents;
         if (k == 1) return std::vector<int>{1};
         const int m = ceil_div(n - s * (k - 1), s);
         for (int tiles = 1; tiles <= m; ++tiles) {
             int T = ceil_div(m, tiles) + k - 1;
-            while (T <= 64 && (!has_transform(T) || (s == 1 && tiles > 1 && (T - k + 1) % pool))) ++T;
+            while (T <= 64 && !has_transform(T)) ++T;
             if (T > 64 || (T < k + 1 && !extents.empty())) continue;
             if (extents.empty() || extents.back() != T) extents.push_back(T);
         }
@@ -579,13 +568,13 @@ std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Ma
     };
     const Extent n = problem.input, k = problem.kernel, s = problem.sparsity;
     std::vector<std::pair<double, Extent>> ranked;
-    for (int z : options(n.z, k.z, s.z, problem.pool.z))
-        for (int y : options(n.y, k.y, s.y, problem.pool.y))
-            for (int x : options(n.x, k.x, s.x, problem.pool.x)) {
+    for (int z : options(n.z, k.z, s.z))
+        for (int y : options(n.y, k.y, s.y))
+            for (int x : options(n.x, k.x, s.x)) {
                 const Extent tile{z, y, x};
                 if (tile.volume() > 40 * 40 * 40) continue;
                 const LayerPlan plan = fused ? plan_fused(problem, bundle, tile, machine) : plan_tiled(problem, bundle, tile, machine);
-                ranked.push_back({predict(plan, machine, backward).total() + pooling_seconds(plan, machine), tile});
+                ranked.push_back({predict(plan, machine, backward).total(), tile});
             }
     std::stable_sort(ranked.begin(), ranked.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
     std::vector<Extent> best;

@@ -27,9 +27,8 @@ enum class Transfer : int { linear, relu, tanh, logistic };  // the same values 
 struct Problem {
     int in_maps = 0, out_maps = 0;
     Extent input, kernel, sparsity{1, 1, 1};
-    // Max-pooling of the output by disjoint windows, which a plan may take over (LayerPlan::pooled): done where the output is
-    // written, of it exist only the maxima, and which voxel of a window was the largest. Monotone transfer functions and
-    // biases may as well come after it.
+    // Max-pooling of the output by disjoint windows, done where the output is written: of it exist only the maxima, and
+    // which voxel of a window was the largest. Monotone transfer functions and biases may as well come after it.
     Extent pool{1, 1, 1};
 };
 
@@ -66,7 +65,7 @@ inline constexpr int kBuffers = 8;
 struct Buffers {
     const float* input = nullptr;
     std::size_t input_stride = 0;  // floats from bundle to bundle
-    float* output = nullptr;           // of maxima where the plan is pooled, and so is output_gradient
+    float* output = nullptr;           // pooled where the problem pools, and so is output_gradient
     std::size_t output_stride = 0;
     std::int8_t* largest = nullptr;    // pooled: voxel of each window, laid out as output; written forward, read backward
     const float* output_gradient = nullptr;
@@ -119,7 +118,6 @@ struct LayerPlan {
     int bundle = 8, in_bundles = 0, out_bundles = 0;
 
     // ---- tiled
-    bool pooled = false;                         // the output is that of Problem::pool
     Axis axis[3];
     int order[3] = {0, 1, 2};                    // axis a of the plan is axis order[a] of (z, y, x)
     int tiles = 0, tiles_per_slab = 0, slabs = 1;
@@ -147,6 +145,7 @@ struct LayerPlan {
     int first_pencil(int f2) const {             // of frequency f2 of axis 2
         return f2 == 0 ? 0 : axis[1].T / 2 + 1 + (f2 - 1) * axis[1].T;
     }
+    bool pools() const { return problem.pool.volume() > 1; }
     bool self_conjugate(int f2) const { return f2 == 0 || 2 * f2 == axis[2].T; }
     // Where a slab's spectra begin, floats.
     std::size_t kept_in(int slab) const { return std::size_t(slab % kept_slabs) * in_slab; }
@@ -168,6 +167,7 @@ struct Machine {
     // Bytes per second: of images from memory, of spectra between transforms and L3, of expanded kernels from L2.
     double memory_bytes = 12e9, spectra_bytes = 10e9, expanded_bytes = 40e9;
     double spill = 1.35;  // how much longer transforms take whose scratch outgrows L2
+    double fused = 1.5;   // and the fused pipeline than its parts by themselves
 };
 
 // Bundle widths this processor's code path has (8; on AVX-512 also 16), and its name: baseline | avx2 | avx512.
@@ -194,8 +194,8 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
 // phases are as in plan_tiled; a layer that needs no input gradient does without their buffers.
 LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Machine& machine = {});
 
-// Whether a tiled plan can pool its output by these windows: no window may be cut by a tile's border, and every voxel must
-// lie in one.
+// Whether a layer planned without pooling could pool its output by these windows (Problem::pool): no window may be cut by
+// a tile's border, and every voxel must lie in one. The direct method cannot.
 bool can_pool(const LayerPlan& plan, Extent window);
 
 std::size_t buffer_bytes(const LayerPlan& plan, Buffer buffer);
@@ -216,8 +216,6 @@ struct Cost {
     double total() const { return forward() + backward() + update(); }
 };
 Cost predict(const LayerPlan& plan, const Machine& machine);
-// What max-pooling after the layer adds to a round where the plan does not take it over: passes over the output.
-double pooling_seconds(const LayerPlan& plan, const Machine& machine);
 // The same for a layer whose input's gradient may not be wanted: phases that do not take part cost nothing.
 Cost predict(const LayerPlan& plan, const Machine& machine, bool backward);
 bool takes_part(const LayerPlan& plan, Phase phase, bool backward);

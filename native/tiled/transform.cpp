@@ -205,7 +205,7 @@ Box output_box(const LayerPlan& p, const TilePlace& place, const float* image) {
 
 Box gradient_box(const LayerPlan& p, const TilePlace& place, const Buffers& b, int bundle) {
     Box box = output_box(p, place, b.output_gradient + bundle * b.output_gradient_stride);
-    if (p.pooled) box.largest = b.largest + (box.origin - b.output_gradient);
+    if (p.pools()) box.largest = b.largest + (box.origin - b.output_gradient);
     return box;
 }
 
@@ -258,7 +258,7 @@ void finish_output_tile(const LayerPlan& p, const TilePlace& place, const Buffer
     if (std::min({box.count[0], box.count[1], box.count[2]}) <= 0) return;
     const TileScratch t(p, scratch);
     const float* bias = b.bias ? b.bias + bundle * kV : nullptr;
-    if (p.pooled) return finish_pooled_tile(p, box, b, bias, t);
+    if (p.pools()) return finish_pooled_tile(p, box, b, bias, t);
     V* origin = vec(const_cast<float*>(box.origin));
     for (int i0 = 0; i0 < box.count[0]; ++i0) {
         inverse_rows(p, t, i0 + box.at[0], box.at[1], box.count[1]);

@@ -137,6 +137,26 @@ def test_gpu_records(tmp_path):
     assert found.verdict == claims.FAILED and "ahead" in found.reason
 
 
+def test_being_ahead_and_behind_is_not_enough_where_the_kernel_does_not_matter(tmp_path):
+    def change(record):
+        if record.adapter_name == "torch_gpu":  # slower at the smallest kernels, faster at the others
+            factor = 1000 if record.problem["net"] in ("3d_3", "2d_10") else 0.01
+            return dataclasses.replace(record, samples_s=[factor * s for s in record.samples_s])
+        return record
+
+    found = verdicts(tmp_path, missing=(), change=change)["C7"]
+    assert found.verdict == claims.FAILED and "gains on the GPU with the kernel" in found.reason
+    counts = {t.what: t.passed for t in found.tests if t.passed is not None}
+    assert counts["cases in which ZNN is ahead of the GPU"] and counts["cases in which ZNN is behind the GPU"]
+
+
+def test_the_simulations_errors_are_numbers_of_the_report(tmp_path):
+    tests = verdicts(tmp_path)["C5"].tests
+    errors = [t for t in tests if t.what.startswith("error of the simulated")]
+    assert any("8 workers" in t.what for t in errors) and any("bandwidth left out" in t.what for t in errors)
+    assert all(t.low <= t.value <= t.high for t in errors)
+
+
 def test_one_core_cannot_speak_of_speedup_or_locks(tmp_path):
     found = verdicts(tmp_path, cores=1, machine="one")
     assert found["C4"].verdict == claims.UNTESTABLE and "two physical cores" in found["C4"].reason

@@ -1,6 +1,8 @@
 """The command line, with experiments of its own made of fake adapters in place of the project's."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +58,10 @@ def test_measure_then_resume_then_force(experiments, tmp_path, capsys):
     assert len(records(tmp_path)) == 4 and {r.status for r in records(tmp_path)} == {"ok"}
     (end,) = store.load(tmp_path / "results").ends.values()
     assert end["complete"] and 0 <= end["overhead_s"] <= end["wall_s"]
+    measuring = sum(end["stages_s"][stage] for stage in ("setup", "warmup", "laps", "compute"))
+    assert end["overhead_s"] == pytest.approx(end["wall_s"] - measuring)
+    assert end["overhead_s"] >= end["stages_s"]["check"] + end["stages_s"]["start"]
+    assert "overhead" in capsys.readouterr().err
     assert run(tmp_path) == 0 and len(records(tmp_path)) == 4
     assert "all 4 cases have records" in capsys.readouterr().err
     assert run(tmp_path, "--force", "--threads", "2") == 0 and len(records(tmp_path)) == 6
@@ -145,7 +151,45 @@ def test_axes_of_the_command_line():
     Protocol.from_dict(suite.NETWORK_PROTOCOL)
 
 
-def test_ctrl_c_leaves_whole_records_and_the_next_run_goes_on(tmp_path):
+def test_a_record_file_cut_in_half_costs_only_what_was_cut(experiments, tmp_path, capsys):
+    run(tmp_path)
+    (path,) = (tmp_path / "results").glob("*/*.jsonl")
+    os.truncate(path, path.stat().st_size // 2)
+    kept = len(records(tmp_path))
+    assert 0 < kept < 4 and run(tmp_path) == 0
+    loaded = store.load(tmp_path / "results")
+    assert len(loaded.latest()) == 4 and len(loaded.records) == 4
+    assert "torn" in capsys.readouterr().err and len(loaded.problems) == 1
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system with room for a run line and a record or two."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a file system cannot be mounted here (needs root)")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_in_one_sentence_and_the_next_run_goes_on(experiments, tmp_path, tiny_disk, capsys):
+    ballast = tiny_disk / "ballast"
+    ballast.write_bytes(bytes(8192))  # leaves two pages beside the folder
+    experiments.write_text(SWEEP.replace("width = [3, 4]", "width = [3, 4, 5, 6, 7, 8, 9, 10]"))
+    assert run(tmp_path) == 2
+    err = capsys.readouterr().err
+    assert "No space left" in err and "earlier records are safe" in err and "Traceback" not in err
+    kept = len(records(tmp_path))
+    assert 0 < kept < 16 and store.load(tiny_disk).problems == []
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=1m", str(tiny_disk)], check=True)
+    assert run(tmp_path) == 0 and len(records(tmp_path)) == 16
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
+def test_an_interrupted_run_leaves_whole_records_and_the_next_goes_on(tmp_path, how):
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
@@ -166,12 +210,15 @@ sys.exit(suite.main(["--out", {str(tmp_path / "results")!r}, "--machine", "here"
     while len(records(tmp_path)) < 1 and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, err = process.communicate(timeout=20)
-    assert process.returncode == suite.INTERRUPTED and "goes on from here" in err and "Traceback" not in err
     loaded = store.load(tmp_path / "results")
-    assert len(loaded.records) == 1 and loaded.problems == []
-    assert next(iter(loaded.ends.values()))["complete"] is False
+    assert len(loaded.records) == 1 and loaded.problems == [] and "Traceback" not in err
+    if how == signal.SIGINT:
+        assert process.returncode == suite.INTERRUPTED and "goes on from here" in err
+        assert next(iter(loaded.ends.values()))["complete"] is False
+    else:
+        assert process.returncode == -signal.SIGKILL and not loaded.ends
     again = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert again.returncode == 0 and len(records(tmp_path)) == 2
 

@@ -171,6 +171,7 @@ def simulate(case, cores) -> dict:
                 "samples_s": (1 / speed(n, True) * rng.lognormal(0, 0.02, 9)).tolist(),
                 "simulated_s": 1 / speed(n, True),
                 "error": 0.02 * n / cores,
+                "error_without_bandwidth": -0.1 * n / cores,
             }
             for n in counts
         ],

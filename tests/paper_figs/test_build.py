@@ -14,6 +14,8 @@ FIGURES = {
     "allocator",
     "baselines",
     "crossover",
+    "forward_2d",
+    "forward_3d",
     "gantt",
     "inference",
     "kernel_size_2d",

@@ -47,12 +47,15 @@ class SimulateAdapter(Computed):
         validation = []
         for n, samples in measured.items():
             simulated = simulate.simulate(tasks, n, policy, contention).round_s
+            without = simulate.simulate(tasks, n, policy).round_s
+            measured_s = stats.median(samples).value
             validation.append(
                 {
                     "workers": n,
                     "samples_s": samples,
                     "simulated_s": simulated,
-                    "error": simulated / stats.median(samples).value - 1,
+                    "error": simulated / measured_s - 1,
+                    "error_without_bandwidth": without / measured_s - 1,
                 }
             )
         return {
