@@ -240,6 +240,19 @@ def test_what_the_kernels_do_not_do_is_pytorchs():
     assert "_convolution" in str(traced.graph)
 
 
+def test_transforms_and_export_are_pytorchs():
+    x, w, b = tensors(3, 4, (2, 3), (6, 6, 6), (3, 3, 3))
+    mapped = torch.func.vmap(lambda t: znn.torch.conv3d(t, w, b))(x)
+    assert torch.allclose(mapped, F.conv3d(x, w, b), atol=1e-5)
+    value, tangent = torch.func.jvp(lambda t: znn.torch.conv3d(t, w, b), (x,), (x,))
+    assert torch.allclose(tangent, F.conv3d(x, w), atol=1e-5)
+    with torch.autograd.forward_ad.dual_level():
+        dual = znn.torch.conv3d(torch.autograd.forward_ad.make_dual(x, x), w, b)
+        assert torch.allclose(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
+    exported = torch.export.export(torch.nn.Sequential(znn.torch.Conv3d(2, 3, 3)), (x,))
+    assert any("conv3d" in str(node.target) for node in exported.graph.nodes)
+
+
 @pytest.mark.parametrize("change, words", [
     ({"input": torch.zeros(2, 2)}, "input has shape"),
     ({"input": torch.zeros(1, 5, 9, 9, 9)}, "5 maps, expected 4"),
@@ -380,7 +393,7 @@ def test_without_torch_one_sentence_says_what_to_do(tmp_path, version):
 # ---- measuring --------------------------------------------------------------------------------------------
 def test_measure_times_both_in_turns():
     problem = Problem(8, 8, 1, (10, 10, 10), (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1))
-    timing = measure(Case(problem), budget_s=0.05)
+    timing = measure(Case(problem), budget_s=1.0)
     assert len(timing.torch_s) >= 3 and timing.best in timing.methods
     assert all(len(samples) == len(timing.torch_s) for samples in timing.methods.values())
     assert timing.ratio == pytest.approx(timing.theirs / timing.ours)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.autograd.function import once_differentiable
 from torch.overrides import has_torch_function
 
@@ -23,8 +23,8 @@ def conv3d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 
     input: (batch, in, z, y, x) or (in, z, y, x). weight: (out, in / groups, kz, ky, kx). bias: (out,). stride, padding,
     dilation: an int or a triple; padding also "valid" or "same". Returns (batch, out, z', y', x') or (out, z', y', x').
-    Differentiable once. Strides above 1, dtypes other than float32, devices other than the CPU, autocast, tracing and
-    subclasses of Tensor are PyTorch's own convolution. Raises DataError for shapes and options that do not fit.
+    Differentiable once. Strides above 1, dtypes other than float32, devices other than the CPU, autocast, tracing,
+    torch.func, forward-mode differentiation and subclasses of Tensor are PyTorch's own convolution. Raises DataError for shapes and options that do not fit.
     """
     return _conv(3, input, weight, bias, stride, padding, dilation, groups)
 
@@ -55,11 +55,18 @@ def _is_ours(input: Any, weight: Any, bias: Any) -> bool:  # noqa: A002
     plain = all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.dtype == torch.float32 and t.device.type == "cpu"
                 and t.layout == torch.strided and not t.is_neg() for t in tensors)
     return (plain and input.numel() > 0 and not has_torch_function(tensors) and not torch.is_autocast_enabled("cpu")
-            and not torch.jit.is_tracing() and not _exporting())
+            and not torch.jit.is_tracing() and not _exporting() and not _transformed())
 
 
 # torch.compiler.is_exporting came with PyTorch 2.6.
 _exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+_transforms = getattr(torch._C, "_functorch", None)
+
+
+def _transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is under way (there is no public way to ask)."""
+    inside = getattr(_transforms, "peek_interpreter_stack", lambda: None)() is not None
+    return inside or getattr(forward_ad, "_current_level", -1) >= 0
 
 
 # ---- the problem ------------------------------------------------------------------------------------------
