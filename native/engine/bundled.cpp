@@ -275,7 +275,7 @@ Stage* BundledNetwork::conv_forward(int e, bool accumulate, bool last, Stage* pr
 Stage* BundledNetwork::simple_forward(int e, bool accumulate, Stage* previous) {
     const EdgeGroupDescription& d = edges_[e];
     Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
-    Stage* stage = add(Pass::forward, label(Pass::forward, int(d.kind), e), parts(e) * target.bundles * options_.patches,
+    Stage* stage = add(Pass::forward, label(Pass::forward, int(d.kind), e), parts(e, true) * target.bundles * options_.patches,
                        [this, e, accumulate](int piece, Worker& worker) {
                            simple_forward_piece(e, piece, accumulate, worker);
                        });
@@ -404,7 +404,7 @@ bool BundledNetwork::takes_derivative_at_maxima(int e) const {
 Stage* BundledNetwork::simple_backward(int e, bool accumulate, Stage* previous) {
     const EdgeGroupDescription& d = edges_[e];
     Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
-    const int count = parts(e) * target.bundles * options_.patches;
+    const int count = parts(e, false) * target.bundles * options_.patches;
     Stage* stage = add(Pass::backward, label(Pass::backward, int(d.kind), e), count,
                        [this, e, accumulate](int piece, Worker& worker) {
                            simple_backward_piece(e, piece, accumulate, worker);
@@ -641,26 +641,30 @@ void BundledNetwork::run_loss(int output, int piece, Worker& worker) {
     losses_sum_[base + piece] = loss * double(scale);
 }
 
-// Max-pooling has no overlap between output planes, so a bundle can be cut along z.
-int BundledNetwork::parts(int e) const {
+// A bundle can be cut along z where max-pooling's windows do not overlap; max-filtering's do, so that only its forward
+// pass, which reads planes twice but writes its own, is cut.
+int BundledNetwork::parts(int e, bool forward) const {
     const EdgeGroupDescription& d = edges_[e];
     const Nodes& target = *nodes_[d.target];
-    const bool disjoint = d.kind == EdgeKind::max_pool && d.window == d.stride;
-    return disjoint ? std::min(target.d.extent.z, target.chunks) : 1;
+    if (d.kind == EdgeKind::max_pool && d.window == d.stride) return std::min(target.d.extent.z, target.chunks);
+    if (d.kind != EdgeKind::max_filter || !forward) return 1;
+    return std::clamp(target.d.extent.z / (1 + 4 * d.sparsity.z * (d.window.z - 1)), 1, target.chunks);
 }
 
 // Which part of which bundle a piece of a simple edge is about: extents there, and where it begins.
-BundledNetwork::Cut BundledNetwork::cut_of(int e, int piece) const {
+BundledNetwork::Cut BundledNetwork::cut_of(int e, int piece, bool forward) const {
     const EdgeGroupDescription& d = edges_[e];
     const Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
-    const int cuts = parts(e), part = piece % cuts;
-    Cut cut{piece / cuts, source.d.extent, target.d.extent, 0, 0};
+    const int cuts = parts(e, forward), part = piece % cuts;
+    Cut cut{piece / cuts, source.d.extent, target.d.extent, 0, 0, 0};
     const int first = cut.out.z * part / cuts, end = cut.out.z * (part + 1) / cuts;
     cut.in_first = cut.image * source.stride;
     cut.out_first = cut.image * target.stride + std::size_t(first) * cut.out.y * cut.out.x * V_;
     if (cuts == 1) return cut;
-    cut.in_first += std::size_t(first) * d.stride.z * cut.in.y * cut.in.x * V_;
-    cut.in.z = (end - first) * d.stride.z;
+    const bool filter = d.kind == EdgeKind::max_filter;
+    cut.first_voxel = first * (filter ? 1 : d.stride.z) * cut.in.y * cut.in.x;
+    cut.in_first += std::size_t(cut.first_voxel) * V_;
+    cut.in.z = filter ? end - first + d.sparsity.z * (d.window.z - 1) : (end - first) * d.stride.z;
     cut.out.z = end - first;
     return cut;
 }
@@ -669,7 +673,7 @@ void BundledNetwork::simple_forward_piece(int e, int piece, bool accumulate, Wor
     const kernels::Table& f = kernels::table();
     const EdgeGroupDescription& d = edges_[e];
     const Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
-    const auto [image, in, out, in_first, out_first] = cut_of(e, piece);
+    const auto [image, in, out, in_first, out_first, first_voxel] = cut_of(e, piece, true);
     const float* from = source.image.data() + in_first;
     float* to = target.image.data() + out_first;
     const std::size_t floats = out.volume() * V_;
@@ -681,8 +685,9 @@ void BundledNetwork::simple_forward_piece(int e, int piece, bool accumulate, Wor
             break;
         case EdgeKind::max_filter: {
             const std::size_t bytes = kernels::max_filter_scratch_bytes(in, d.window, d.sparsity, V_);
-            f.max_filter(from, in, d.window, d.sparsity, V_, result, reinterpret_cast<std::int32_t*>(state),
-                         worker.scratch.get((bytes + 3) / 4, 0));
+            std::int32_t* index = reinterpret_cast<std::int32_t*>(state);
+            f.max_filter(from, in, d.window, d.sparsity, V_, result, index, worker.scratch.get((bytes + 3) / 4, 0));
+            for (std::size_t i = 0; first_voxel && i < floats; ++i) index[i] += first_voxel;  // of the image, not the part
             break;
         }
         case EdgeKind::dropout:
@@ -701,7 +706,7 @@ void BundledNetwork::simple_backward_piece(int e, int piece, bool accumulate, Wo
     const kernels::Table& f = kernels::table();
     const EdgeGroupDescription& d = edges_[e];
     Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
-    const auto [image, in, out, in_first, out_first] = cut_of(e, piece);
+    const auto [image, in, out, in_first, out_first, first_voxel] = cut_of(e, piece, false);
     const std::size_t floats = in.volume() * V_;
     float* gradient = target.gradient.data() + out_first;
     float* to = source.gradient.data() + in_first;

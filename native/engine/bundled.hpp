@@ -120,14 +120,15 @@ private:
         int image;                         // patch * bundles + bundle
         Extent in, out;                    // of the part
         std::size_t in_first, out_first;   // floats from the beginning of all images
+        int first_voxel;                   // of the part in the input image
     };
-    Cut cut_of(int edge, int piece) const;
+    Cut cut_of(int edge, int piece, bool forward) const;
     void load(const Nodes& nodes, const float* data, int piece);
     void run_loss(int output, int piece, Worker& worker);
     void simple_forward_piece(int edge, int piece, bool accumulate, Worker& worker);
     void simple_backward_piece(int edge, int piece, bool accumulate, Worker& worker);
     void update_biases(Nodes& nodes, int parts);
-    int parts(int edge) const;  // of one bundle in simple edges
+    int parts(int edge, bool forward) const;  // of one bundle in simple edges
 
     // ---- rounds
     void start_forward(const std::vector<const float*>& inputs, bool training);

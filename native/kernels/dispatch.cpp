@@ -55,11 +55,12 @@ const Table& choose() {
 }  // namespace
 
 std::size_t max_filter_scratch_bytes(Extent n, Extent w, Extent s, int bundle) {
-    // Rows end with up to 31 floats of padding (pitch_of in pooling.cpp): up to 16 rows side by side, a plane, and
-    // the filtered rows of all planes.
+    // Rows end with up to 31 floats of padding (pitch_of in pooling.cpp): up to 16 rows side by side, a plane (of windows of
+    // two along z those from one to the other), and of wider windows the filtered rows of all planes.
     const Extent m = valid_extent(n, w, s);
     const std::size_t row = std::size_t(n.x) * bundle + 31, flat = (std::size_t(m.x) * bundle + 31) * m.y;
-    return 2 * sizeof(float) * (row * (n.y + (bundle == 1 ? 16 : 0)) + (w.z > 1 ? flat * n.z : 0));
+    return 2 * sizeof(float) * (row * (std::size_t(n.y) * (w.z == 2 ? s.z + 1 : 1) + (bundle == 1 ? 16 : 0)) +
+                                (w.z > 2 ? flat * n.z : 0));
 }
 
 const Table& table() {

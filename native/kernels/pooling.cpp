@@ -243,8 +243,26 @@ void copy_rows(Scratch from, std::size_t from_pitch, float* value, std::int32_t*
     }
 }
 
-// Scratch: W rows side by side, one input plane, and the filtered rows [y][z] of all planes, which lie near each other for
-// the windows along z; each as values and indices.
+// Windows of two planes along z: of the planes filtered along x and y only those between a window's two are kept, in turn.
+void filter_pairs(const float* in, Extent n, Extent w, Extent s, int bundle, float* out, std::int32_t* index, Scratch planes,
+                  std::size_t pitch, Scratch tile) {
+    const Extent m = valid(n, w, s);
+    const std::size_t length = std::size_t(m.x) * bundle, each = pitch * n.y;
+    for (int z = 0; z < n.z; ++z) {
+        const std::size_t place = z % (s.z + 1) * each, before = (z + 1) % (s.z + 1) * each;
+        filter_plane(in + std::size_t(z) * n.y * n.x * bundle, n, w, s, bundle, z * n.y * n.x, m,
+                     {planes.value + place, planes.index + place}, pitch, tile);
+        if (z < s.z) continue;
+        const Scratch first{planes.value + before, planes.index + before};
+        const std::ptrdiff_t distance = std::ptrdiff_t(place) - std::ptrdiff_t(before);
+        for (int y = 0; y < m.y; ++y) combine(first.value + y * pitch, first.index + y * pitch, distance, length);
+        const std::size_t to = (z - s.z) * length * m.y;
+        copy_rows(first, pitch, out + to, index + to, length, m.y, length);
+    }
+}
+
+// Scratch: W rows side by side, input planes (one, or as many as filter_pairs keeps), and for other windows the filtered rows
+// [y][z] of all planes, which lie near each other for the windows along z; each as values and indices.
 void max_filter(const float* in, Extent n, Extent w, Extent s, int bundle, float* out, std::int32_t* index, void* scratch) {
     const Extent m = valid(n, w, s);
     const std::size_t pitch = pitch_of(std::size_t(n.x) * bundle), length = std::size_t(m.x) * bundle;
@@ -255,7 +273,9 @@ void max_filter(const float* in, Extent n, Extent w, Extent s, int bundle, float
         memory += 2 * floats;
         return part;
     };
-    const Scratch tile = take(bundle == 1 ? W * pitch : 0), plane = take(pitch * n.y), stack = take(w.z == 1 ? 0 : row * m.y * n.z);
+    const Scratch tile = take(bundle == 1 ? W * pitch : 0), plane = take(pitch * n.y * (w.z == 2 ? s.z + 1 : 1));
+    if (w.z == 2) return filter_pairs(in, n, w, s, bundle, out, index, plane, pitch, tile);
+    const Scratch stack = take(w.z == 1 ? 0 : row * m.y * n.z);
     for (int z = 0; z < n.z; ++z) {
         filter_plane(in + std::size_t(z) * n.y * n.x * bundle, n, w, s, bundle, z * n.y * n.x, m, plane, pitch, tile);
         if (w.z == 1)

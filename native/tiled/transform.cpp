@@ -224,7 +224,7 @@ static void pool_plane(const LayerPlan& p, const TileScratch& t, const Box& box,
             for (int j = 0; j < w1; ++j)
                 for (int i = 0; i < w2; ++i) {
                     const V value = in[j * p.axis[2].T + i];
-                    const VI more = value > most;
+                    const VI more = ~(value <= most) & (most == most);  // the first NaN stays
                     where = more ? VI{} + (first + j * w2 + i) : where;
                     most = more ? value : most;
                 }
