@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE))
 
 import style  # noqa: E402
 from records import ROOT, Data  # noqa: E402
-from znn_bench import claims, report  # noqa: E402
+from znn_bench import claims, report, whole_nets  # noqa: E402
 
 SUFFIXES = (".pdf", ".png", ".csv", ".txt")
 DIGESTS = "digests.json"
@@ -130,6 +130,9 @@ def judge(data: Data, results: Path, out: Path) -> None:
     results.mkdir(parents=True, exist_ok=True)
     write(results / "claims.md", claims.to_markdown(verdicts, machines))
     write(results / "claims.json", claims.to_json(verdicts))
+    if found := whole_nets.rows(data.records):
+        write(results / "whole_nets.md", whole_nets.to_markdown(found, machines))
+        write(results / "whole_nets.csv", whole_nets.to_csv(found))
     write(out / "report.html", report.page(data.loaded, verdicts, out))
     for v in verdicts:
         print(f"{v.claim}  {v.verdict:<18}{v.reason[:120]}")

@@ -80,7 +80,7 @@ def test_the_field_of_view_is_the_one_written_down(name):
 def test_on_the_isbi_stack(name):
     if not ISBI.is_dir():
         pytest.skip(f"the ISBI 2012 stack is not in {ISBI}")
-    out = ["--output", "1", "32", "32"] if name.endswith("2d") else ["--output", "1", "8", "8"]
+    out = ["--output", "1", "128", "128"] if name.endswith("2d") else ["--output", "2", "32", "32"]
     files = [str(ISBI / "train-volume.tif"), str(ISBI / "train-labels.tif")]
     module = load(f"examples/{name}.py")
     module.infer = lambda *arguments, **options: pytest.skip("trained; the whole stack takes too long here")

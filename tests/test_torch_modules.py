@@ -306,6 +306,11 @@ def test_reading_a_file_runs_no_code(tmp_path):
     assert not (tmp_path / "broken-in").exists()
 
 
+def test_the_reference_holds_every_public_name():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert all(f"::: znn.torch.{name}\n" in text for name in znn.torch.__all__)
+
+
 # ---- the examples -----------------------------------------------------------------------------------------
 def example(name, *words):
     done = subprocess.run([sys.executable, ROOT / "examples" / name, *words], capture_output=True, text=True, timeout=240)

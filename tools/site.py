@@ -6,6 +6,7 @@ its place. Pictures of `paper_figs/built/`, which pages name by their place in t
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import re
 from collections.abc import Iterator
@@ -41,6 +42,9 @@ def picture(found: re.Match) -> str:
 def reference(name: str) -> Iterator[str]:
     """The lines of Markdown for a name: its signature as heading, its docstring as it stands in the source."""
     module, _, attribute = name.rpartition(".")
+    if module == "znn.torch" and not importlib.util.find_spec("torch"):
+        yield from (f"### `{name}`", "", "Needs PyTorch, which was not there when this page was made.", "")
+        return
     item = getattr(importlib.import_module(module), attribute)
     yield from entry(f"### `{name}{signature(item)}`", item)
     if not inspect.isclass(item):

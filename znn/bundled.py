@@ -306,7 +306,7 @@ class Timings:
                 spent += (time.perf_counter() - begin) / len(probes)
                 limit = CLEARLY_SLOWER * min(best, *map(total, least))
                 probes = {c: probe for c, probe in probes.items() if total(c) <= limit}
-            if lap + 1 >= LAPS[0] and spent > ENOUGH_S:
+            if not probes or (lap + 1 >= LAPS[0] and spent > ENOUGH_S):
                 break
         return least
 

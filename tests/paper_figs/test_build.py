@@ -30,6 +30,7 @@ FIGURES = {
     "sums",
     "theory",
     "torch_layers",
+    "whole_nets",
 }
 
 

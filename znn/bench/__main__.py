@@ -2,6 +2,7 @@
 
 python -m znn.bench check results/                  what a results folder holds, and what is wrong with it
 python -m znn.bench agree FIRST SECOND              whether two runs (files, folders or run ids) agree
+python -m znn.bench whole-nets results/             the table of whole networks beside PyTorch, as Markdown and CSV
 python -m znn.bench references                      renew the kept outputs of the float64 reference
 """
 
@@ -29,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     two.add_argument("second")
     two.add_argument("--results", default=str(ROOT / "results"), help="where runs are looked up by id")
     two.add_argument("--all", action="store_true", help="print every case, not only those that differ")
+    table = commands.add_parser("whole-nets", help="write whole_nets.md and whole_nets.csv into a results folder")
+    table.add_argument("folder", type=Path)
     commands.add_parser("references", help="compute the reference outputs that are missing; drop those unused")
     options = parser.parse_args(arguments)
     try:
@@ -50,6 +53,17 @@ def agree_command(options: argparse.Namespace) -> tuple[str, bool]:
     records = (store.find(where, options.results).latest() for where in (options.first, options.second))
     found = agree.agreement(*records)
     return agree.to_text(found, options.all), found.sound
+
+
+def whole_nets_command(options: argparse.Namespace) -> tuple[str, bool]:
+    from . import whole_nets
+
+    found, markdown, table = whole_nets.of_results(options.folder)
+    if not found:
+        raise store.StoreError(f"{options.folder}: no records of {whole_nets.EXPERIMENT}, see experiments/run_all.py")
+    for name, text in (("whole_nets.md", markdown), ("whole_nets.csv", table)):
+        (options.folder / name).write_text(text)
+    return markdown, True
 
 
 def references_command(options: argparse.Namespace) -> tuple[str, bool]:
@@ -97,7 +111,12 @@ def _machine_lines(machine: str, loaded: store.Loaded, records: list) -> list[st
     return lines
 
 
-COMMANDS = {"check": check_command, "agree": agree_command, "references": references_command}
+COMMANDS = {
+    "check": check_command,
+    "agree": agree_command,
+    "whole-nets": whole_nets_command,
+    "references": references_command,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

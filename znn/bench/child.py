@@ -1,8 +1,8 @@
 """The process in which one case lives: reads commands as JSON lines from stdin, answers each with one JSON
 line.
 
-    predict -> what it needs, or why it cannot run      check -> the comparison with the reference
-    open -> set up and plan      lap -> seconds         mark -> counters and peak memory start
+    predict -> what it needs, or why it cannot run      open -> set up and plan
+    check -> the comparison with the reference          lap -> seconds      mark -> counters and peak memory start
     outcome -> what training does to outputs and parameters, as a file
     compute -> (instead, for what is not timed)         finish -> counters, peak memory
 
@@ -52,12 +52,13 @@ class Worker:
             "computed": isinstance(self.adapter, Computed),
         }
 
-    def check(self, shared: str) -> dict[str, Any]:
-        return {"check": self.adapter.check(self.problem, self.options, Path(shared))}
-
     def open(self) -> dict[str, Any]:
         self.session = self.adapter.start(self.problem, self.options)
-        return {"plan": self.session.plan}
+        return {"plan": self.session.plan, "chosen": self.session.chosen}
+
+    def check(self, shared: str) -> dict[str, Any]:
+        options = self.options | self.session.chosen
+        return {"check": self.adapter.check(self.problem, options, Path(shared))}
 
     def compute(self) -> dict[str, Any]:
         self.computed = self.adapter.compute(self.problem, self.options)

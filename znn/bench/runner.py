@@ -239,8 +239,8 @@ class Runner:
     def _measure(self, batch: list[Measured]) -> None:
         computed = [item for item in batch if item.alive and item.facts["computed"]]
         timed = [item for item in batch if item.alive and not item.facts["computed"]]
-        steps = [(computed, "compute", self._compute), (timed, "check", self._check)]
-        steps += [(timed, "setup", self._open), (timed, "warmup", self._warm_up)]
+        steps = [(computed, "compute", self._compute), (timed, "setup", self._open)]
+        steps += [(timed, "check", self._check), (timed, "warmup", self._warm_up)]
         for items, stage, step in steps:
             for item in items:
                 if item.alive:
@@ -251,13 +251,14 @@ class Runner:
                 self._guarded(item, "setup", self._finish)
 
     def _check(self, item: Measured) -> None:
-        """Compare with the reference unless this run has already checked the same adapter, net and options."""
+        """Compare with the reference unless this run has already checked the same adapter, net and options, among
+        them what setting up has decided."""
         case = item.case
         key = json.dumps(
             [
                 case.adapter,
                 {k: v for k, v in case.problem.items() if k not in ("width", "output")},
-                {k: v for k, v in case.options.items() if k != "threads"},
+                {k: v for k, v in case.options.items() if k != "threads"} | item.facts["chosen"],
             ],
             sort_keys=True,
         )
@@ -272,7 +273,7 @@ class Runner:
             )
 
     def _open(self, item: Measured) -> None:
-        item.facts["plan"] = item.child.ask("open")["plan"]
+        item.facts |= item.child.ask("open")
 
     def _compute(self, item: Measured) -> None:
         item.child.ask("compute")

@@ -10,6 +10,7 @@ adapter options
 [tiers.X]     grid entries that replace those above in tier X; `protocol`, `tied` and `skip = true` are
 understood too
 [claims.CN]   thresholds the claims report applies to this experiment's records
+[[asked]]     axis = value, and what is asked of such cases beside a competitor (see `znn.bench.whole_nets`)
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def load(path: str | Path) -> Sweep:
         data = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise SweepError(f"{path}: {error}") from None
-    unknown = set(data) - {"experiment", "protocol", "grid", "tied", "exclude", "only", "tiers", "claims"}
+    unknown = set(data) - {"experiment", "protocol", "grid", "tied", "exclude", "only", "tiers", "claims", "asked"}
     if unknown:
         raise SweepError(f"{path}: unknown table [{sorted(unknown)[0]}]")
     head = data.get("experiment", {})

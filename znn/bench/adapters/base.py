@@ -30,6 +30,7 @@ class Session(ABC):
     """A network ready to run laps. `plan` says in words which methods, layouts or code paths run."""
 
     plan: str = ""
+    chosen: dict[str, Any] = {}  # options that setting up has decided, for the check to take the same way
 
     @abstractmethod
     def lap(self) -> None:

@@ -57,6 +57,8 @@ class TorchCpuAdapter(Timed):
             return given
         flat = all(node.extent[0] == 1 for node in graph.nodes)
         widest = max(max(e.kernel) for e in graph.edges if e.kind == "conv")
+        if "layout" in options:
+            return session(options["layout"] == "channels_last")
         several, tried = not flat or widest <= LARGEST_CHANNELS_LAST_2D, ""
         best = Trial("contiguous", session(False), math.inf if several else 0.0)
         if several:
@@ -64,6 +66,7 @@ class TorchCpuAdapter(Timed):
             tried = f" (trial laps: contiguous {best.seconds:.4g} s, channels_last {other.seconds:.4g} s)"
             best = min(best, other, key=lambda trial: trial.seconds)
         best.session.reset()
+        best.session.chosen = {"layout": best.layout}
         best.session.plan = f"layout {best.layout}{tried}; oneDNN: {best.paths}"
         return best.session
 

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..memory import INTERPRETER_BYTES
 from ..problem import Problem
 from .znn_adapter import ZnnAdapter, ZnnSession
 
-TILES_SLACK = 3.0  # tiles overlap, and spectra of images and gradients are kept: a little above the nets measured
+OTHER_PLANS = 1.3  # the measured plan may keep more than the one that is predicted
+
+
+class BundledSession(ZnnSession):
+    def metrics(self) -> dict[str, Any]:
+        """Also `bound_s`: the seconds of one core that a lap takes at least with this plan (`znn.roofline`)."""
+        from znn import roofline
+
+        passes = roofline.PASSES if self._phase == "round" else ("forward",)
+        rows = roofline.rows(self.net.graph, self.net.plan, self.net.plan_request) if self.net.bundle > 1 else []
+        return super().metrics() | {"bound_s": sum(row.bound_s for row in rows if row.name in passes)}
 
 
 class ZnnBundledAdapter(ZnnAdapter):
     name = "znn_bundled"
 
     def predicted_bytes(self, problem: Problem, options: dict[str, Any]) -> int:
-        return int(TILES_SLACK * super().predicted_bytes(problem, {"plan": "direct"}))
+        from znn import plan as planning
 
-    def open(self, problem, graph, options, parameters, inputs, gradients, rate) -> ZnnSession:
-        options = {"bundle": 8} | options
-        return super().open(problem, graph, options, parameters, inputs, gradients, rate)
+        graph = problem.graph()
+        request = planning.Request(problem.patches, bundle=8, threads=options.get("threads") or 1)
+        model = planning.resolve("model", graph, request)
+        return int(INTERPRETER_BYTES + OTHER_PLANS * planning.footprint(model, graph, request).total)
+
+    def open(self, problem, graph, options, parameters, inputs, gradients, rate) -> BundledSession:
+        net = self.network(problem, graph, {"bundle": 8} | options, parameters, rate)
+        return BundledSession(problem, net, inputs, gradients)
 
 
 ADAPTER = ZnnBundledAdapter()
