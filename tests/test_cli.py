@@ -260,3 +260,55 @@ def test_the_module_runs_as_a_program(in_folder):
         timeout=60,
     )
     assert done.returncode == 2 and done.stderr.startswith("znn: ") and done.stdout == ""
+
+
+def test_describe_measures_layers_against_the_roofline(in_folder, capsys):
+    code, out, _ = run(capsys, "describe", "tiny.toml", "--output", "8")
+    assert code == 0 and "in bundles of" in out and "of bound" not in out
+    code, out, err = run(
+        capsys, "describe", "tiny.toml", "--output", "8", "--measure", "--rounds", 2, "--threads", 1
+    )
+    assert code == 0 and "GFLOP/s" in out and "; measured " in out
+    table = out[out.index("layer ") :].splitlines()
+    rows = [line.split() for line in table[1:] if line.startswith("conv")]
+    assert {row[0] for row in rows} == {"conv1", "conv2"} and table[0].split()[-3:] == ["of", "bound", "memory"]
+    assert any(row[-1].endswith("%") or "MiB" in row for row in rows)
+    assert "all" in table[-2] and table[-1].startswith("memory")
+    assert "in bundles" not in run(capsys, "describe", "tiny.toml", "--bundle", 1)[1]
+
+
+def test_plan_keeps_to_a_memory_limit(in_folder, capsys):
+    code, out, _ = run(capsys, "plan", "tiny.toml", "--output", "8", "--method", "model", "--memory-limit", "1GiB")
+    assert code == 0 and "memory" in out
+    code, _, err = run(capsys, "plan", "tiny.toml", "--output", "8", "--method", "model", "--memory-limit", "1M")
+    assert code == 2 and "memory limit 1048576 bytes" in err and "at least" in err
+
+
+def test_plan_beside_the_best_of_all(in_folder, capsys, monkeypatch):
+    monkeypatch.setenv("ZNN_CACHE", str(in_folder / "cache"))
+    code, out, err = run(capsys, "plan", "tiny.toml", "--output", "4", "--exhaustive")
+    rows = [line.split() for line in out.splitlines() if line.startswith("conv") and line.split()[-1].isdigit()]
+    assert code == 0 and "conv1: timing" in err and [row[0] for row in rows] == ["conv1", "conv2"]
+    assert all(float(row[-2]) > 0 for row in rows) and out.strip().splitlines()[-1].startswith("all")
+    assert run(capsys, "plan", "tiny.toml", "--output", "4", "--bundle", 1, "--method", "direct", "--exhaustive")[0] == 2
+
+
+def test_bench_of_forward_passes(in_folder, capsys):
+    code, out, _ = run(
+        capsys, "bench", "tiny.toml", "--output", "4", "--methods", "bundled", "--threads", "1,2", "--rounds", 2, "--forward"
+    )
+    assert code == 0 and "a round is forward," in out and [line.split()[1] for line in out.splitlines()[2:]] == ["1", "2"]
+
+
+def test_bench_against_pytorch(in_folder, capsys):
+    pytest.importorskip("torch")
+    code, out, err = run(
+        capsys, "bench", "tiny.toml", "--output", "4", "--threads", "1", "--rounds", 2, "--against", "torch"
+    )
+    assert code == 0, err
+    assert "tiny, output 1x4x4, 1 thread" in out and "times faster" in out and "updated parameters" in out
+    assert "1 thread: layout c" in out and "oneDNN" in out and "round 2" in err
+    dropout = NetworkSpec.layered("d", 1, [{"conv": 4, "kernel": 3}, {"dropout": 0.5}], dims=2)
+    dropout.save("dropout.toml")
+    code, _, err = run(capsys, "bench", "dropout.toml", "--output", "4", "--threads", "1", "--against", "torch")
+    assert code == 2 and "dropout" in err

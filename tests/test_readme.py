@@ -44,7 +44,7 @@ def stacks(tmp_path, monkeypatch):
 
 def test_the_commands_train_and_infer(stacks, capsys):
     """As printed, but for a training time of two rounds."""
-    train, infer = [words[1:] for words in markdown.commands(README) if words[0] == "znn"]
+    train, infer = [words[1:] for words in markdown.commands(README) if words[:2] in (["znn", "train"], ["znn", "infer"])]
     at = train.index("--minutes")
     tiny = [*train[:at], "--rounds", "2", *train[at + 2:], "--output", "1,8,8", "--validate-every", "1", "--threads", "1"]
     assert main(tiny) == 0, capsys.readouterr().err

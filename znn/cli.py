@@ -886,7 +886,7 @@ def _add_trace(commands) -> None:
     _add_net(parser)
     parser.add_argument("--rounds", type=_positive, default=3, help="rounds recorded (default 3)")
     parser.add_argument("--save", default="trace.json", metavar="FILE", help="default trace.json")
-    _add_engine(parser)
+    _add_engine(parser, bundle="auto")
 
 
 def _add_convert(commands) -> None:
