@@ -100,6 +100,8 @@ def test_the_reference_holds_every_public_name():
 
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     listed = {name.rpartition(".")[2] for name in re.findall(r"^::: ([\w.]+)$", text, re.M)}
+    exported = re.search(r"__all__ = \[(.*?)\]", (ROOT / "znn" / "torch" / "__init__.py").read_text(), re.S)
+    assert set(re.findall(r'"(\w+)"', exported[1])) <= listed, "docs/api.md lacks names of znn.torch"
     for name in znn.__all__:
         assert name in listed or inspect.ismodule(getattr(znn, name)) or name.endswith("Error"), f"docs/api.md lacks {name}"
 

@@ -45,7 +45,13 @@ def reference(name: str) -> Iterator[str]:
     if module == "znn.torch" and not importlib.util.find_spec("torch"):
         yield from (f"### `{name}`", "", "Needs PyTorch, which was not there when this page was made.", "")
         return
-    item = getattr(importlib.import_module(module), attribute)
+    try:
+        item = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        if "needs PyTorch" not in str(error):
+            raise
+        yield f"### `{name}`\n\n*Shown where PyTorch is installed.*\n"
+        return
     yield from entry(f"### `{name}{signature(item)}`", item)
     if not inspect.isclass(item):
         return
