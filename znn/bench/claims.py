@@ -337,7 +337,8 @@ def _gpu(evidence: Evidence, limits: dict) -> Found:
         for other, ours in cpu
     ]
     if not gpu:
-        return tests, " ".join(["no record from a machine with a GPU", _why_not(evidence, "baselines", "torch_gpu")])
+        why = _why_not(evidence, "baselines", "torch_gpu")
+        return tests, "no record from a machine with a GPU" + (f" ({why})" if why else "")
     # So many comparisons at 95 % each would find some cases ahead and some behind by chance.
     confidence = 1 - (1 - stats.CONFIDENCE) / len(gpu)
     ratios = {}

@@ -280,7 +280,7 @@ def listing(cases: list[Case], todo: list[Case], estimator: Estimator) -> str:
 def dry_lines(
     cases: list[Case], todo: list[Case], estimator: Estimator, options: argparse.Namespace
 ) -> list[str]:
-    """One line per case, and the command that measures it alone."""
+    """One line per case, and the command that measures it alone; then the experiments and the time in all."""
     waiting = {(case.experiment, case.case_id) for case in todo}
     lines = []
     for case in cases:
@@ -288,6 +288,8 @@ def dry_lines(
         lines += [f"{case.case_id} {state:>9}  {case.label}", f"    {repeat_command(case, options)}"]
     return [
         *lines,
+        "",
+        *listing(cases, todo, estimator).splitlines(),
         f"{len(todo)} of {len(cases)} cases to measure, about {duration(sum(map(estimator.case_s, todo)))}",
     ]
 
