@@ -64,23 +64,55 @@ def test_nothing_starts_threads_when_imported():
     assert done.stdout.strip() == "1", done.stderr or done.stdout
 
 
-@pytest.mark.slow
-def test_asv_runs_every_benchmark(tmp_path):
-    """`asv run --quick` in this environment: each benchmark once, each parameter set with a finite positive result."""
+@pytest.fixture
+def asv(tmp_path):
+    """Runs an asv command whose results stay in the test's folder; returns what it said."""
     pytest.importorskip("asv")
     if subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True).returncode:
         pytest.skip("not a git clone, which asv needs")
     conf = configuration() | {"repo": str(ROOT), "benchmark_dir": str(ROOT / "benchmarks"), "env_dir": str(tmp_path / "env"),
                               "results_dir": str(tmp_path / "results"), "html_dir": str(tmp_path / "html")}
     (tmp_path / "asv.conf.json").write_text(json.dumps(conf))
-    # asv keeps a file about the machine in the home folder.
-    environment = os.environ | {"HOME": str(tmp_path), "ZNN_CACHE": str(tmp_path / "cache")}
-    asv = [sys.executable, "-m", "asv"]
-    for command in (["machine", "--yes"],
-                    ["run", "--python=same", "--quick", "--set-commit-hash", "HEAD", "--show-stderr"]):
-        done = subprocess.run([*asv, *command, "--config", str(tmp_path / "asv.conf.json")], cwd=tmp_path, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, timeout=1200)
+
+    def go(*command: str, **more: str) -> str:
+        # asv keeps a file about the machine in the home folder.
+        environment = os.environ | {"HOME": str(tmp_path), "ZNN_CACHE": str(tmp_path / "cache")} | more
+        done = subprocess.run([sys.executable, "-m", "asv", *command, "--config", str(tmp_path / "asv.conf.json")],
+                              cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
+                              timeout=1200)
         assert done.returncode == 0, done.stdout[-4000:]
+        return done.stdout
+
+    go("machine", "--yes")
+    return go
+
+
+@pytest.mark.slow
+def test_asv_compare_shows_a_regression(asv, tmp_path):
+    """Two commits, of which the later one builds graphs more slowly, as far as asv can tell."""
+    log = subprocess.run(["git", "-C", str(ROOT), "log", "-2", "--format=%H"], capture_output=True, text=True)
+    commits = log.stdout.split()
+    if len(commits) < 2:
+        pytest.skip("a clone of one commit has nothing to compare")
+    (tmp_path / "slower").mkdir()
+    (tmp_path / "slower" / "sitecustomize.py").write_text(
+        "import time\n"
+        "from znn.graph import Graph\n"
+        "build = Graph.build\n"
+        "Graph.build = lambda *a, **k: (time.sleep(0.2), build(*a, **k))[1]\n")
+    run = ["run", "--python=same", "--bench", "Planning.time_graph", "--show-stderr",
+           *("-a repeat=6 -a number=1 -a warmup_time=0 -a rounds=1").split()]
+    asv(*run, "--set-commit-hash", commits[1])
+    asv(*run, "--set-commit-hash", commits[0], PYTHONPATH=str(tmp_path / "slower"))
+    said = asv("compare", "--factor", "2", commits[1], commits[0])
+    assert [line for line in said.splitlines() if line.startswith("| +") and "Planning.time_graph" in line], said
+    assert not [line for line in asv("compare", commits[1], commits[1]).splitlines() if line.startswith("| +")]
+
+
+@pytest.mark.slow
+def test_asv_runs_every_benchmark(asv, tmp_path):
+    """`asv run --quick` in this environment: each benchmark once, each parameter set with a finite positive result."""
+    asv("run", "--python=same", "--quick", "--set-commit-hash", "HEAD", "--show-stderr")
     (stored,) = [path for path in (tmp_path / "results").glob("*/*.json") if path.name != "machine.json"]
     data = json.loads(stored.read_text())
     column = data["result_columns"].index("result")
