@@ -23,7 +23,7 @@ from ..problem import Problem
 from .base import Computed
 from .znn_adapter import ADAPTER as ZNN
 
-LAPS = 6
+LAPS = 5
 WARMUPS = 1
 MARK = "getsid"  # of the C library; nothing else calls it
 EVENTS = {
