@@ -1,125 +1,18 @@
 #include "engine/layer.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <functional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
-#include <unistd.h>
-
-#include "base/topology.hpp"
 #include "engine/stage.hpp"
 #include "kernels/kernels.hpp"
 #include "tiled/tiled.hpp"
 
 namespace znn {
-
-// ---------------------------------------------------------------- Team
-
-Team::Team(int threads) : process_(getpid()), threads_(threads) {}
-
-Team& Team::of_process() {
-    static std::atomic<Team*> current{nullptr};
-    Team* team = current.load(std::memory_order_acquire);
-    // Threads do not survive a fork: the child begins anew and leaves the parent's memory alone.
-    if (team && team->process_ == getpid()) return *team;
-    auto fresh = std::make_unique<Team>(int(usable_processors().size()));
-    if (current.compare_exchange_strong(team, fresh.get(), std::memory_order_acq_rel)) return *fresh.release();
-    return *team;  // another thread was faster
-}
-
-int Team::threads() const {
-    std::lock_guard guard(mutex_);
-    return threads_;
-}
-
-void Team::set_threads(int threads) {
-    if (threads < 1) throw std::invalid_argument("threads must be at least 1, got " + std::to_string(threads));
-    std::lock_guard guard(mutex_);
-    if (threads == threads_) return;
-    threads_ = threads;
-    executor_.reset();
-}
-
-Team::Turn::Turn(Team& team) : team_(team.process_ == getpid() ? team : throw std::runtime_error(
-                                         "a convolution layer made before a fork cannot be used after it")),
-                               lock_(team.mutex_) {
-    // Not pinned: the cores are shared with the caller's own threads.
-    if (!team.executor_)
-        team.executor_ = std::make_unique<Executor>(ExecutorOptions{team.threads_, Policy::fifo, 1, false, false});
-}
-
-float* Team::Turn::space(std::size_t floats) {
-    if (team_.space_.size() < floats) {
-        team_.space_ = {};  // before, not while, the larger one is there
-        team_.space_ = AlignedFloats(floats);
-    }
-    return team_.space_.data();
-}
-
-void Team::Turn::wait(const std::function<bool()>& done) {
-    Executor& executor = *team_.executor_;
-    executor.wait(done);
-    if (!executor.failed()) return;
-    executor.drain();
-    executor.rethrow_failure();
-}
-
-AlignedFloats Team::take(std::size_t floats) {
-    std::vector<AlignedFloats> freed;  // after the lock
-    std::lock_guard guard(blocks_mutex_);
-    AlignedFloats block;
-    const auto found = std::find_if(idle_.begin(), idle_.end(), [&](const auto& b) { return b.size() == floats; });
-    if (found != idle_.end()) {
-        block = std::move(*found);
-        idle_.erase(found);
-        idle_bytes_ -= floats * sizeof(float);
-    } else {
-        block = AlignedFloats(floats);
-    }
-    bytes_in_use_ += floats * sizeof(float);
-    peak_bytes_ = std::max(peak_bytes_, bytes_in_use_);
-    while (!idle_.empty() && idle_bytes_ + bytes_in_use_ > peak_bytes_) {
-        idle_bytes_ -= idle_.front().size() * sizeof(float);
-        freed.push_back(std::move(idle_.front()));
-        idle_.erase(idle_.begin());
-    }
-    return block;
-}
-
-void Team::give_back(AlignedFloats block) {
-    std::lock_guard guard(blocks_mutex_);
-    bytes_in_use_ -= block.size() * sizeof(float);
-    idle_bytes_ += block.size() * sizeof(float);
-    idle_.push_back(std::move(block));
-}
-
-std::size_t Team::bytes_in_use() const {
-    std::lock_guard guard(blocks_mutex_);
-    return bytes_in_use_;
-}
-
-void Team::free_idle_memory() {
-    {
-        std::lock_guard guard(mutex_);
-        space_ = {};
-        executor_.reset();  // and the workers' scratch
-    }
-    std::lock_guard guard(blocks_mutex_);
-    idle_.clear();
-    idle_bytes_ = 0;
-    peak_bytes_ = bytes_in_use_;
-}
-
-std::size_t Team::idle_bytes() const {
-    std::size_t space = 0;
-    {
-        std::lock_guard guard(mutex_);
-        space = space_.size() * sizeof(float);
-    }
-    std::lock_guard guard(blocks_mutex_);
-    return idle_bytes_ + space;
-}
 
 namespace {
 
@@ -499,7 +392,11 @@ private:
         });
         update->before(*store_kernels);
         store_kernels->before(g.end());
+        build_backward_slabs(*load, *load_input, *kernels, *join, *update);
+    }
 
+    void build_backward_slabs(Stage& load, Stage& load_input, Stage& kernels, Stage& join, Stage& update) {
+        ImageGraph& g = backward_graph_;
         std::vector<Stage*> products, inverses, updates;
         for (int slab = 0; slab < plan_.slabs; ++slab) {
             Stage* transform = g.add(Phase::gradient_transform, slab, buffers_, always_);
@@ -507,12 +404,12 @@ private:
             Stage* inverse = g.add(Phase::backward_inverse, slab, buffers_, to_input_);
             Stage* again = g.add(Phase::input_transform, slab, buffers_, again_);
             Stage* sum = g.add(Phase::update_product, slab, buffers_, to_kernels_);
-            load->before(*transform);
-            load_input->before(*again);
-            kernels->before(*product);
+            load.before(*transform);
+            load_input.before(*again);
+            kernels.before(*product);
             transform->before(*product);
             product->before(*inverse);
-            inverse->before(*join);
+            inverse->before(join);
             transform->before(*sum);
             again->before(*sum);
             if (slab > 0) updates[slab - 1]->before(*sum);
@@ -528,7 +425,7 @@ private:
             inverses.push_back(inverse);
             updates.push_back(sum);
         }
-        updates.back()->before(*update);
+        updates.back()->before(update);
     }
 
     // [out][in][z][y][x] of the caller -> [out bundle][in][z][y][x][V] of one group
