@@ -272,24 +272,28 @@ class Timings:
         keys = {c: repr((c.describe(), *self._layer.key(c))) for c in stored.values()}
         known = {key: phases for key, phases in _read(self._name).items() if len(phases) == _core.TILED_PHASES}
         if any(key not in known for key in keys.values()):
-            if self._progress:
-                self._progress(f"{self._layer.name}: timing {', '.join(c.describe() for c in keys)}")
-            for candidate, phases in self._time(list(keys)).items():
-                known[keys[candidate]] = list(map(min, phases, known.get(keys[candidate], phases)))
-            _write(self._name, known)
+            self._time(list(keys), keys, known)
         return {c: self._layer.recomputed(c, known[keys[stored[c]]]) for c in wanted}
 
-    def _time(self, candidates: list[Candidate]) -> dict[Candidate, list[float]]:
+    def _time(self, candidates: list[Candidate], keys: Mapping[Candidate, str], known: dict[str, list[float]]) -> None:
+        """Times all of the candidates, a few at once, and keeps what is `known` as it comes: a search can be gone on with."""
+        missing = [c for c in candidates if keys[c] not in known]
+        candidates = candidates if len(candidates) <= TOGETHER else missing
+        best = min((self._layer.total(c, known[keys[c]]) for c in keys if keys[c] in known), default=math.inf)
+        for first in range(0, len(candidates), TOGETHER):
+            some = candidates[first:first + TOGETHER]
+            if self._progress:
+                many = f" ({first} of {len(candidates)} done)" if len(candidates) > TOGETHER else ""
+                self._progress(f"{self._layer.name}: timing {', '.join(c.describe() for c in some)}{many}")
+            for candidate, phases in self.take_turns(some, best).items():
+                known[keys[candidate]] = list(map(min, phases, known.get(keys[candidate], phases)))
+                best = min(best, self._layer.total(candidate, known[keys[candidate]]))
+            _write(self._name, known)
+
+    def take_turns(self, candidates: Iterable[Candidate], best: float = math.inf) -> dict[Candidate, list[float]]:
         """The shortest of a few runs of each phase, in turns, so that a disturbance meets all. Who is clearly slower than
         the best leaves early.
         """
-        found: dict[Candidate, list[float]] = {}
-        for first in range(0, len(candidates), TOGETHER):
-            best = min((self._layer.total(c, self._layer.recomputed(c, phases)) for c, phases in found.items()), default=math.inf)
-            found |= self.take_turns(candidates[first:first + TOGETHER], best)
-        return found
-
-    def take_turns(self, candidates: Iterable[Candidate], best: float = math.inf) -> dict[Candidate, list[float]]:
         probes = {c: _core.TiledProbe(self._layer.native(c), walls()[0], PROBE_S) for c in candidates}
         part = {c: [self._layer.native(c).takes_part(phase, self._layer.backward) for phase in range(_core.TILED_PHASES)]
                 for c in probes}
