@@ -239,7 +239,7 @@ class Layer:
 
 def pool_after(graph: Graph, edge: GraphEdge) -> GraphEdge | None:
     """The max-pooling by disjoint windows that alone follows a convolution and that the convolution may do as it writes
-    its output (native/engine/bundled.cpp, pool_to_absorb), if one does.
+    its output (native/engine/bundled_layers.cpp, pool_to_absorb), if one does.
     """
     leaving = [other for other in graph.edges if other.source == edge.target]
     if len(graph.incoming(edge.target)) != 1 or len(leaving) != 1:

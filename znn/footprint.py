@@ -1,6 +1,6 @@
 """The memory a network in bundles of maps takes, and candidates chosen so that it keeps within a limit.
 
-What is counted is what the native engine allocates (native/engine/bundled.cpp): images and gradients of the nodes, maxima
+What is counted is what the native engine allocates (native/engine/bundled_layers.cpp): images and gradients of the nodes, maxima
 and masks, parameters with their moments, and each layer's transformed kernels and spectra. Spectra on their way back to
 images, and the halo of tiles, are shared by all layers; scratch is per worker.
 """

@@ -140,6 +140,7 @@ private:
     template <class Each>
     void each_kernel(int edge, Each each) const;
 
+    static constexpr std::size_t chunk_floats = std::size_t{1} << 16;  // pointwise pieces of about 20 us
     const int V_;
     // The descriptions, in which a convolution may have absorbed the max-pooling that follows it.
     std::vector<NodeGroupDescription> groups_;
