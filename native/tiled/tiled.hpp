@@ -160,7 +160,7 @@ struct LayerPlan {
 
 struct Machine {
     std::size_t l2_bytes = 512 << 10, l3_bytes = 32 << 20;
-    double piece_s = 3e-4;  // aimed-at duration of a piece
+    double piece_s = 1e-4;  // aimed-at duration of a piece
     // Constants of the cost model, see machine.hpp. Operations per second: of products, of direct convolution, of tiles'
     // transforms, of kernels' short lines by table and of their longer ones by codelet.
     double product_flops = 75e9, direct_flops = 75e9, transform_flops = 60e9, expand_flops = 45e9, line_flops = 20e9;

@@ -50,7 +50,7 @@ def wait_until(condition, seconds=10.0):
 def test_a_process_ends_with_its_commands(server):
     case = Case(server)
     process = psutil.Process(case.pid)
-    assert process.ppid() == server._process.pid and os.getsid(case.pid) == case.pid
+    assert process.ppid() == server._process.pid and wait_until(lambda: os.getsid(case.pid) == case.pid)
     os.close(case.commands)
     assert os.read(case.replies, 1) == b"" and server.reap(case.pid) == 0
     assert gone(case.pid)
