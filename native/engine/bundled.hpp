@@ -103,6 +103,15 @@ private:
     Stage* join(Pass pass, TaskLabel label);
     void gate(Stage* stage, Gate& gate);
     Stage* load_stage(Nodes& nodes, int input);
+    struct Slab {
+        Stage *transform, *product, *inverse;
+    };
+    // What a layer's slabs stand between: their operand, the layer before in the shared buffer (or null), the stage before
+    // that writes the same image (or null), and what waits for them.
+    struct Around {
+        Stage *ready, *turn, *previous, *end;
+    };
+    std::vector<Slab> add_slabs(Pass pass, int edge, const Around& around);
     Stage* conv_forward(int edge, bool accumulate, bool last, Stage* previous);
     Stage* simple_forward(int edge, bool accumulate, Stage* previous);
     Stage* transfer_forward(Nodes& nodes, Stage* previous);

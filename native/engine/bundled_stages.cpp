@@ -61,6 +61,28 @@ Stage* BundledNetwork::load_stage(Nodes& nodes, int input) {
     return stage;
 }
 
+// Transform, product and inverse of all slabs of a convolution layer. A slab waits for the earlier one whose place it takes.
+std::vector<BundledNetwork::Slab> BundledNetwork::add_slabs(Pass pass, int e, const Around& around) {
+    const bool forward = pass == Pass::forward;
+    const tiled::LayerPlan& plan = convs_[e]->plan;
+    std::vector<Slab> slabs;
+    for (int i = 0; i < plan.slabs; ++i) {
+        const Slab slab{add_conv(pass, e, forward ? PieceOf::input_transform : PieceOf::gradient_transform, i),
+                        add_conv(pass, e, forward ? PieceOf::forward_product : PieceOf::backward_product, i),
+                        add_conv(pass, e, forward ? PieceOf::forward_inverse : PieceOf::backward_inverse, i)};
+        around.ready->before(*slab.transform);
+        slab.transform->before(*slab.product);
+        slab.product->before(*slab.inverse);
+        slab.inverse->before(*around.end);
+        if (around.turn) around.turn->before(*slab.product);
+        if (i >= plan.passing_slabs) slabs[i - plan.passing_slabs].inverse->before(*slab.product);
+        if (i >= plan.kept_slabs) slabs[i - plan.kept_slabs].product->before(*slab.transform);
+        if (around.previous) around.previous->before(*slab.inverse);
+        slabs.push_back(slab);
+    }
+    return slabs;
+}
+
 Stage* BundledNetwork::conv_forward(int e, bool accumulate, bool last, Stage* previous) {
     Conv& conv = *convs_[e];
     Nodes &source = *nodes_[edges_[e].source], &target = *nodes_[edges_[e].target];
@@ -73,26 +95,12 @@ Stage* BundledNetwork::conv_forward(int e, bool accumulate, bool last, Stage* pr
     Stage* end = join(Pass::forward, label(Pass::forward, int(EdgeKind::conv), e));
     // Layers take turns in the shared buffer of spectra.
     Stage* turn = std::exchange(forward_turn_, end);
-    std::vector<Stage*> products, inverses;
-    for (int slab = 0; slab < conv.plan.slabs; ++slab) {
-        Stage* transform = add_conv(Pass::forward, e, PieceOf::input_transform, slab);
-        Stage* product = add_conv(Pass::forward, e, PieceOf::forward_product, slab);
-        Stage* inverse = add_conv(Pass::forward, e, PieceOf::forward_inverse, slab);
-        source.ready->before(*transform);
-        transform->before(*product);
-        product->before(*inverse);
-        inverse->before(*end);
-        if (turn) turn->before(*product);
-        if (slab >= conv.plan.passing_slabs) inverses[slab - conv.plan.passing_slabs]->before(*product);
-        if (slab >= conv.plan.kept_slabs) products[slab - conv.plan.kept_slabs]->before(*transform);
-        products.push_back(product);
-        inverses.push_back(inverse);
-        if (previous) previous->before(*inverse);
-        gate(transform, conv.operands_free);
-        gate(product, conv.kernels_ready);
-        gate(inverse, conv.kernels_ready);  // direct layers have no product
-        if (last && target.d.bias) gate(inverse, target.bias_ready);
-        target.writers.push_back(inverse);
+    for (const Slab& slab : add_slabs(Pass::forward, e, {source.ready, turn, previous, end})) {
+        gate(slab.transform, conv.operands_free);
+        gate(slab.product, conv.kernels_ready);
+        gate(slab.inverse, conv.kernels_ready);  // direct layers have no product
+        if (last && target.d.bias) gate(slab.inverse, target.bias_ready);
+        target.writers.push_back(slab.inverse);
     }
     target.writers.push_back(end);
     return end;
@@ -191,23 +199,8 @@ Stage* BundledNetwork::conv_backward(int e, bool accumulate, bool last, Stage* p
     }
     Stage* joined = add_conv(Pass::backward, e, PieceOf::backward_join, -1);
     Stage* turn = std::exchange(backward_turn_, joined);
-    std::vector<Stage*> products, inverses;
-    for (int slab = 0; slab < conv.plan.slabs; ++slab) {
-        Stage* transform = add_conv(Pass::backward, e, PieceOf::gradient_transform, slab);
-        Stage* product = add_conv(Pass::backward, e, PieceOf::backward_product, slab);
-        Stage* inverse = add_conv(Pass::backward, e, PieceOf::backward_inverse, slab);
-        target.gradient_ready->before(*transform);
-        transform->before(*product);
-        product->before(*inverse);
-        inverse->before(*joined);
-        if (turn) turn->before(*product);
-        if (slab >= conv.plan.passing_slabs) inverses[slab - conv.plan.passing_slabs]->before(*product);
-        if (slab >= conv.plan.kept_slabs) products[slab - conv.plan.kept_slabs]->before(*transform);
-        if (previous) previous->before(*inverse);
-        products.push_back(product);
-        inverses.push_back(inverse);
-        if (conv.keeps()) conv.gradient_transforms.push_back(transform);
-    }
+    for (const Slab& slab : add_slabs(Pass::backward, e, {target.gradient_ready, turn, previous, joined}))
+        if (conv.keeps()) conv.gradient_transforms.push_back(slab.transform);
     if (!conv.keeps()) conv.gradient_transforms = {joined};
     return joined;
 }

@@ -12,8 +12,6 @@
 namespace znn::tiled::ZNN_VARIANT {
 namespace {
 
-constexpr int kBlock = 8;  // pencils whose lines stay in L1 between product and transform
-
 struct FusedScratch {
     FusedSizes sizes;
     V *box, *inputs, *sums, *lines;
@@ -103,8 +101,8 @@ void forward_fused(const LayerPlan& p, int index, const Buffers& b, float* scrat
             kernel_line(p.axis[0], kernels + pencil * kernel, 2, 2 * p.axis[0].k, f.sums + pencil * f.sizes.pencil, 2, line,
                         maps, f.lines);
         for (int t = 0; t < tiles; ++t) {
-            for (int p0 = 0; p0 < p.pencils; p0 += kBlock) {
-                const int count = std::min(kBlock, p.pencils - p0);
+            for (int p0 = 0; p0 < p.pencils; p0 += kFusedBlock) {
+                const int count = std::min(kFusedBlock, p.pencils - p0);
                 for (int j = 0; j < count; ++j) {
                     const long at = (p0 + j) * f.sizes.pencil;
                     multiply(reinterpret_cast<const float*>(f.inputs + at) + t, f.sums + at, line, T, f.lines + j * line);
@@ -131,8 +129,8 @@ void update_fused(const LayerPlan& p, int index, const Buffers& b, float* scratc
         for (int o = 0; o < p.out_bundles; ++o)
             for (int t = 0; t < tiles; ++t) {
                 forward_planes(p, gradient_box(p, tile_place(p, first + t), b, o), f.rest);
-                for (int p0 = 0; p0 < p.pencils; p0 += kBlock) {
-                    const int count = std::min(kBlock, p.pencils - p0);
+                for (int p0 = 0; p0 < p.pencils; p0 += kFusedBlock) {
+                    const int count = std::min(kFusedBlock, p.pencils - p0);
                     codelets(T).c2c(planes + 2 * p0, planes + 2 * p0 + 1, 2 * p.plane, 2, f.lines, f.lines + 1, 2, line, count);
                     for (int j = 0; j < count; ++j) {
                         const long at = (p0 + j) * f.sizes.pencil;

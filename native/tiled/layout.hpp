@@ -131,6 +131,8 @@ inline MapPiece map_piece(int bundles, int maps, int maps_per_piece, int index) 
 }
 
 // ---- fused: scratch of the pipeline for few input maps, in vectors
+inline constexpr int kFusedBlock = 8;  // pencils whose lines stay in L1 between product and transform
+
 struct FusedSizes {
     long pencil, box, inputs, sums, lines;
 
@@ -139,7 +141,7 @@ struct FusedSizes {
         box = long(p.axis[0].T) * p.axis[1].T * p.axis[2].T;
         inputs = pencil * p.pencils;
         sums = inputs * p.out_bundles;  // forward: the kernels of one bundle
-        lines = 2L * 8 * p.line;
+        lines = 2L * kFusedBlock * p.line;
     }
     long total() const { return box + inputs + sums + lines; }
 };
