@@ -4,7 +4,7 @@ import style
 from records import ENGINES
 from znn_bench import whole_nets
 
-TICKS = [m * 10.0**e for e in range(-5, 4) for m in (1, 2, 5)]
+DECADES = [10.0**e for e in range(-5, 4)]
 SERIES = (
     ("znn", "paper_seconds"),
     ("znn_bundled", "seconds"),
@@ -61,7 +61,8 @@ def _panel(axis, rows):
             mine = left + ([name for name, _ in shown].index("znn_bundled") + 0.5) * SIZE
             axis.hlines(row["bound_seconds"], mine - SIZE * 0.6, mine + SIZE * 0.6, color="black", lw=1.2)
     values = [row[column] for row in rows for column in (*(c for _, c in SERIES), "bound_seconds") if row[column]]
-    style.plain_log(axis, "y", TICKS, base=10)
+    crowded = max(values) > 1000 * min(values)
+    style.plain_log(axis, "y", [m * ten for ten in DECADES for m in ((1,) if crowded else (1, 2, 5))], base=10)
     axis.set(xticks=range(len(rows)), xticklabels=[_label(row["net"]) for row in rows], ylabel="seconds per round",
              xlim=(-0.6, len(rows) - 0.4), ylim=(min(values) / 2, max(values) * 2.5))
     axis.tick_params(axis="x", labelsize=6)
