@@ -1,8 +1,8 @@
 // Times the phases of one layer on one thread: tiled FFT at given or chosen tiles, or direct.
 //
-//     tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | best] [SECONDS]
+//     tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | best] [SECONDS] [SPARSITY]
 //
-// INPUT, KERNEL and TILE are z,y,x or one number for a cube. `best` (the default) tries the model's first candidates and
+// INPUT, KERNEL, TILE and SPARSITY are z,y,x or one number for a cube. `best` (the default) tries the model's first candidates and
 // the direct method and reports the fastest. Prints the shortest time of every phase, its prediction, and the sums.
 #include <algorithm>
 #include <cstdio>
@@ -129,10 +129,11 @@ void report(const LayerPlan& p, const Result& r, const Machine& machine) {
 
 int main(int argc, char** argv) {
     if (argc < 5) {
-        std::printf("usage: tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | direct | best] [SECONDS]\n");
+        std::printf("usage: tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | best] [SECONDS] [SPARSITY]\n");
         return 2;
     }
-    const Problem problem{std::atoi(argv[1]), std::atoi(argv[2]), parse(argv[3]), parse(argv[4])};
+    const Problem problem{std::atoi(argv[1]), std::atoi(argv[2]), parse(argv[3]), parse(argv[4]),
+                          argc > 7 ? parse(argv[7]) : Extent{1, 1, 1}};
     const std::string how = argc > 5 ? argv[5] : "best";
     const double seconds = argc > 6 ? std::atof(argv[6]) : 0.5;
     const int bundle = preferred_bundle(problem.in_maps, problem.out_maps);

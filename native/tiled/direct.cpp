@@ -34,7 +34,8 @@ struct Walk {
 
 template <int R, int NB>
 void forward_block(const Walk& k, const float* in, const V* kernels, V* out, long out_bundle) {
-    V sum[NB][R] = {};
+    V sum[NB][R];
+    clear(sum);
     for (int jz = 0; jz < k.nz; ++jz) {
         for (int jy = 0; jy < k.ny; ++jy) {
             const float* row = in + jz * k.z + jy * k.y;
@@ -62,7 +63,8 @@ void forward_block(const Walk& k, const float* in, const V* kernels, V* out, lon
 // Lanes are input maps; sums across them give output maps 0..O-1.
 template <int R, int O>
 void few_block(const Walk& k, const float* in, const V* kernels, V* out, long) {
-    V sum[O][R] = {};
+    V sum[O][R];
+    clear(sum);
     for (int jz = 0; jz < k.nz; ++jz) {
         for (int jy = 0; jy < k.ny; ++jy) {
             const float* row = in + jz * k.z + jy * k.y;
@@ -282,7 +284,8 @@ struct Patch {
 
 template <int R, int NB>
 void update_block(const Patch& k) {
-    V sum[R][NB] = {};  // a patch is summed by itself first: fewer roundings of the large total
+    V sum[R][NB];  // a patch is summed by itself first: fewer roundings of the large total
+    clear(sum);
     for (int y = 0; y < k.rows; ++y) {
         const float* a = k.a + y * k.a_row;
         const V* g = k.g + y * k.g_row;

@@ -210,10 +210,11 @@ void arrange_tiles(LayerPlan& p, const Machine& machine, bool memoize) {
         if (i != p.split) p.tiles_per_strip *= a[i].tiles;
     p.strips = p.tiles / p.tiles_per_strip;
     // Slabs of strips whose spectra stay in L3 from one phase to the next, unless expanding the kernels once more per slab
-    // would cost more than a seventh of what is done per tile (operations per frequency).
+    // would cost more than a fifteenth of what is done per tile (operations per frequency; those of expanding count twice,
+    // because their results and often the kernels themselves do not stay in L1 and L2).
     const double pairs = double(p.problem.in_maps) * p.out_bundles;
     const double per_tile = 4 + 45.0 * (p.in_bundles + p.out_bundles) / pairs;
-    const double fewest = 7 * kernel_line_ops(a[0]) / a[0].T / per_tile;
+    const double fewest = 15 * 2 * kernel_line_ops(a[0]) / a[0].T / per_tile;
     const double share = memoize ? 1.0 : 0.5;  // small slabs where memory is what matters
     const double per_strip = bytes_of_spectra(p, p.in_bundles + p.out_bundles) / p.strips;
     const int strips = std::max({1, int(std::ceil(share * fewest / p.tiles_per_strip)),

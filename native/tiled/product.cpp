@@ -50,7 +50,8 @@ struct Block {
 
 template <int R, int NB, bool CONJ>
 void forward_block(const Block& k) {
-    V re[R][NB] = {}, im[R][NB] = {};
+    V re[R][NB], im[R][NB];
+    clear(re), clear(im);
     const V* w = k.w;
     const float* a = k.a;
     for (int left = k.maps; left > 0; left -= kV, a += k.a_bundle) {
@@ -207,7 +208,8 @@ void product(const LayerPlan& p, bool forward, int slab, int p0, int p1, const B
 // Sums over tiles of x conj(g): R maps of an input bundle by one output bundle. `out` steps by map.
 template <int R>
 static ZNN_INLINE void update_block(const float* x, const V* g, long line, int tiles, V* out, long out_map) {
-    V re[R] = {}, im[R] = {};
+    V re[R], im[R];
+    clear(re), clear(im);
 #pragma GCC unroll 2
     for (int t = 0; t < tiles; ++t, x += line * kV, g += line) {
         const V gr = g[0], gi = g[1];

@@ -91,7 +91,8 @@ template <int N>
 ZNN_INLINE void inverse_pairs(const Axis& a, int half, int first, const V* x, long is, V* y, long os) {
     const int T = a.T;
     const bool even = a.k % 2 == 0;
-    V cr[N] = {}, ci[N] = {}, sr[N] = {}, si[N] = {};
+    V cr[N], ci[N], sr[N], si[N];
+    clear(cr), clear(ci), clear(sr), clear(si);
     for (int f = 1; f <= (T - 1) / 2; ++f) {
         const V *up = x + f * is, *down = x + (T - f) * is;
         const V pr = up[0] + down[0], pi = up[1] + down[1], dr = up[0] - down[0], di = up[1] - down[1];
@@ -132,7 +133,8 @@ void inverse_real(const Axis& a, const V* x, long is, long in_line, V* y, long o
     const int T = a.T;
     const bool even = a.k % 2 == 0;
     for (; lines > 0; --lines, x += in_line, y += out_line) {
-        V middle{}, c[H] = {}, s[H] = {};
+        V middle{}, c[H], s[H];
+        clear(c), clear(s);
         for (int f = 1; f <= (T - 1) / 2; ++f) {
             const V re = x[f * is], im = x[f * is + 1];
             middle += re;

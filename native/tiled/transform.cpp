@@ -526,7 +526,8 @@ void transpose_kernels(const LayerPlan& p, const Buffers& b, int o, int in_bundl
     const long taps = long(p.problem.kernel.volume());
     const int maps = std::min(kV, p.problem.in_maps - in_bundle * kV);
     const V* from = vec(b.kernels) + (long(o) * p.problem.in_maps + in_bundle * kV) * taps;
-    V block[kV] = {};
+    V block[kV];
+    clear(block);
     for (long j = 0; j < taps; ++j) {
         for (int i = 0; i < maps; ++i) block[i] = from[i * taps + j];
         transpose_block(block, 1, turned + j, taps);
