@@ -22,7 +22,8 @@ import znn
 from znn.graph import Graph
 from znn.infer import infer
 from znn.train import (
-    Augmentation, Evaluator, Geometry, Limits, PatchReader, PatchSampler, Progress, Run, Schedule, cell_volume, make_volume,
+    Augmentation, Evaluator, Geometry, Limits, PatchReader, PatchSampler, Progress, Region, Run, Schedule, cell_volume,
+    make_volume,
 )
 
 RAW, LABELS = "volumes/raw", "volumes/labels/neuron_ids"
@@ -92,8 +93,9 @@ def main(arguments: list[str] | None = None) -> float | None:
     if not options.files:
         parser.error("name at least one file, or make one with --make")
     volumes = [read_cremi(path) for path in options.files]
-    training = [volume.sections(0, volume.extent[0] - options.hold_out) for volume in volumes]
-    held_out = [volume.sections(volume.extent[0] - options.hold_out, volume.extent[0]) for volume in volumes]
+    last = [Region((volume.extent[0] - options.hold_out, 0, 0), volume.extent) for volume in volumes]
+    training = [volume.hiding([region]) for volume, region in zip(volumes, last)]
+    held_out = [volume.part(region) for volume, region in zip(volumes, last)]
     graph = Graph.build(network(), output=tuple(options.output))
     geometry = Geometry.of(graph)
     sampler = PatchSampler(PatchReader(training, geometry, "affinities", 3), 0, Augmentation(elastic=2.0), balance=True)

@@ -322,6 +322,10 @@ def train(options) -> None:
         images=tuple(options.images),
         labels=tuple(options.labels),
         masks=tuple(options.masks),
+        validation_regions=tuple(options.validation_region),
+        validation_images=tuple(options.validation_images),
+        validation_labels=tuple(options.validation_labels),
+        validation_masks=tuple(options.validation_masks),
         augment=not options.no_augment,
         **names,
     )
@@ -735,6 +739,8 @@ def _add_train(commands) -> None:
         "train",
         "train --images volume.tif --labels labels.tif --hold-out 6 --minutes 10",
         "train --net my-net.toml --images a.h5:raw b.h5:raw --labels a.h5:seg b.h5:seg --output 4,32,32",
+        "train --images a.tif --labels a-labels.tif --validation-region 24:30,0:256,:",
+        "train --images a.tif --labels a-labels.tif --validation-images b.tif --validation-labels b-labels.tif",
         "train --optimiser adam --elastic 4 --schedule step --tensorboard",
         "train --rounds 2000 --sum ordered     # bit-identical, whatever happens on the way",
     )
@@ -749,8 +755,23 @@ def _add_train(commands) -> None:
         "--masks", nargs="+", default=[], metavar="FILE", help="where labels are to be trusted (not 0)"
     )
     data.add_argument(
-        "--hold-out", type=int, metavar="N", help="last sections kept for validation (default: a fifth)"
+        "--hold-out",
+        type=int,
+        metavar="N",
+        help="last sections of each volume kept for validation (default: a fifth, unless one of the next options says what)",
     )
+    data.add_argument(
+        "--validation-region",
+        action="append",
+        default=[],
+        metavar="[N@]Z,Y,X",
+        help="a box kept for validation, in voxels from 0: 24:30,0:256,: (with several volumes 2@24:30,0:256,: for the "
+        "second); may be given several times",
+    )
+    for name in ("images", "labels", "masks"):
+        data.add_argument(
+            f"--validation-{name}", nargs="+", default=[], metavar="FILE", help=f"{name} of volumes for validation only"
+        )
     data.add_argument("--target", choices=TARGETS, default=default.target)
     net = parser.add_argument_group("network")
     net.add_argument("--net", help=_NET_HELP + " (default: boundary)")

@@ -111,7 +111,7 @@ def test_several_volumes_with_masks_from_files(tmp_path):
         for kind, end in (("images", ""), ("labels", "-labels"), ("masks", "-mask"))
     }
     training, held_out = load_volumes(Settings(**files, hold_out=3))
-    assert [v.extent[0] for v in training] == [7, 7] and [v.extent[0] for v in held_out] == [3, 3]
+    assert [v.known[0].extent[0] for v in training] == [7, 7] and [v.extent[0] for v in held_out] == [3, 3]
     assert training[0].mask_patch((0, 0, 0), (1, 2, 2)).all()
     with pytest.raises(DataError, match="2 images but 1 labels"):
         load_volumes(Settings(**files | {"labels": files["labels"][:1]}))

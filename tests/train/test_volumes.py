@@ -3,6 +3,7 @@ import pytest
 
 from znn.errors import DataError
 from znn.train import volumes
+from znn.train.regions import Region
 from znn.train.volumes import (
     label_values,
     make_volume,
@@ -39,15 +40,31 @@ def test_mirroring_one_voxel_repeats_it():
     assert mirrored_indices(-2, 5, 1).tolist() == [0] * 5
 
 
-def test_sections_see_only_their_own_part_and_keep_the_scale():
+def test_a_part_keeps_the_scale_and_sees_the_image_around_it():
     whole = make_volume(STACK, STACK > 99, STACK >= 0)
-    part = whole.sections(2, 4)
-    assert part.extent == (2, 12, 14)
-    np.testing.assert_array_equal(
-        part.image_patch((0, 0, 0), (2, 12, 14)), whole.image_patch((2, 0, 0), (2, 12, 14))
-    )
-    # Mirrored at the cut: nothing of the other sections leaks in.
-    np.testing.assert_array_equal(part.label_patch((-1, 0, 0), (1, 12, 14)), (STACK > 99)[3:4])
+    part = whole.part(Region((2, 3, 0), (4, 9, 14)))
+    assert part.extent == (2, 6, 14) and part.name == "volume[2:4,3:9,0:14]"
+    for read in ("image_patch", "label_patch", "mask_patch"):
+        np.testing.assert_array_equal(
+            getattr(part, read)((-1, -1, -2), (4, 8, 9)), getattr(whole, read)((1, 2, -2), (4, 8, 9))
+        )
+    np.testing.assert_array_equal(label_values(part), [False, True])
+    inner = part.part(Region((1, 2, 3), (2, 5, 7)))
+    np.testing.assert_array_equal(inner.label_patch((0, 0, 0), (1, 3, 4)), (STACK > 99)[3:4, 5:8, 3:7])
+
+
+def test_hidden_labels_read_as_zero_wherever_the_mirror_shows_them():
+    labels = np.arange(1, STACK.size + 1).reshape(STACK.shape)
+    hidden = make_volume(STACK, labels).hiding([Region((0, 0, 2), (2, 5, 6)), Region((3, 4, 4), (5, 12, 14))])
+    blank = labels.copy()
+    blank[0:2, 0:5, 2:6] = blank[3:5, 4:12, 4:14] = 0
+    for corner, extent in (((-2, -4, -5), (9, 20, 24)), ((1, 2, 3), (2, 4, 4))):
+        np.testing.assert_array_equal(hidden.label_patch(corner, extent), read_mirrored(blank, corner, extent))
+    assert labels.min() == 1  # the array itself is as before
+    assert set(label_values(hidden)) == set(np.unique(blank)) - {0}
+    assert sum(part.voxels for part in hidden.known) == (blank > 0).sum()
+    with pytest.raises(DataError, match="every label is held out"):
+        label_values(hidden.hiding([Region.whole(STACK.shape)]))
 
 
 def test_targets():
@@ -89,7 +106,7 @@ def test_tiff_stacks_larger_than_memory_are_read_by_section(tmp_path, monkeypatc
         for corner in ((1, -2, 3), (-1, 4, 4)):
             np.testing.assert_array_equal(volume.image_patch(corner, (3, 9, 9)), expected.image_patch(corner, (3, 9, 9)))
         np.testing.assert_array_equal(
-            volume.sections(2, 4).image_patch((0, 0, 0), (2, 3, 3)), expected.image_patch((2, 0, 0), (2, 3, 3))
+            volume.part(Region((2, 0, 0), (4, 12, 14))).image_patch((0, 0, 0), (2, 3, 3)), expected.image_patch((2, 0, 0), (2, 3, 3))
         )
 
 

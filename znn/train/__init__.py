@@ -5,6 +5,7 @@ from znn.train.evaluate import Evaluation, Evaluator
 from znn.train.job import Settings, load_volumes, run_job
 from znn.train.loop import Limits, Progress, Run, Schedule, State, read_curve
 from znn.train.nets import boundary_network
+from znn.train.regions import Region
 from znn.train.sampler import Geometry, PatchReader, PatchSampler, Prefetcher, Sample
 from znn.train.synthetic import cell_volume
 from znn.train.tensorboard import EventLog
@@ -21,6 +22,7 @@ __all__ = [
     "PatchSampler",
     "Prefetcher",
     "Progress",
+    "Region",
     "Run",
     "Sample",
     "Schedule",

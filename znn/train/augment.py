@@ -34,6 +34,11 @@ class Augmentation:
             if not (math.isfinite(value) and value >= 0):
                 raise DataError(f"augmentation: {name} is {value}; expected a number from 0")
 
+    @property
+    def margin(self) -> int:
+        """Voxels of y and x that a patch may be deformed by, rounded up."""
+        return Deformation(0, self.elastic).margin
+
     def draw(self, rng: np.random.Generator) -> Variant:
         """One random variant. Draws the same number of values whatever is switched on."""
         coins, jitter, seed = rng.random(4) < 0.5, rng.standard_normal(2), int(rng.integers(2**63))

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from znn.train.loop import Limits, Progress, Run, Schedule, State, read_curve
 from znn.train.nets import boundary_network
 from znn.train.pictures import draw_learning_curve, draw_side_by_side
 from znn.train.rand import rand_error_of_boundaries
+from znn.train.regions import Region, check_syntax, parse_regions
 from znn.train.sampler import Geometry, PatchReader, PatchSampler
 from znn.train.synthetic import cell_volume
 from znn.train.tensorboard import EventLog
-from znn.train.volumes import Volume, make_volume, read_volume
+from znn.train.volumes import Volume, is_labelled, label_values, make_volume, read_volume
 
 # What a resumed run may change without becoming another run.
 _FREE = ("rounds", "minutes", "keep_every", "threads", "bundle", "plan", "sum", "tensorboard")
@@ -45,7 +46,12 @@ class Settings:
 
     images, labels, masks       files, one of each per volume (masks: none, or one per volume); no images: the
                                 synthetic volume of `synthetic_extent` and `seed`
-    hold_out                    last sections of every volume kept for validation; None: a fifth of them
+    hold_out                    last sections of every volume kept for validation; None: a fifth of them, or none where
+                                one of the next two is given
+    validation_regions          boxes kept for validation, such as "24:30,0:256,:" (z, y, x in voxels) or, of the
+                                second of several volumes, "2@24:30,0:256,:" (see `regions.parse_regions`)
+    validation_images, validation_labels, validation_masks
+                                files of volumes that serve for validation only
     target                      boundary | classes | affinities
     output                      extent of the output patch (z, y, x); None: see `default_output`
     optimiser                   sgd | adam; rate None: 0.02 for sgd, 0.002 for adam
@@ -59,6 +65,10 @@ class Settings:
     masks: tuple[str, ...] = ()
     synthetic_extent: tuple[int, int, int] = (24, 256, 256)
     hold_out: int | None = None
+    validation_regions: tuple[str, ...] = ()
+    validation_images: tuple[str, ...] = ()
+    validation_labels: tuple[str, ...] = ()
+    validation_masks: tuple[str, ...] = ()
     target: str = "boundary"
     output: tuple[int, int, int] | None = None
     patches: int = 1
@@ -88,39 +98,93 @@ class Settings:
             raise DataError(f"optimiser {self.optimiser!r}; expected one of {', '.join(RATES)}")
         if self.rate is None:
             object.__setattr__(self, "rate", RATES[self.optimiser])
+        check_syntax(self.validation_regions)
 
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
 
 
+@dataclass(frozen=True)
+class Data:
+    """Volumes to train on, from which what is held out is hidden, and the held-out ones by how they were named."""
+
+    training: tuple[Volume, ...]
+    sections: tuple[Volume, ...]
+    regions: tuple[Volume, ...]
+    volumes: tuple[Volume, ...]
+
+    @property
+    def held_out(self) -> list[Volume]:
+        return [*self.sections, *self.regions, *self.volumes]
+
+    @property
+    def measured_on(self) -> str:
+        """In words, what the network is judged by."""
+        named = (self.sections, "held-out sections"), (self.regions, "held-out regions"), (self.volumes, "validation volumes")
+        return " and ".join(words for volumes, words in named if volumes) or "training sections"
+
+
 def load_volumes(settings: Settings) -> tuple[list[Volume], list[Volume]]:
-    """The training volumes and the held-out ones. Raises DataError for unequal numbers of files or bad
-    files.
+    """The training volumes and the held-out ones. Raises DataError for unequal numbers of files, bad files, and for
+    held-out sections or regions that do not fit, overlap or leave nothing.
     """
+    data = load_data(settings)
+    return list(data.training), data.held_out
+
+
+def load_data(settings: Settings) -> Data:
+    """As `load_volumes`, by kind."""
     if not settings.images:
         if settings.labels or settings.masks:
             raise DataError("labels or masks are given without images; give as many --images")
         whole = [make_volume(*cell_volume(settings.synthetic_extent, settings.seed), name="synthetic cells")]
     else:
-        for name, files in (("labels", settings.labels), ("masks", settings.masks)):
-            if len(files) != len(settings.images) and (files or name == "labels"):
-                raise DataError(
-                    f"{len(settings.images)} images but {len(files)} {name}; give one for each volume"
-                )
-        masks: Sequence[str | None] = settings.masks or [None] * len(settings.images)
-        whole = [read_volume(*files) for files in zip(settings.images, settings.labels, masks)]
-    training, held_out = [], []
-    for volume in whole:
-        depth = volume.extent[0]
-        count = round(_HELD_OUT * depth) if settings.hold_out is None else settings.hold_out
-        if not 0 <= count < depth:
-            raise DataError(
-                f"{volume.name}: cannot hold out {count} of {depth} sections; expected 0 to {depth - 1}"
-            )
-        training.append(volume.sections(0, depth - count))
-        if count:
-            held_out.append(volume.sections(depth - count, depth))
-    return training, held_out
+        whole = _read_all("", settings.images, settings.labels, settings.masks)
+    boxes = parse_regions(settings.validation_regions, [(volume.name, volume.extent) for volume in whole])
+    validation = _read_all("validation ", settings.validation_images, settings.validation_labels, settings.validation_masks)
+    training, sections, regions = [], [], []
+    for volume, own in zip(whole, boxes):
+        last = _last_sections(volume, settings, own)
+        hiding = volume.hiding([*last, *own])
+        if hiding.known:
+            # A small part may happen to have two labels only: what they are is told by those trained on.
+            picture = len(label_values(hiding)) == 2
+            volume, hiding = replace(volume, picture=picture), replace(hiding, picture=picture)
+            training.append(hiding)
+        sections += [volume.part(region) for region in last]
+        regions += [volume.part(region) for region in own]
+    if not training:
+        raise DataError("every voxel of every volume is held out, so nothing is left to train on")
+    for volume in training:
+        if not is_labelled(volume):
+            raise DataError(f"{volume.name}: the mask is empty outside what is held out, so nothing could be learned from it")
+    for volume in (*sections, *regions):
+        if not is_labelled(volume):
+            raise DataError(f"{volume.name}: the mask is empty in this held-out part, so nothing could be measured in it")
+    return Data(tuple(training), tuple(sections), tuple(regions), tuple(validation))
+
+
+def _read_all(kind: str, images: Sequence[str], labels: Sequence[str], masks: Sequence[str]) -> list[Volume]:
+    for name, files in (("labels", labels), ("masks", masks)):
+        if len(files) != len(images) and (files or name == "labels"):
+            raise DataError(f"{len(images)} {kind}images but {len(files)} {kind}{name}; give one for each volume")
+    return [read_volume(*files) for files in zip(images, labels, masks or [None] * len(images))]
+
+
+def _last_sections(volume: Volume, settings: Settings, regions: Sequence[Region]) -> list[Region]:
+    """The region of the sections that `hold_out` keeps, if any."""
+    depth, *rest = volume.extent
+    count = settings.hold_out
+    if count is None:
+        elsewhere = settings.validation_regions or settings.validation_images
+        count = 0 if elsewhere else round(_HELD_OUT * depth)
+    if not 0 <= count < depth:
+        raise DataError(f"{volume.name}: cannot hold out {count} of {depth} sections; expected 0 to {depth - 1}")
+    last = Region((depth - count, 0, 0), (depth, *rest))
+    for region in regions:
+        if last.within(region).voxels:
+            raise DataError(f"{volume.name}: validation region {region} overlaps the last {count} sections, which are held out")
+    return [last] if count else []
 
 
 def default_output(spec: NetworkSpec, extent: Sequence[int]) -> tuple[int, int, int]:
@@ -152,23 +216,43 @@ def run_job(
         _discard(folder)
     schedule = Schedule(settings.rate, settings.schedule, settings.warm_up)
     limits = Limits(settings.rounds, settings.minutes, settings.validate_every, settings.keep_every)
-    training, held_out = load_volumes(settings)
+    data = load_data(settings)
     checkpoint, state = _resume(folder, settings, spec)
     if spec is None:
-        spec = checkpoint.spec if checkpoint else boundary_network(training[0].maps)
-    smallest = tuple(min(sizes) for sizes in zip(*(volume.extent for volume in training + held_out)))
-    with _network(settings, spec, checkpoint, smallest) as net:
-        geometry = Geometry.of(net.graph)
-        maps = net.graph.node(net.graph.outputs[0]).maps
-        reader = PatchReader(training, geometry, settings.target, maps)
-        augmentation = Augmentation(elastic=settings.elastic) if settings.augment else NONE
-        sampler = PatchSampler(reader, settings.seed, augmentation, settings.patches, settings.balance)
-        held_out_reader = PatchReader(held_out, geometry, settings.target, maps) if held_out else None
-        follow = Evaluator(held_out_reader, spec.loss, settings.validation_tiles) if held_out_reader else None
+        spec = checkpoint.spec if checkpoint else boundary_network(data.training[0].maps)
+    output = checkpoint.output if checkpoint else settings.output or default_output(spec, _smallest(data))
+    sampler, held_out = _readers(settings, data, Graph.build(spec, output=output))
+    with _network(settings, spec, checkpoint, output) as net:
+        follow = Evaluator(held_out, spec.loss, settings.validation_tiles) if held_out else None
         with _event_log(settings, folder, net.round, report) as report:
             run = Run(net, sampler, follow, folder, schedule, limits, state, report, progress)
             run.train()
-        return _conclude(net, held_out_reader or reader, bool(held_out), run.state, folder)
+        return _conclude(net, held_out or sampler.reader, data, run.state, folder)
+
+
+def _readers(settings: Settings, data: Data, graph: Graph) -> tuple[PatchSampler, PatchReader | None]:
+    """The training stream, and a reader of what is held out. Raises DataError where they do not suit the network."""
+    geometry = Geometry.of(graph)
+    maps, wanted = (graph.node(names[0]).maps for names in (graph.outputs, graph.inputs))
+    for volume in (*data.training, *data.held_out):
+        if volume.maps != wanted:
+            raise DataError(f"{volume.name}: {volume.maps} maps, but the input of network {graph.spec.name!r} has {wanted}")
+    for volume in data.regions:
+        if any(n < f for n, f in zip(volume.extent, geometry.fov)):
+            raise DataError(
+                f"{volume.name}: the held-out region's extent {volume.extent} is smaller than the network's field of "
+                f"view {geometry.fov}; hold out a larger one"
+            )
+    reader = PatchReader(data.training, geometry, settings.target, maps)
+    augmentation = Augmentation(elastic=settings.elastic) if settings.augment else NONE
+    sampler = PatchSampler(reader, settings.seed, augmentation, settings.patches, settings.balance)
+    return sampler, PatchReader(data.held_out, geometry, settings.target, maps) if data.held_out else None
+
+
+def _smallest(data: Data) -> tuple[int, ...]:
+    """An extent that fits into every held-out volume, and into what is left of each training volume."""
+    left = [max(volume.known, key=lambda region: region.voxels).extent for volume in data.training]
+    return tuple(min(sizes) for sizes in zip(*left, *(volume.extent for volume in data.held_out)))
 
 
 @contextmanager
@@ -187,14 +271,12 @@ def _event_log(settings: Settings, folder: Path, round: int, report: Callable[[d
         yield both
 
 
-def _network(settings: Settings, spec: NetworkSpec, checkpoint, smallest: Sequence[int]):
+def _network(settings: Settings, spec: NetworkSpec, checkpoint, output):
     import znn
 
     engine = {"threads": settings.threads, "bundle": settings.bundle, "plan": settings.plan, "sum": settings.sum}
     if checkpoint is not None:
         return checkpoint.network(**engine)
-    output = settings.output or default_output(spec, smallest)
-    Geometry.of(Graph.build(spec, output=output))
     kind = {"sgd": znn.SGD, "adam": znn.Adam}[settings.optimiser]
     optimiser = kind(rate=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
     return znn.Network(
@@ -242,15 +324,15 @@ def _discard(folder: Path) -> None:
             file.unlink()
 
 
-def _conclude(net, reader: PatchReader, held_out: bool, state: State, folder: Path) -> dict[str, Any]:
+def _conclude(net, reader: PatchReader, data: Data, state: State, folder: Path) -> dict[str, Any]:
     loss = net.graph.spec.loss
-    result = Evaluator(reader, loss, None if held_out else 64).run(net)
+    result = Evaluator(reader, loss, None if data.held_out else 64).run(net)
     summary = {
         "network": net.graph.spec.name,
         "parameters": sum(p.size for p in net.parameters().values()),
         "rounds": net.round,
         "seconds": state.seconds,
-        "measured_on": "held-out sections" if held_out else "training sections",
+        "measured_on": data.measured_on,
     } | result.to_dict()
     evaluator = Evaluator(reader, loss)
     if reader.target == "boundary" and max(reader.geometry.stride) == 1:

@@ -24,13 +24,13 @@ def draw_learning_curve(lines: Sequence[dict[str, Any]], path: str | os.PathLike
     figure, (left, right) = plot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     minutes = lambda rows: np.array([row["seconds"] for row in rows]) / 60
     left.plot(minutes(train), [row["loss"] for row in train], color="0.6", lw=0.8, label="training patches")
-    left.plot(minutes(validation), [row["loss"] for row in validation], "o-", ms=3, label="held-out sections")
+    left.plot(minutes(validation), [row["loss"] for row in validation], "o-", ms=3, label="validation")
     left.set(xlabel="training time (min)", ylabel="loss per voxel", ylim=(0, None))
     left.legend(frameon=False)
     if validation:
         error = 100 * np.array([row["pixel_error"] for row in validation])
         band = 200 * np.array([row["standard_error"] for row in validation])
-        right.plot(minutes(validation), error, "o-", ms=3, label="held-out sections")
+        right.plot(minutes(validation), error, "o-", ms=3, label="validation")
         right.fill_between(minutes(validation), error - band, error + band, alpha=0.25, lw=0)
         right.axhline(
             trivial := 100 * validation[-1]["trivial_error"],

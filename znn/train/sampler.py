@@ -6,6 +6,7 @@ patches may be prepared by any number of threads in any order.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import deque
@@ -19,6 +20,7 @@ import numpy as np
 
 from znn.errors import DataError
 from znn.train.augment import NONE, Augmentation, Variant, deform_image, deform_labels
+from znn.train.regions import Region, remainder
 from znn.train.volumes import TARGETS, Volume, label_values, targets_from_labels
 
 _TRIES = 200  # patches drawn in search of one with a labelled voxel before giving up
@@ -96,11 +98,10 @@ class PatchReader:
         if target not in TARGETS:
             raise DataError(f"target {target!r}; expected one of {', '.join(TARGETS)}")
         self.volumes, self.geometry, self.target, self.maps = list(volumes), geometry, target, maps
-        for volume in self.volumes:
-            self._check(volume)
-        self._picture = [target == "boundary" and len(label_values(volume)) == 2 for volume in self.volumes]
+        self._picture = [self._check(volume) for volume in self.volumes]
 
-    def _check(self, volume: Volume) -> None:
+    def _check(self, volume: Volume) -> bool:
+        """Whether the target is a boundary picture."""
         if volume.labels is None:
             raise DataError(f"{volume.name}: no labels given, so there is nothing to learn or compare with")
         if any(n < s for n, s in zip(volume.extent, self.geometry.span)):
@@ -124,8 +125,28 @@ class PatchReader:
                 f"{volume.name}: labels from {values.min()} to {values.max()}; expected whole numbers "
                 f"from 0 to {self.maps - 1}, one for each map of the network's output"
             )
-        if self.target != "affinities" and len(values) < 2:
+        if self.target != "affinities" and len(values) < 2 and volume.window is None:
             raise DataError(f"{volume.name}: every label is {values[0]}; expected at least two values")
+        picture = len(values) == 2 if volume.picture is None else volume.picture
+        return self.target == "boundary" and picture
+
+    def free(self, index: int, margin: int = 0) -> list[Region]:
+        """Where the span of a patch of a volume may start, as disjoint boxes of corners.
+
+        That is everywhere the span fits, and no target in it depends on a hidden label, even if labels move by up to
+        `margin` voxels in y and x.
+        """
+        volume, span = self.volumes[index], self.geometry.span
+        near = int(self.target == "boundary" and not self._picture[index])  # targets look at neighbours
+        reach = (1, 1, 1) if self.target == "affinities" else (0, near, near)
+        reach = (reach[0], reach[1] + margin, reach[2] + margin)
+        room = Region((0, 0, 0), tuple(n - s + 1 for n, s in zip(volume.extent, span)))
+        hidden = (region.moved([-n for n in volume.region.start]) for region in volume.hidden)
+        return remainder(room, [
+            Region(tuple(a - r - s + 1 for a, r, s in zip(region.start, reach, span)),
+                   tuple(b + r for b, r in zip(region.stop, reach)))
+            for region in hidden
+        ])
 
     def target_patch(self, index: int, corner: Sequence[int], variant: Variant | None = None):
         """Target (maps, z, y, x) and mask (bool, same shape) or None for the span that starts at `corner`.
@@ -184,8 +205,8 @@ class PatchReader:
     def frequencies(self) -> np.ndarray:
         """The share of each target map that is 1, over a grid of patches of every volume; shape (maps,)."""
         totals, count = 0.0, 0
-        for index, volume in enumerate(self.volumes):
-            for corner in _grid(volume.extent, self.geometry.span, 64):
+        for index in range(len(self.volumes)):
+            for corner in _grid(self.free(index), self.geometry.span, 64):
                 target, mask = self.target_patch(index, corner)
                 keep = np.ones_like(target) if mask is None else mask
                 totals = totals + (target * keep).sum((1, 2, 3))
@@ -196,9 +217,10 @@ class PatchReader:
 class PatchSampler:
     """The training stream: `sample(i)` is round i's data, the same whenever and wherever it is asked for.
 
-    Positions are uniform over every place where the output patch fits into the volume (volumes weighted by
-    the number of such places); the image is mirrored where the field of view reaches beyond. With `balance`
-    the classes get weights so that each has the same total weight. Raises DataError as `PatchReader` does.
+    Positions are uniform over every place where the output patch fits into the volume and its target depends on no
+    hidden label (volumes weighted by the number of such places); the image is mirrored where the field of view reaches
+    beyond the volume. With `balance` the classes get weights so that each has the same total weight. Raises DataError
+    as `PatchReader` does, and where there is no such place.
     """
 
     def __init__(
@@ -212,11 +234,18 @@ class PatchSampler:
         self.reader, self.seed, self.patches = reader, seed, patches
         square = reader.geometry.square
         self.augmentation = augmentation if square else replace(augmentation, transpose=False)
-        self._room = [
-            tuple(n - s + 1 for n, s in zip(volume.extent, reader.geometry.span)) for volume in reader.volumes
+        self._places = [
+            (index, box)
+            for index in range(len(reader.volumes))
+            for box in reader.free(index, self.augmentation.margin)
         ]
-        places = np.array([np.prod(room, dtype=np.float64) for room in self._room])
-        self._shares = places / places.sum()
+        if not self._places:
+            raise DataError(
+                "nothing is left to train on: what is held out leaves no place for an output patch, which spans "
+                f"{reader.geometry.span}, and the labels its target looks at"
+            )
+        sizes = np.array([np.prod(box.extent, dtype=np.float64) for _, box in self._places])
+        self._shares = sizes / sizes.sum()
         self._class_weights = _class_weights(reader) if balance else None
 
     def sample(self, index: int) -> Sample:
@@ -233,8 +262,8 @@ class PatchSampler:
     def _patch(self, rng: np.random.Generator) -> Sample:
         variant = self.augmentation.draw(rng)
         for _ in range(_TRIES):
-            index = int(rng.choice(len(self._shares), p=self._shares))
-            corner = [int(rng.integers(room)) for room in self._room[index]]
+            index, box = self._places[int(rng.choice(len(self._shares), p=self._shares))]
+            corner = [low + int(rng.integers(room)) for low, room in zip(box.start, box.extent)]
             target, mask = self.reader.target_patch(index, corner, variant)
             if mask is None or mask.any():
                 weights = self._weights(target, mask)
@@ -303,10 +332,13 @@ def _step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
 
 
-def _grid(extent: Sequence[int], span: Sequence[int], most: int) -> list[tuple[int, int, int]]:
-    """Corners of at most about `most` disjoint patches spread evenly over the volume."""
-    starts = [np.arange(0, n - s + 1, s) for n, s in zip(extent, span)]
-    corners = [(int(z), int(y), int(x)) for z in starts[0] for y in starts[1] for x in starts[2]]
+def _grid(places: Sequence[Region], span: Sequence[int], most: int) -> list[tuple[int, int, int]]:
+    """At most about `most` corners of disjoint patches spread evenly over boxes of corners."""
+    corners = []
+    for box in places:
+        starts = [range(-(-a // s) * s, b, s) for a, b, s in zip(box.start, box.stop, span)]
+        corners += itertools.product(*starts)
+    corners = corners or [box.start for box in places[:1]]
     return corners[:: max(1, len(corners) // most)]
 
 

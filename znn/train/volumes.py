@@ -14,13 +14,14 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from znn.errors import DataError
+from znn.train.regions import Region, remainder
 
 TARGETS = ("boundary", "classes", "affinities")
 _STATISTICS_SECTIONS = 16  # sections read to find mean, deviation and label frequencies of a large volume
@@ -32,6 +33,10 @@ class Volume:
 
     image (maps, z, y, x); labels and mask (z, y, x) or None. Images are handed out as float32 scaled by
     `(value - mean) / deviation`. Validated by `make_volume`, which callers should use.
+
+    window      the part of the arrays that this volume is (None: all); the image around it can be read
+    hidden      parts of the arrays whose labels are never handed out: they read as 0
+    picture     whether the labels are a boundary picture, see `targets_from_labels`; None: if they have two values
     """
 
     name: str
@@ -40,6 +45,9 @@ class Volume:
     mask: object | None
     mean: float
     deviation: float
+    window: Region | None = None
+    hidden: tuple[Region, ...] = ()
+    picture: bool | None = None
 
     @property
     def maps(self) -> int:
@@ -47,10 +55,21 @@ class Volume:
 
     @property
     def extent(self) -> tuple[int, int, int]:
-        return tuple(self.image.shape[1:])
+        return tuple(self.image.shape[1:]) if self.window is None else self.window.extent
+
+    @property
+    def region(self) -> Region:
+        """Where this volume lies in its arrays."""
+        return self.window or Region.whole(self.extent)
+
+    @property
+    def known(self) -> list[Region]:
+        """Disjoint boxes of the arrays that hold every voxel of this volume whose label is not hidden."""
+        return remainder(self.region, self.hidden)
 
     def image_patch(self, corner: Sequence[int], extent: Sequence[int]) -> np.ndarray:
-        """float32 (maps, z, y, x) from `corner` on; beyond the borders the image is mirrored."""
+        """float32 (maps, z, y, x) from `corner` on; beyond the borders of the image it is mirrored."""
+        corner = self._place(corner)
         patch = read_mirrored(self.image, corner, extent).astype(np.float32)
         if self.image.dtype.kind == "f" and not np.isfinite(patch).all():
             raise DataError(
@@ -62,42 +81,32 @@ class Volume:
         return patch
 
     def label_patch(self, corner: Sequence[int], extent: Sequence[int]) -> np.ndarray:
-        """Labels (z, y, x) in the file's own type from `corner` on, mirrored beyond the borders."""
-        return read_mirrored(self.labels, corner, extent)
+        """Labels (z, y, x) in the file's own type from `corner` on, mirrored beyond the borders; 0 where hidden."""
+        corner = self._place(corner)
+        patch = read_mirrored(self.labels, corner, extent)
+        if not self.hidden:
+            return patch
+        patch = patch.copy()
+        where = [mirrored_indices(a, count, n) for a, count, n in zip(corner, extent, self.labels.shape)]
+        for region in self.hidden:
+            inside = [(a <= index) & (index < b) for index, a, b in zip(where, region.start, region.stop)]
+            patch[np.ix_(*inside)] = 0
+        return patch
 
     def mask_patch(self, corner: Sequence[int], extent: Sequence[int]) -> np.ndarray | None:
-        """bool (z, y, x): where the labels are to be trusted; False beyond the borders. None without a
-        mask.
-        """
-        return None if self.mask is None else read_mirrored(self.mask, corner, extent) != 0
+        """bool (z, y, x): where the labels are to be trusted, mirrored beyond the borders. None without a mask."""
+        return None if self.mask is None else read_mirrored(self.mask, self._place(corner), extent) != 0
 
-    def sections(self, start: int, stop: int) -> Volume:
-        """The sections start <= z < stop as a volume of their own, scaled as the whole."""
-        cut = lambda array, axis: None if array is None else _Sections(array, axis, start, stop)
-        return Volume(
-            f"{self.name}[{start}:{stop}]",
-            cut(self.image, 1),
-            cut(self.labels, 0),
-            cut(self.mask, 0),
-            self.mean,
-            self.deviation,
-        )
+    def part(self, region: Region) -> Volume:
+        """A region as a volume of its own, scaled as the whole; what the image shows around it can still be read."""
+        return replace(self, name=f"{self.name}[{region}]", window=region.moved(self.region.start))
 
+    def hiding(self, regions: Sequence[Region]) -> Volume:
+        """The same volume without the labels of `regions`, whose image can still be read."""
+        return replace(self, hidden=(*self.hidden, *(region.moved(self.region.start) for region in regions)))
 
-class _Sections:
-    """A lazy slice of z of an array that is not loaded yet."""
-
-    def __init__(self, array, axis: int, start: int, stop: int):
-        self.array, self.axis, self.start = array, axis, start
-        self.shape = (*array.shape[:axis], stop - start, *array.shape[axis + 1 :])
-        self.dtype = array.dtype
-        self.ndim = len(self.shape)
-
-    def __getitem__(self, key):
-        key = list(key)
-        z = key[self.axis]
-        key[self.axis] = slice(z.start + self.start, z.stop + self.start)
-        return self.array[tuple(key)]
+    def _place(self, corner: Sequence[int]) -> list[int]:
+        return [int(c) + a for c, a in zip(corner, self.region.start)]
 
 
 class _WithMaps:
@@ -237,11 +246,42 @@ def targets_from_labels(labels: np.ndarray, kind: str, classes: int = 1) -> np.n
 
 
 def label_values(volume: Volume) -> np.ndarray:
-    """The distinct label values over at most 16 evenly spaced sections. Raises DataError for NaN among them."""
-    values = np.unique(np.concatenate([np.unique(section) for section in _some_sections(volume.labels)]))
+    """The distinct label values that are not hidden, over at most 16 evenly spaced sections. Raises DataError for NaN
+    among them."""
+    parts = volume.known
+    sections = [z for z in range(volume.region.start[0], volume.region.stop[0])
+                if any(part.start[0] <= z < part.stop[0] for part in parts)]
+    if not sections:
+        raise DataError(f"{volume.name}: every label is held out, so there is nothing to learn from")
+    values = np.unique(np.concatenate([
+        np.unique(_of_section(volume.labels, z, part))
+        for z in _evenly(sections)
+        for part in parts
+        if part.start[0] <= z < part.stop[0]
+    ]))
     if not np.isfinite(values).all():
         raise DataError(f"{volume.name}: labels: NaN or infinity found; expected finite values")
     return values
+
+
+def is_labelled(volume: Volume) -> bool:
+    """Whether the mask, if there is one, leaves any voxel whose label is not hidden."""
+    return any(
+        volume.mask is None or np.any(_of_section(volume.mask, z, part))
+        for part in volume.known
+        for z in range(part.start[0], part.stop[0])
+    )
+
+
+def _of_section(array, z: int, part: Region) -> np.ndarray:
+    """The voxels of section z of an array (z, y, x) that lie in `part`."""
+    return np.asarray(array[(slice(z, z + 1), *(slice(a, b) for a, b in zip(part.start[1:], part.stop[1:])))])
+
+
+def _evenly(sections: Sequence[int]) -> list[int]:
+    """At most 16 of `sections`, evenly spaced."""
+    count = min(len(sections), _STATISTICS_SECTIONS)
+    return [sections[i] for i in np.unique(np.linspace(0, len(sections) - 1, count).astype(int))]
 
 
 def _split_dataset(path: str) -> tuple[str, str | None]:
@@ -369,11 +409,8 @@ def memory_bytes() -> int:
 
 def _some_sections(array, everything: bool = False):
     axis = array.ndim - 3
-    n = array.shape[axis]
-    chosen = (
-        range(n) if everything else np.unique(np.linspace(0, n - 1, min(n, _STATISTICS_SECTIONS)).astype(int))
-    )
-    for z in chosen:
+    sections = range(array.shape[axis])
+    for z in sections if everything else _evenly(sections):
         yield np.asarray(array[(slice(None),) * axis + (slice(int(z), int(z) + 1), slice(None), slice(None))])
 
 
