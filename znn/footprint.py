@@ -14,10 +14,11 @@ from dataclasses import dataclass, fields
 from znn.bundled import GRADIENT_TRANSFORM, HALO, OF_BACKWARD, OWN, SHARED_SPECTRA, Candidate, Layer
 from znn.cost import gradient_nodes
 from znn.errors import PlanError
-from znn.graph import Graph
+from znn.graph import Graph, GraphEdge
 
 REST_BYTES = 16 << 20  # tasks, stacks, results on their way to the user: measured
 STATEFUL = ("max_filter", "max_pool", "dropout")  # edges that keep a number per voxel for the backward pass
+SMALL_WINDOW = 8  # voxels of the largest max-filter that keeps a byte per voxel instead: kernels::small_window
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,20 @@ class Setting:
             if i not in gone.values():
                 size = self._voxel_bytes(gone.get(i, i))
                 count += size * (1 + self.wanted[i]) + (size // 4 if i in gone else 0)
-        states = sum(self._voxel_bytes(e.target) for e in self.graph.edges if e.kind in STATEFUL and e.name not in pooled)
+        states = sum(self._voxel_bytes(e.target) // (4 if has_small_window(e) else 1)
+                     for e in self.graph.edges if e.kind in STATEFUL and e.name not in pooled)
         return self.patches * (count + states)
 
     def _simple_scratch(self) -> int:
         """Of max-filters, whose rows and planes are filtered one axis after the other, in one bundle."""
-        sizes = [8 * self.bundle * math.prod(e.in_extent) for e in self.graph.edges if e.kind == "max_filter"]
+        sizes = [8 * self.bundle * math.prod(e.in_extent) for e in self.graph.edges
+                 if e.kind == "max_filter" and not has_small_window(e)]
         return max(sizes, default=0)
+
+
+def has_small_window(edge: GraphEdge) -> bool:
+    """Whether it is a max-filter whose windows are compared at once, without scratch."""
+    return edge.kind == "max_filter" and math.prod(edge.window) <= SMALL_WINDOW
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ private:
 
     // A layer of other edges.
     struct Simple {
-        AlignedFloats state;  // indices of maxima, or the mask of dropout
+        AlignedFloats state;  // indices of maxima (bytes where windows are small), or the mask of dropout
         bool derivative_at_maxima = false;  // see takes_derivative_at_maxima
     };
 
@@ -136,7 +136,10 @@ private:
     void run_loss(int output, int piece, Worker& worker);
     void simple_forward_piece(int edge, int piece, bool accumulate, Worker& worker);
     void simple_backward_piece(int edge, int piece, bool accumulate, Worker& worker);
+    void small_filter_forward_piece(int edge, int piece, bool accumulate, Worker& worker);
+    void small_filter_backward_piece(int edge, int piece, bool accumulate, Worker& worker);
     void update_biases(Nodes& nodes, int parts);
+    bool filters_small_windows(int edge) const;
     int parts(int edge, bool forward) const;  // of one bundle in simple edges
 
     // ---- rounds

@@ -73,11 +73,19 @@ void BundledNetwork::run_loss(int output, int piece, Worker& worker) {
     losses_sum_[base + piece] = loss * double(scale);
 }
 
+bool BundledNetwork::filters_small_windows(int e) const {
+    return edges_[e].kind == EdgeKind::max_filter && edges_[e].window.volume() <= kernels::small_window;
+}
+
 // A bundle can be cut along z where max-pooling's windows do not overlap; max-filtering's do, so that only its forward
-// pass, which reads planes twice but writes its own, is cut.
+// pass, which reads planes twice but writes its own, is cut. Small windows are filtered by rows, in both passes.
 int BundledNetwork::parts(int e, bool forward) const {
     const EdgeGroupDescription& d = edges_[e];
     const Nodes& target = *nodes_[d.target];
+    if (filters_small_windows(e)) {
+        const Nodes& written = forward ? target : *nodes_[d.source];
+        return std::min(written.d.extent.z * written.d.extent.y, written.chunks);
+    }
     if (d.kind == EdgeKind::max_pool && d.window == d.stride) return std::min(target.d.extent.z, target.chunks);
     if (d.kind != EdgeKind::max_filter || !forward) return 1;
     return std::clamp(target.d.extent.z / (1 + 4 * d.sparsity.z * (d.window.z - 1)), 1, target.chunks);
@@ -160,6 +168,52 @@ void BundledNetwork::simple_backward_piece(int e, int piece, bool accumulate, Wo
         default: f.embed(gradient, out, result, in, d.offset, V_); break;
     }
     if (accumulate) f.add(to, result, floats);
+}
+
+namespace {
+
+// Rows (z, y) of part `part` of `parts`, as floats of an image of `bundle` maps.
+struct Rows {
+    int first, last;
+    std::size_t begin, floats;
+
+    Rows(Extent n, int bundle, int part, int parts)
+        : first(int(long(n.z) * n.y * part / parts)), last(int(long(n.z) * n.y * (part + 1) / parts)),
+          begin(std::size_t(first) * n.x * bundle), floats(std::size_t(last - first) * n.x * bundle) {}
+};
+
+}  // namespace
+
+void BundledNetwork::small_filter_forward_piece(int e, int piece, bool accumulate, Worker& worker) {
+    const EdgeGroupDescription& d = edges_[e];
+    const Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
+    const int cuts = parts(e, true), image = piece / cuts;
+    const Rows rows(target.d.extent, V_, piece % cuts, cuts);
+    const std::size_t first = image * target.stride + rows.begin;
+    float* to = target.image.data() + first;
+    float* result = accumulate ? worker.scratch.get(rows.floats, 1) : to;
+    kernels::table().small_max_filter(source.image.data() + image * source.stride, source.d.extent, d.window, d.sparsity, V_,
+                                      rows.first, rows.last, result,
+                                      reinterpret_cast<std::int8_t*>(simples_[e]->state.data()) + first);
+    if (accumulate) kernels::table().add(to, result, rows.floats);
+}
+
+void BundledNetwork::small_filter_backward_piece(int e, int piece, bool accumulate, Worker& worker) {
+    const EdgeGroupDescription& d = edges_[e];
+    Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
+    const int cuts = parts(e, false), image = piece / cuts;
+    const Rows rows(source.d.extent, V_, piece % cuts, cuts);
+    const std::size_t first = image * source.stride + rows.begin, out = image * target.stride;
+    float* to = source.gradient.data() + first;
+    float* result = accumulate ? worker.scratch.get(rows.floats, 1) : to;
+    const kernels::Table& f = kernels::table();
+    f.small_max_filter_backward(target.gradient.data() + out,
+                                reinterpret_cast<const std::int8_t*>(simples_[e]->state.data()) + out, source.d.extent,
+                                d.window, d.sparsity, V_, rows.first, rows.last, result);
+    if (accumulate) f.add(to, result, rows.floats);
+    if (simples_[e]->derivative_at_maxima)  // while the rows are in the cache
+        f.transfer_backward(to, source.image.data() + first, rows.floats, V_, source.d.transfer,
+                            &source.bias_sums[std::size_t(piece) * V_]);
 }
 
 // Adds up the parts' sums in a fixed order and takes the step. `parts` are [patch][bundle][part of a bundle].

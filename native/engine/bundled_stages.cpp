@@ -110,14 +110,18 @@ Stage* BundledNetwork::simple_forward(int e, bool accumulate, Stage* previous) {
     const EdgeGroupDescription& d = edges_[e];
     Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
     Stage* stage = add(Pass::forward, label(Pass::forward, int(d.kind), e), parts(e, true) * target.bundles * options_.patches,
-                       [this, e, accumulate](int piece, Worker& worker) {
-                           simple_forward_piece(e, piece, accumulate, worker);
+                       [this, e, accumulate, small = filters_small_windows(e)](int piece, Worker& worker) {
+                           if (small)
+                               small_filter_forward_piece(e, piece, accumulate, worker);
+                           else
+                               simple_forward_piece(e, piece, accumulate, worker);
                        });
     source.ready->before(*stage);
     if (previous) previous->before(*stage);
     const bool maxima = d.kind == EdgeKind::max_filter || d.kind == EdgeKind::max_pool;
+    const std::size_t voxels = target.stride * target.bundles * options_.patches;
     if (maxima || d.kind == EdgeKind::dropout)
-        simples_[e]->state = AlignedFloats(target.stride * target.bundles * options_.patches);
+        simples_[e]->state = AlignedFloats(filters_small_windows(e) ? (voxels + 3) / 4 : voxels);
     target.writers.push_back(stage);
     return stage;
 }
@@ -225,8 +229,11 @@ Stage* BundledNetwork::simple_backward(int e, bool accumulate, Stage* previous) 
     Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
     const int count = parts(e, false) * target.bundles * options_.patches;
     Stage* stage = add(Pass::backward, label(Pass::backward, int(d.kind), e), count,
-                       [this, e, accumulate](int piece, Worker& worker) {
-                           simple_backward_piece(e, piece, accumulate, worker);
+                       [this, e, accumulate, small = filters_small_windows(e)](int piece, Worker& worker) {
+                           if (small)
+                               small_filter_backward_piece(e, piece, accumulate, worker);
+                           else
+                               simple_backward_piece(e, piece, accumulate, worker);
                        });
     target.gradient_ready->before(*stage);
     if (previous) previous->before(*stage);

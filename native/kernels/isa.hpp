@@ -27,6 +27,7 @@ void fill_boxes(Table& table);
 void fill_spectral(Table& table);
 void fill_pointwise(Table& table);
 void fill_pooling(Table& table);
+void fill_small_windows(Table& table);
 void fill_losses(Table& table);
 void fill_short_dft(Table& table);
 Table make_table();

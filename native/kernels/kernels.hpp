@@ -65,6 +65,13 @@ struct Table {
     void (*max_pool)(const float* in, Extent n, Extent w, Extent stride, int bundle, float* out, std::int32_t* index);
     // gin[index[p]] += g[p] for p over `voxels` output voxels (gin zeroed by the caller).
     void (*max_backward)(const float* g, const std::int32_t* index, std::size_t voxels, int bundle, float* gin);
+    // The same filter for windows of at most small_window voxels, by rows (z, y), the last fastest. Output rows [first_row,
+    // last_row), with which out and place begin; place: the maximum's voxel in its window, in z, y, x order.
+    void (*small_max_filter)(const float* in, Extent n, Extent w, Extent s, int bundle, int first_row, int last_row, float* out,
+                             std::int8_t* place);
+    // Input rows [first_row, last_row) of the gradient, written to gin, which begins with first_row.
+    void (*small_max_filter_backward)(const float* g, const std::int8_t* place, Extent n, Extent w, Extent s, int bundle,
+                                      int first_row, int last_row, float* gin);
 
     // ---- losses. Return the loss summed over the voxels (double); y, target, gradient: n floats of one map.
     // weight: n floats or null. gradient = d loss / d y.
@@ -86,6 +93,8 @@ struct Table {
     void (*rows_expand)(const float* in, std::size_t rows, int k, const float* basis, std::size_t floats, float* out);
     void (*rows_reduce)(const float* in, std::size_t rows, std::size_t floats, const float* basis, int k, float* out);
 };
+
+constexpr int small_window = 8;  // voxels
 
 // Bytes of scratch max_filter needs, aligned like a float.
 std::size_t max_filter_scratch_bytes(Extent n, Extent w, Extent s, int bundle);

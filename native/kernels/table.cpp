@@ -14,6 +14,7 @@ Table make_table() {
     fill_spectral(table);
     fill_pointwise(table);
     fill_pooling(table);
+    fill_small_windows(table);
     fill_losses(table);
     fill_short_dft(table);
     return table;

@@ -445,6 +445,31 @@ void fill_with_ties(Floats& in) {
     }
 }
 
+// Small windows, rows cut anywhere: the same maxima and gradients, and nothing else written.
+void test_small_filter(const Table& t, Extent n, Extent w, Extent s, int bundle, const float* in, const float* out,
+                       const std::int32_t* index, const float* g, const Doubles& back, const std::string& shape) {
+    const Extent m{n.z - s.z * (w.z - 1), n.y - s.y * (w.y - 1), n.x - s.x * (w.x - 1)};
+    const std::size_t count = m.volume() * bundle;
+    Floats got(count), gin(n.volume() * bundle);
+    Guarded<std::int8_t> place(count);
+    const int out_rows = m.z * m.y, in_rows = n.z * n.y, cut = pick(0, out_rows), back_cut = pick(0, in_rows);
+    const std::size_t out_row = std::size_t(m.x) * bundle;
+    t.small_max_filter(in, n, w, s, bundle, cut, out_rows, &got[0] + cut * out_row, place.data() + cut * out_row);
+    t.small_max_filter(in, n, w, s, bundle, 0, cut, got, place.data());
+    bool same = true;
+    for (std::size_t p = 0; p < count; ++p) {
+        const int voxel = int(p / bundle), z = voxel / (m.y * m.x), y = voxel / m.x % m.y, x = voxel % m.x;
+        const int j = place[p], jz = j / (w.y * w.x), jy = j / w.x % w.y, jx = j % w.x;
+        same &= index[p] == ((z + s.z * jz) * n.y + y + s.y * jy) * n.x + x + s.x * jx;
+        same &= std::isnan(out[p]) ? std::isnan(got[p]) : got[p] == out[p];
+    }
+    expect(same, std::string("small_max_filter ") + t.isa + " " + shape);
+    const std::size_t row = std::size_t(n.x) * bundle;
+    t.small_max_filter_backward(g, place.data(), n, w, s, bundle, back_cut, in_rows, &gin[0] + back_cut * row);
+    t.small_max_filter_backward(g, place.data(), n, w, s, bundle, 0, back_cut, &gin[0]);
+    expect_small(relative_error(gin, back, 1), 2e-6, "small_max_filter_backward", t, shape);
+}
+
 void test_max(const Table& t) {
     const int bundle = std::vector<int>{1, 1, 3, 8, 16, 19}[pick(0, 5)];
     const bool filter = coin(), flat = pick(0, 4) == 0;
@@ -492,6 +517,7 @@ void test_max(const Table& t) {
     if (!same) return;
     t.max_backward(g, index, m.volume(), bundle, gin);
     expect_small(relative_error(gin, back, 1), 2e-6, "max_backward", t, shape);
+    if (filter && w.volume() <= small_window) test_small_filter(t, n, w, s, bundle, in, out, index, g, back, shape);
 }
 
 void expect_loss(double got, double wanted, double scale, const char* name, const Table& t, const std::string& shape) {
