@@ -121,7 +121,7 @@ def lap_s(case) -> float:
         options.get("allocator"), 1
     )
     seconds *= 1 + 0.12 * (3 - len(options.get("memoize", PHASES)))
-    seconds *= {"torch_cpu": 1.6, "torch_gpu": 0.1, "torch_layers": 1.6}.get(case.adapter, 1)
+    seconds *= {"torch_cpu": 1.6, "torch_gpu": 0.1, "torch_layers": 1.6, "torch_model": 1.6}.get(case.adapter, 1)
     threads = options.get("threads", 1)
     return seconds / (threads * width / (width + 0.3 * threads) if threads > 1 else 1)
 

@@ -30,6 +30,7 @@ FIGURES = {
     "sums",
     "theory",
     "torch_layers",
+    "torch_replace",
     "whole_nets",
 }
 

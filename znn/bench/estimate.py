@@ -16,7 +16,8 @@ from .sweep import Case
 
 SETUP_S = 0.5  # process, check, arrays; planning and first passes are counted as laps
 SETUP_LAPS = 3
-COMPUTED_S = {"theory": 0.6, "trace": 5.0, "valgrind": 60.0, "simulate": 30.0}
+# Of a whole case, where the cost model does not count its operations.
+CASE_S = {"theory": 0.6, "trace": 5.0, "valgrind": 60.0, "simulate": 30.0, "torch_model": 2.5, "torch_replaced": 7.0}
 FLOP_PER_S = {
     "znn": 4e9,
     "locks": 4e9,
@@ -33,7 +34,7 @@ class Estimator:
     def __init__(self, records: Iterable[Record] = ()) -> None:
         sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for record in records:
-            if record.status == "ok" and record.samples_s:
+            if record.status == "ok" and record.samples_s and record.adapter_name not in CASE_S:
                 measured, predicted = sums[_kind(record.adapter_name, record.options)]
                 predicted += _lap_model(record.problem, record.adapter_name, record.options)
                 measured += float(np.median(record.samples_s))
@@ -48,8 +49,8 @@ class Estimator:
 
     def case_s(self, case: Case) -> float:
         """Seconds of a case with set-up, warm-ups and rounds, as the protocol bounds them."""
-        if case.adapter in COMPUTED_S:
-            return COMPUTED_S[case.adapter]
+        if case.adapter in CASE_S:
+            return CASE_S[case.adapter]
         protocol, lap = case.protocol, self.lap_s(case)
         rounds = min(protocol.max_rounds, max(1.0, protocol.max_s / lap))
         return min(protocol.timeout_s, SETUP_S + (SETUP_LAPS + protocol.warmups + rounds) * lap)

@@ -196,8 +196,8 @@ def checked_problems() -> Iterator[tuple[str, Reference]]:
     seen = set()
     for tier, sweep in itertools.product(TIERS, load_all(ROOT / "experiments" / "sweeps")):
         for case in expand(sweep, tier, (1, 1)):
-            small = Problem.from_dict(case.problem).reduced()
-            if isinstance(adapters.load(case.adapter), adapters.Timed) and small not in seen:
+            small, adapter = Problem.from_dict(case.problem).reduced(), adapters.load(case.adapter)
+            if isinstance(adapter, adapters.Timed) and adapter.referenced and small not in seen:
                 seen.add(small)
                 yield case.label, adapters.reference(small)
 

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -16,6 +17,7 @@ from znn.torch.layers import Method, Problem
 
 METHODS_TIMED = 3
 ROUNDS = 3, 25  # at least and at most, after the warm-up
+TURN_S = 0.01  # a turn that is shorter is made of so many laps, after one that meets what the one before left running
 HOPELESS = 2.0  # times the fastest: not timed further
 
 
@@ -45,10 +47,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Timing:
-    """Samples in seconds, PyTorch's and those of the methods tried, taken in turns."""
+    """Samples in seconds, PyTorch's and those of the methods tried, taken in turns; least: the shortest lap of each, PyTorch's
+    under None."""
 
     torch_s: tuple[float, ...]
     methods: dict[Method, tuple[float, ...]] = field(default_factory=dict)
+    least: dict[Method | None, float] = field(default_factory=dict)
 
     @property
     def theirs(self) -> float:
@@ -69,26 +73,49 @@ class Timing:
 
 
 def measure(case: Case, budget_s: float = 1.0, methods: int = METHODS_TIMED) -> Timing:
-    """Time the layer with PyTorch and with the likeliest methods, for about `budget_s` seconds (three rounds at least,
+    """Time the layer in turns with PyTorch and with the likeliest methods, for about `budget_s` seconds (three rounds at least,
     unless PyTorch is so far behind that they would take much longer). Raises PlanError where no method can compute it."""
     tried = layers.ranked_methods(case.problem, case.input_gradient and case.backward)[:methods]
     if not tried:
         raise PlanError(f"{case}: no method can compute this layer")
     runs: dict[Method | None, Callable[[], None]] = {None: _run(case, None)} | {m: _run(case, m) for m in tried}
     samples: dict[Method | None, list[float]] = {key: [] for key in runs}
+    shortest = dict.fromkeys(runs, math.inf)
     live, spent = list(runs), 0.0
     for key in live:  # meets cold memory
         spent += _timed(runs[key])
     while len(samples[None]) < ROUNDS[0] or (len(samples[None]) < ROUNDS[1] and spent < budget_s):
-        for key in live:
-            samples[key].append(_timed(runs[key]))
-            spent += samples[key][-1]
+        first = len(samples[None]) % len(live)  # so that nobody always follows the same other one
+        for key in live[first:] + live[:first]:
+            start = time.perf_counter()
+            found = turn(runs[key])
+            samples[key].append(found.mean)
+            shortest[key] = min(shortest[key], found.least)
+            spent += time.perf_counter() - start
         least = min(min(samples[method]) for method in tried)
         live = [key for key in live if key is None or min(samples[key]) <= HOPELESS * least]
         if min(samples[None]) > HOPELESS * least and spent > 4 * budget_s:
             break  # PyTorch is far behind: more rounds would not change that
     rounds = len(samples[None])
-    return Timing(tuple(samples[None]), {m: tuple(s) for m, s in samples.items() if m and len(s) == rounds})
+    return Timing(tuple(samples[None]), {m: tuple(s) for m, s in samples.items() if m and len(s) == rounds}, shortest)
+
+
+class Turn(NamedTuple):
+    """Seconds of a lap: the mean over a turn, and its shortest."""
+
+    mean: float
+    least: float
+
+
+def turn(run: Callable[[], None], least_s: float = TURN_S) -> Turn:
+    """One lap, or if it is short as many as take `least_s`, after one that is not counted.
+
+    PyTorch's threads spin for a while after each of its operations, and take processor time from what comes next.
+    """
+    laps = [_timed(run)]
+    if laps[0] < least_s:
+        laps = [_timed(run) for _ in range(math.ceil(least_s / laps[0]))]
+    return Turn(statistics.fmean(laps), min(laps))
 
 
 def _timed(run: Callable[[], None]) -> float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,11 +16,28 @@ from znn import cache
 from znn.errors import DataError, PlanError
 from znn.torch import functional, layers, modules
 from znn.torch.layers import Method
-from znn.torch.measure import Case, measure
+from znn.torch.measure import Case, Turn, measure, turn
 
 OURS = {torch.nn.Conv2d: modules.Conv2d, torch.nn.Conv3d: modules.Conv3d}
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
-MODEL_ROUNDS = 3
+MODEL_ROUNDS = 5, 25  # of the whole model, at least and at most, after the warm-up
+MODEL_BUDGET_S = 1.0  # for each side, where the least rounds take no longer
+MODEL_TURN_S = 0.03
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Medians of the rounds with PyTorch's convolutions and with ours, and the shortest lap of each."""
+
+    theirs: float
+    ours: float
+    theirs_least: float
+    ours_least: float
+
+    def faster(self, margin: float = 0.0) -> bool:
+        """Whether ours are faster by more than `margin`, and in their shortest laps as well: where the machine has other work,
+        medians tell how each side bears it."""
+        return self.theirs > (1 + margin) * self.ours and self.theirs_least > self.ours_least
 
 
 @dataclass(frozen=True)
@@ -66,8 +83,9 @@ def replace_convs(model: torch.nn.Module, example: torch.Tensor | Sequence[torch
     """Exchange the `Conv2d` and `Conv3d` modules of `model` that are faster with ZNN's kernels on this machine, in place.
 
     example: the model's input, or a sequence of its inputs. backward: measure training (forward and backward), else
-    inference. A layer is exchanged where its interleaved median is faster by more than `margin`; then the whole model is
-    timed both ways and everything is put back if it has not become faster. `budget_s`: seconds of measurement per layer
+    inference. A layer is exchanged where the median of its interleaved rounds is faster by more than `margin`, and its
+    shortest lap faster at all; then the whole model is timed both ways, and everything is put back if it has not become faster.
+    What holds for the example's shapes need not hold for others. `budget_s`: seconds of measurement per layer
     and shape, not counting shapes known from ZNN's cache (unless `remeasure`).
 
     The modules stay the same objects with the same parameters, hooks and state: only their class changes, so an optimiser
@@ -79,16 +97,18 @@ def replace_convs(model: torch.nn.Module, example: torch.Tensor | Sequence[torch
     before = {name: type(module) for name, module in convs.items()}
     with _untouched(model):
         seen = _watch(model, inputs, convs, backward)
-        decisions = [_decide(name, convs[name], cases, margin, budget_s, remeasure) for name, cases in seen.items()]
+        timings = {case: _measured(case, budget_s, remeasure)
+                   for case in dict.fromkeys(case for cases in seen.values() for case in cases) if isinstance(case, Case)}
+        decisions = [_decide(name, cases, timings, margin) for name, cases in seen.items()]
         for d in decisions:
             _set_class(convs[d.name], d.uses)
         changed = any(d.uses == "znn" for d in decisions)
         model_s = _time_model(model, inputs, convs, decisions, backward) if changed else None
-    if model_s and model_s[1] > model_s[0]:
+    if model_s and not model_s.faster():
         for name, module in convs.items():
             module.__class__ = THEIRS.get(before[name], before[name])
         decisions = [replace(d, uses="torch", reason="the whole model was no faster") if d.uses == "znn" else d for d in decisions]
-    return Report(tuple(decisions), model_s)
+    return Report(tuple(decisions), model_s and (model_s.theirs, model_s.ours))
 
 
 def restore_convs(model: torch.nn.Module) -> tuple[str, ...]:
@@ -174,57 +194,79 @@ def _flat(result: Any) -> Iterator[torch.Tensor]:
 
 
 def _time_model(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], convs: Mapping[str, torch.nn.Module],
-                decisions: Sequence[Decision], backward: bool) -> tuple[float, float]:
-    """Median seconds of the whole model with PyTorch's convolutions and as decided, in turns. Leaves it as decided."""
+                decisions: Sequence[Decision], backward: bool) -> Seconds:
+    """Seconds of the whole model with PyTorch's convolutions and as decided, in turns. Leaves it as decided."""
     samples: dict[str, list[float]] = {"torch": [], "znn": []}
-    for lap in range(MODEL_ROUNDS + 1):
-        for uses, values in samples.items():
-            for d in decisions:
-                _set_class(convs[d.name], uses if d.uses == "znn" else "torch")
-            start = time.perf_counter()
-            _pass(model, inputs, backward, differentiable=backward)
-            if lap > 0:  # the first meets cold memory
-                values.append(time.perf_counter() - start)
-    return statistics.median(samples["torch"]), statistics.median(samples["znn"])
+    shortest = dict.fromkeys(samples, math.inf)
+
+    def timed(uses: str) -> Turn:
+        for d in decisions:
+            _set_class(convs[d.name], uses if d.uses == "znn" else "torch")
+        return turn(lambda: _pass(model, inputs, backward, differentiable=backward), MODEL_TURN_S)
+
+    for uses in samples:  # meets cold memory
+        timed(uses)
+    while _more_rounds(samples):
+        for uses in sorted(samples, reverse=len(samples["znn"]) % 2 == 1):  # neither always follows the other
+            found = timed(uses)
+            samples[uses].append(found.mean)
+            shortest[uses] = min(shortest[uses], found.least)
+    for d in decisions:
+        _set_class(convs[d.name], d.uses)
+    return Seconds(*map(statistics.median, samples.values()), *shortest.values())
+
+
+def _more_rounds(samples: Mapping[str, Sequence[float]]) -> bool:
+    rounds, spent = len(samples["znn"]), max(map(sum, samples.values()))
+    return rounds < MODEL_ROUNDS[0] or (rounds < MODEL_ROUNDS[1] and spent < MODEL_BUDGET_S)
 
 
 # ---- decisions --------------------------------------------------------------------------------------------
-def _decide(name: str, conv: torch.nn.Module, cases: Sequence[Case | str], margin: float, budget_s: float,
-            remeasure: bool) -> Decision:
+def _decide(name: str, cases: Sequence[Case | str], timings: Mapping[Case, Found | str], margin: float) -> Decision:
     if not cases:
         return Decision(name, "", "torch", "not used for this example")
     other = next((case for case in cases if isinstance(case, str)), None)
     if other is not None:
         return Decision(name, "", "torch", other)
     text = str(cases[0]) + (f" and {len(cases) - 1} more calls" if len(cases) > 1 else "")
-    try:
-        found = [_measured(case, budget_s, remeasure) for case in cases]
-    except PlanError as error:
-        return Decision(name, text, "torch", str(error))
-    torch_s, znn_s = sum(f[0] for f in found), sum(f[1] for f in found)
-    faster = torch_s > (1 + margin) * znn_s
-    for case, (_, _, method) in zip(cases, found):
+    found = [timings[case] for case in cases]
+    reason = next((f for f in found if isinstance(f, str)), None)
+    if reason is not None:
+        return Decision(name, text, "torch", reason)
+    seconds = Seconds(*map(sum, zip(*(f.seconds for f in found))))
+    faster = seconds.faster(margin)
+    for case, f in zip(cases, found):
         if faster:
-            layers.choose(case.problem, method)
-    return Decision(name, text, "znn" if faster else "torch", "", torch_s, znn_s, str(found[0][2]))
+            layers.choose(case.problem, f.method)
+    return Decision(name, text, "znn" if faster else "torch", "", seconds.theirs, seconds.ours, str(found[0].method))
 
 
-def _measured(case: Case, budget_s: float, remeasure: bool) -> tuple[float, float, Method]:
-    """Seconds of PyTorch's and of our best method, from the cache or measured now."""
+class Found(NamedTuple):
+    """Of a case: seconds in the order of `Seconds`, and our best method."""
+
+    seconds: tuple[float, float, float, float]
+    method: Method
+
+
+def _measured(case: Case, budget_s: float, remeasure: bool) -> Found | str:
+    """From the cache or measured now, or in words why no method of ours can compute it."""
     key = repr((case, layers.threads(), torch.__version__))
     known = _read()
     if remeasure or key not in known:
-        timing = measure(case, budget_s)
+        try:
+            timing = measure(case, budget_s)
+        except PlanError as error:
+            return str(error)
         best = timing.best
-        known = _read() | {key: [timing.theirs, timing.ours, [best.name, best.bundle, list(best.tile)]]}
+        known = _read() | {key: [timing.theirs, timing.ours, timing.least[None], timing.least[best], [best.name, best.bundle, list(best.tile)]]}
         cache.write_text(layers.cache_name(), json.dumps(known, indent=0, sort_keys=True))
-    torch_s, znn_s, (name, bundle, tile) = known[key]
-    return torch_s, znn_s, Method(name, bundle, tuple(tile))
+    *seconds, (name, bundle, tile) = known[key]
+    return Found(tuple(seconds), Method(name, bundle, tuple(tile)))
 
 
 def _read() -> dict[str, list]:
     try:
         data = json.loads(cache.read_text(layers.cache_name()) or "{}")
-        return {key: value for key, value in data.items() if len(value) == 3 and len(value[2]) == 3}
+        return {key: value for key, value in data.items() if len(value) == 5 and len(value[4]) == 3}
     except (ValueError, AttributeError, TypeError):
         return {}  # damaged: measured again and overwritten

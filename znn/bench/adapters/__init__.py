@@ -8,7 +8,8 @@ import importlib
 from .base import Adapter, AdapterError, Computed, Session, Timed, reference
 
 BUILT_IN = (
-    "znn", "znn_bundled", "torch_cpu", "torch_gpu", "torch_layers", "torch_znn", "theory", "trace", "locks", "simulate", "valgrind"
+    "znn", "znn_bundled", "torch_cpu", "torch_gpu", "torch_layers", "torch_znn", "torch_model", "torch_replaced",
+    "theory", "trace", "locks", "simulate", "valgrind"
 )
 
 __all__ = ["BUILT_IN", "Adapter", "AdapterError", "Computed", "Session", "Timed", "load", "preloads", "reference"]

@@ -84,6 +84,8 @@ class Adapter(ABC):
 class Timed(Adapter):
     """An adapter whose laps are timed."""
 
+    referenced = True  # whether `check` compares with znn.reference, whose outputs for the sweeps are kept
+
     @abstractmethod
     def open(
         self,
