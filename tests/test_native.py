@@ -27,6 +27,7 @@ PROGRAMS = {
     "engine_stress": {"": 150, "thread": 40, "address": 60},
     "layer_stress": {"": 150, "thread": 25, "address": 40},
     "kernels_test": {"": 600, "thread": 40, "address": 120},
+    "tiled_test": {"": 3000, "thread": 20, "address": 100},
 }
 CPU_FLAGS = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
 RUNS_HERE = {"baseline": True, "avx2": {"avx2", "fma"} <= set(CPU_FLAGS),
@@ -45,7 +46,8 @@ def build(sanitizer: str) -> Path:
     with open(folder / ".lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two runs of the tests may build at once
         command("cmake", "-S", ROOT / "native", "-B", folder, *generator, "-DCMAKE_BUILD_TYPE=Release",
-                "-DZNN_PYTHON=OFF", "-DZNN_NATIVE_TESTS=ON", f"-DZNN_SANITIZE={sanitizer}")
+                "-DZNN_PYTHON=OFF", "-DZNN_NATIVE_TESTS=ON", f"-DZNN_SANITIZE={sanitizer}",
+                f"-DZNN_WIDE_AVX2={'' if sanitizer else 'ON'}")
         command("cmake", "--build", folder, "--parallel", len(os.sched_getaffinity(0)), "--target", *PROGRAMS)
     return folder / "tests"
 

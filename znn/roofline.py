@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from znn import bundled
-from znn.footprint import STATEFUL, layer_bytes
+from znn.footprint import STATEFUL, has_small_window, layer_bytes
 from znn.graph import Graph, GraphEdge
 from znn.plan import Plan, Request
 from znn.trace import Trace
@@ -75,7 +75,7 @@ def _simple_rows(graph: Graph, edge: GraphEdge, request: Request, backward: bool
     machine, peaks = bundled.walls()
     each = [4 * request.patches * graph.nodes[node].maps * math.prod(graph.nodes[node].extent)
             for node in (edge.source, edge.target)]
-    state = each[1] if edge.kind in STATEFUL else 0
+    state = each[1] // (4 if has_small_window(edge) else 1) if edge.kind in STATEFUL else 0
     count = sum(each) + state
     fits = count <= machine.l3_bytes / 2
     seconds = count / (peaks.cache_bytes if fits else peaks.memory_bytes)

@@ -287,7 +287,7 @@ void stress_bundles(int number, unsigned seed) {
         if (edge.kind != EdgeKind::conv || random.coin()) continue;
         const tiled::Problem problem{net.nodes[edge.source].maps, net.nodes[edge.target].maps, net.nodes[edge.source].extent,
                                      edge.kernel, edge.sparsity};
-        const auto tiles = tiled::candidate_tiles(problem, 8, {}, 4);
+        const auto tiles = tiled::candidate_tiles(problem, 8, {}, 4);  // fit bundles of 16 as well
         if (tiles.empty()) continue;
         edge.method = problem.in_maps <= 4 && random.coin() ? Method::fused : Method::tiled;
         edge.transform = tiles[std::size_t(random.pick(0, int(tiles.size()) - 1))];
@@ -298,7 +298,7 @@ void stress_bundles(int number, unsigned seed) {
     calm.loss = kernels::Loss(random.pick(0, 2));
     calm.input_gradient = random.coin();
     calm.seed = seed;
-    calm.bundle = 8;
+    calm.bundle = tiled::has_bundle(16) && random.coin() ? 16 : 8;
     const Arrays expected = Script(net, calm, seed).run(8);
     for (int i = 0; i < 3; ++i) {
         NetworkOptions options = calm;

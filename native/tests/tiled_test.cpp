@@ -388,6 +388,6 @@ int main(int argc, char** argv) {
                            rejects({4, 4, {2, 8, 8}, {3, 3, 3}}, 8, {8, 8, 8}),
                            !candidate_tiles(good, 8, {}, 3).empty()};
     for (bool ok : checks) (ok ? passed : failed)++;
-    std::printf("%s, largest error %.2e of the largest value: %d passed, %d failed\n", isa(), Runner::worst, passed, failed);
+    std::printf("%s, largest error %.2e of the largest value\n%d passed, %d failed\n", isa(), Runner::worst, passed, failed);
     return failed ? 1 : 0;
 }

@@ -84,8 +84,10 @@ Peaks measure_peaks() {
     float (*chain)(long) = baseline::multiply_add;
 #ifdef ZNN_X86
     if (path == "avx2") chain = avx2::multiply_add;
-    if (path == "avx512") chain = avx512::multiply_add;
-    if (has_bundle(16)) peaks.flops = multiply_add_rate(avx512w::multiply_add, 16);
+    if (path == "avx512") {
+        chain = avx512::multiply_add;
+        peaks.flops = multiply_add_rate(avx512w::multiply_add, 16);
+    }
 #endif
     peaks.flops = std::max(peaks.flops, multiply_add_rate(chain, 8));
     peaks.cache_bytes = copy_rate(machine.l3_bytes / 8, 15);

@@ -22,6 +22,9 @@ namespace znn::tiled {
 ZNN_DECLARE(baseline)
 #ifdef ZNN_X86
 ZNN_DECLARE(avx2)
+#ifdef ZNN_WIDE_AVX2  // for tests: bundles of 16 maps on processors without AVX-512
+ZNN_DECLARE(avx2w)
+#endif
 ZNN_DECLARE(avx512)
 ZNN_DECLARE(avx512w)
 #endif
@@ -55,7 +58,11 @@ const Path& path() {
         static const Path paths[] = {
 #ifdef ZNN_X86
             {"avx512", avx512::run_tiled, avx512::run_direct, avx512w::run_tiled, avx512w::run_direct},
+#ifdef ZNN_WIDE_AVX2
+            {"avx2", avx2::run_tiled, avx2::run_direct, avx2w::run_tiled, avx2w::run_direct},
+#else
             {"avx2", avx2::run_tiled, avx2::run_direct, nullptr, nullptr},
+#endif
 #endif
             {"baseline", baseline::run_tiled, baseline::run_direct, nullptr, nullptr},
         };
