@@ -219,3 +219,11 @@ def test_every_target_from_several_masked_volumes_to_a_whole_output(tmp_path, ta
     assert 0 <= values.min() < values.max() <= 1
     if target == "classes":
         np.testing.assert_allclose(values.sum(0), 1, rtol=1e-5)
+
+
+def test_a_folder_that_cannot_be_one_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(DataError, match=f"{folder}: cannot be the folder of the run: (File exists|Not a directory)"):
+            run_job(SETTINGS, folder, SPEC)
+    assert (tmp_path / "file").read_text() == "mine"

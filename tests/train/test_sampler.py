@@ -137,6 +137,26 @@ def test_unsuitable_volumes_are_refused(change, message):
         reader(**{"geometry": EVEN} | change)
 
 
+def rare(kind):
+    """40 sections, of which 16 are looked at before training: what is wrong is in one of the others."""
+    image = RNG.standard_normal((40, 24, 24)).astype(np.float32)
+    labels, mask = (image > 0).astype(np.float32), np.ones(image.shape, np.float32)
+    wrong = {"image": image, "labels": labels, "mask": mask, "classes": labels}[kind]
+    wrong[1] = 2 if kind == "classes" else np.nan
+    return make_volume(image, labels, mask)
+
+
+@pytest.mark.parametrize("kind, message", [
+    ("image", "image: NaN or infinity found in the"), ("labels", "labels: NaN or infinity found in the"),
+    ("mask", "mask: NaN or infinity found in the"), ("classes", "labels from 0.0 to 2.0; expected whole numbers from 0 to 1"),
+])
+def test_what_the_look_before_training_misses_is_found_when_it_is_read(kind, message):
+    sampler = PatchSampler(PatchReader([rare(kind)], EVEN, "classes", 2), 0)
+    with pytest.raises(DataError, match=message):
+        for index in range(400):
+            sampler.sample(index)
+
+
 def test_geometry_of_dense_and_strided_networks():
     layers = [{"conv": 2, "kernel": 3}, {"max_filter": 2}, {"conv": 1, "kernel": 3}]
     dense = Geometry.of(Graph.build(NetworkSpec.layered("dense", 1, layers, dims=2), output=(1, 5, 5)))

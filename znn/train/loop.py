@@ -153,7 +153,10 @@ class Run:
     def train(self) -> State:
         """Train to the limit, or to the first Ctrl-C or termination signal (then KeyboardInterrupt is raised,
         after the checkpoint is written). Raises EngineError when the loss stops being finite."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{self.folder}: cannot be the folder of the run: {error.strerror}") from error
         trim_curve(self.folder / "curve.jsonl", self.net.round)
         if self.net.round:
             self._line_due = self._at() + 1 / _LINES  # as at the checkpoint, which is written after a line

@@ -120,15 +120,19 @@ class PatchReader:
                 f"target {self.target!r} has {expected} maps, but the network's output has {self.maps}"
             )
         values = label_values(volume)
+        self._check_classes(volume, values)
+        if self.target != "affinities" and len(values) < 2 and volume.window is None:
+            raise DataError(f"{volume.name}: every label is {values[0]}; expected at least two values")
+        picture = len(values) == 2 if volume.picture is None else volume.picture
+        return self.target == "boundary" and picture
+
+    def _check_classes(self, volume: Volume, values: np.ndarray) -> None:
+        """Label values that are no class, of all sections looked at or of a patch, would be learned as none."""
         if self.target == "classes" and (values.min() < 0 or values.max() >= self.maps or np.any(values % 1)):
             raise DataError(
                 f"{volume.name}: labels from {values.min()} to {values.max()}; expected whole numbers "
                 f"from 0 to {self.maps - 1}, one for each map of the network's output"
             )
-        if self.target != "affinities" and len(values) < 2 and volume.window is None:
-            raise DataError(f"{volume.name}: every label is {values[0]}; expected at least two values")
-        picture = len(values) == 2 if volume.picture is None else volume.picture
-        return self.target == "boundary" and picture
 
     def free(self, index: int, margin: int = 0) -> list[Region]:
         """Where the span of a patch of a volume may start, as disjoint boxes of corners.
@@ -156,6 +160,7 @@ class PatchReader:
         volume = self.volumes[index]
         # One voxel more on every side, for targets look at neighbours.
         labels = self._labels(volume.label_patch, corner, variant, 1)
+        self._check_classes(volume, labels)
         if self._picture[index]:
             labels = labels != 0
         mask = None if volume.mask is None else self._labels(volume.mask_patch, corner, variant, 0)

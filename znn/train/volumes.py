@@ -70,12 +70,7 @@ class Volume:
     def image_patch(self, corner: Sequence[int], extent: Sequence[int]) -> np.ndarray:
         """float32 (maps, z, y, x) from `corner` on; beyond the borders of the image it is mirrored."""
         corner = self._place(corner)
-        patch = read_mirrored(self.image, corner, extent).astype(np.float32)
-        if self.image.dtype.kind == "f" and not np.isfinite(patch).all():
-            raise DataError(
-                f"{self.name}: image: NaN or infinity found in the {tuple(extent)} voxels from {tuple(map(int, corner))} on; "
-                "expected finite values"
-            )
+        patch = self._finite("image", read_mirrored(self.image, corner, extent).astype(np.float32), corner)
         patch -= self.mean
         patch /= self.deviation
         return patch
@@ -83,7 +78,7 @@ class Volume:
     def label_patch(self, corner: Sequence[int], extent: Sequence[int]) -> np.ndarray:
         """Labels (z, y, x) in the file's own type from `corner` on, mirrored beyond the borders; 0 where hidden."""
         corner = self._place(corner)
-        patch = read_mirrored(self.labels, corner, extent)
+        patch = self._finite("labels", read_mirrored(self.labels, corner, extent), corner)
         if not self.hidden:
             return patch
         patch = patch.copy()
@@ -95,7 +90,10 @@ class Volume:
 
     def mask_patch(self, corner: Sequence[int], extent: Sequence[int]) -> np.ndarray | None:
         """bool (z, y, x): where the labels are to be trusted, mirrored beyond the borders. None without a mask."""
-        return None if self.mask is None else read_mirrored(self.mask, self._place(corner), extent) != 0
+        if self.mask is None:
+            return None
+        corner = self._place(corner)
+        return self._finite("mask", read_mirrored(self.mask, corner, extent), corner) != 0
 
     def part(self, region: Region) -> Volume:
         """A region as a volume of its own, scaled as the whole; what the image shows around it can still be read."""
@@ -104,6 +102,15 @@ class Volume:
     def hiding(self, regions: Sequence[Region]) -> Volume:
         """The same volume without the labels of `regions`, whose image can still be read."""
         return replace(self, hidden=(*self.hidden, *(region.moved(self.region.start) for region in regions)))
+
+    def _finite(self, what: str, patch: np.ndarray, corner: Sequence[int]) -> np.ndarray:
+        """The patch, read from `corner` of the arrays on. Raises DataError where it is not finite."""
+        if patch.dtype.kind == "f" and not np.isfinite(patch).all():
+            raise DataError(
+                f"{self.name}: {what}: NaN or infinity found in the {tuple(patch.shape[-3:])} voxels from {tuple(corner)} on; "
+                "expected finite values"
+            )
+        return patch
 
     def _place(self, corner: Sequence[int]) -> list[int]:
         return [int(c) + a for c, a in zip(corner, self.region.start)]
