@@ -24,6 +24,7 @@ constexpr int kFewRows[] = {0, 4, 2, 1, 1};
 constexpr int kUpdateRows[] = {0, 4, 2, 1};
 #endif
 constexpr int kMostRows = 14;
+constexpr int kSingleTaps = 3;  // x taps of kernels between single maps and bundles that have functions of their own
 
 // The taps one output row takes part in, and what they touch. Steps of x in floats, of w in vectors.
 struct Walk {
@@ -53,6 +54,28 @@ void forward_block(const Walk& k, const float* in, const V* kernels, V* out, lon
                             for (int b = 0; b < NB; ++b) sum[b][r] += at[r * kV] * weight[b];
                     }
                 }
+            }
+        }
+    }
+    for (int b = 0; b < NB; ++b)
+        for (int r = 0; r < R; ++r) out[b * out_bundle + r] = sum[b][r];
+}
+
+// The same of a single map and three taps along x, which stand for its lanes.
+template <int R, int NB>
+void single_block(const Walk& k, const float* in, const V* kernels, V* out, long out_bundle) {
+    V sum[NB][R];
+    clear(sum);
+    for (int jz = 0; jz < k.nz; ++jz) {
+        for (int jy = 0; jy < k.ny; ++jy) {
+            const float* at = in + jz * k.z + jy * k.y;
+            const V* w = kernels + jz * k.w_z + jy * k.w_y;
+#pragma GCC unroll 3
+            for (int l = 0; l < kSingleTaps; ++l, ++w, at += k.lane) {
+                V weight[NB];
+                for (int b = 0; b < NB; ++b) weight[b] = w[b * k.w_out];
+                for (int r = 0; r < R; ++r)
+                    for (int b = 0; b < NB; ++b) sum[b][r] += at[r * kV] * weight[b];
             }
         }
     }
@@ -95,39 +118,48 @@ void few_block(const Walk& k, const float* in, const V* kernels, V* out, long) {
 
 using RowFunction = void (*)(const Walk&, const float*, const V*, V*, long);
 
+enum class Maps { many, single, few };  // single: one map comes in; few: few go out
+
 // The block function of R rows, for a register block of group NB (few: O maps).
-template <int NB, bool FEW, int R = 1>
+template <int NB, Maps M, int R = 1>
 RowFunction row_function(int rows) {
-    constexpr int most = FEW ? kFewRows[NB] : kRows[NB];
+    constexpr int most = M == Maps::few ? kFewRows[NB] : kRows[NB];
     if constexpr (R < most) {
-        if (rows > R) return row_function<NB, FEW, R + 1>(rows);
+        if (rows > R) return row_function<NB, M, R + 1>(rows);
     }
-    if constexpr (FEW)
+    if constexpr (M == Maps::few)
         return few_block<R, NB>;
+    else if constexpr (M == Maps::single)
+        return single_block<R, NB>;
     else
         return forward_block<R, NB>;
 }
 
-RowFunction row_function(bool few, int group, int rows) {
-    if (few) switch (group) {
-        case 1: return row_function<1, true>(rows);
-        case 2: return row_function<2, true>(rows);
-        case 3: return row_function<3, true>(rows);
-        default: return row_function<4, true>(rows);
-    }
+template <Maps M>
+RowFunction row_function(int group, int rows) {
     switch (group) {
-        case 1: return row_function<1, false>(rows);
-        case 2: return row_function<2, false>(rows);
-        default: return row_function<3, false>(rows);
+        case 1: return row_function<1, M>(rows);
+        case 2: return row_function<2, M>(rows);
+        case 3: return row_function<3, M>(rows);
+    }
+    if constexpr (M == Maps::few) return row_function<4, M>(rows);
+    return nullptr;
+}
+
+RowFunction row_function(Maps maps, int group, int rows) {
+    switch (maps) {
+        case Maps::few: return row_function<Maps::few>(group, rows);
+        case Maps::single: return row_function<Maps::single>(group, rows);
+        default: return row_function<Maps::many>(group, rows);
     }
 }
 
 // A row of `voxels` in nearly equal register blocks; results in `out`, bundles `out_bundle` vectors apart.
-void convolve_row(const Walk& k, bool few, int group, const float* in, const V* kernels, int voxels, V* out,
+void convolve_row(const Walk& k, Maps maps, int group, const float* in, const V* kernels, int voxels, V* out,
                   long out_bundle) {
-    const int most = few ? kFewRows[group] : kRows[group];
+    const int most = maps == Maps::few ? kFewRows[group] : kRows[group];
     const int blocks = ceil_div(voxels, most), rows = voxels / blocks, larger = voxels % blocks;
-    const RowFunction even = row_function(few, group, rows), more = row_function(few, group, rows + (larger > 0));
+    const RowFunction even = row_function(maps, group, rows), more = row_function(maps, group, rows + (larger > 0));
     for (int i = 0; i < blocks; ++i) {
         const int r = i < larger ? rows + 1 : rows;
         (i < larger ? more : even)(k, in, kernels, out, out_bundle);
@@ -137,7 +169,7 @@ void convolve_row(const Walk& k, bool few, int group, const float* in, const V* 
 }
 
 // Input steps of one map become steps of x taps where there is only one map: the inner loop stays long.
-void set_maps(Walk& k, int maps) {
+Maps set_maps(Walk& k, int maps) {
     k.bundles = ceil_div(maps, kV);
     k.lanes = kV;
     k.last_lanes = maps - (k.bundles - 1) * kV;
@@ -147,6 +179,7 @@ void set_maps(Walk& k, int maps) {
         k.lane = k.x;
         k.nx = 1;
     }
+    return maps == 1 && k.last_lanes == kSingleTaps ? Maps::single : Maps::many;
 }
 
 void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
@@ -158,7 +191,7 @@ void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const long per_tap = p.few_outputs ? long(p.in_bundles) * p.problem.out_maps : maps;
     Walk walk{k.z, k.y, k.x, p.in_bundles, kV, kV, long(s.z) * n.y * n.x * kV, long(s.y) * n.x * kV, long(s.x) * kV,
               long(b.input_stride), 1, long(k.y) * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
-    if (!p.few_outputs) set_maps(walk, maps);
+    const Maps kind = p.few_outputs ? Maps::few : set_maps(walk, maps);
     const V* kernels = vec(b.at(Buffer::kernels_forward)) + group.first * taps * per_tap;
     V* row = vec(scratch);
     for (int i = first; i < std::min(rows, first + p.rows_forward); ++i) {
@@ -166,7 +199,7 @@ void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
         const long in_start = pointwise ? long(i) * kRowVoxels : (long(i / m.y) * n.y + i % m.y) * n.x;
         const long out_start = pointwise ? in_start : long(i) * m.x;
         const int voxels = pointwise ? std::min(kRowVoxels, volume - i * kRowVoxels) : m.x;
-        convolve_row(walk, p.few_outputs, p.few_outputs ? p.problem.out_maps : nb, b.input + in_start * kV, kernels,
+        convolve_row(walk, kind, p.few_outputs ? p.problem.out_maps : nb, b.input + in_start * kV, kernels,
                      voxels, row, voxels);
         for (int o = 0; o < nb; ++o) {
             const int bundle = group.first + o;
@@ -218,12 +251,12 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
         if (tz.count > 0 && ty.count > 0) {
             Walk walk{tz.count, ty.count, k.x, 1, kV, kV, -long(s.z) * m.y * length * kV, -long(s.y) * length * kV,
                       long(s.x) * kV, bundle_step, 1, long(k.y) * k.x * maps, long(k.x) * maps, maps, long(taps) * maps};
-            set_maps(walk, maps);
+            const Maps kind = set_maps(walk, maps);
             const long from = pointwise ? start
                                         : (long(z - s.z * tz.first) * m.y + (y - s.y * ty.first)) * length;
             const V* kernels = vec(b.at(Buffer::kernels_backward)) +
                                (long(group.first) * taps + (long(tz.first) * k.y + ty.first) * k.x) * maps;
-            convolve_row(walk, false, nb, gradient + from * kV, kernels, voxels, row, voxels);
+            convolve_row(walk, kind, nb, gradient + from * kV, kernels, voxels, row, voxels);
         } else {
             std::fill(row, row + long(nb) * voxels, V{});
         }
@@ -271,11 +304,12 @@ void pack_backward(const LayerPlan& p, int index, const Buffers& b, float* scrat
     }
 }
 
-// sums[r][b] += over rows and columns of a[r] g[b]: a by broadcasts, `a_r` floats apart, g as vectors.
+// sums[r][b] += over rows and columns of a[r] g[b]: a by broadcasts, `a_r` floats apart, g as vectors. Of a single map r are
+// the x taps, and there are y taps as well, `a_y` floats apart.
 struct Patch {
     int rows, columns;
     const float* a;
-    long a_r, a_row;
+    long a_r, a_row, a_y;
     const V* g;
     long g_bundle, g_row;
     V* sums;
@@ -328,6 +362,61 @@ void update_patch(int nb, int count, const Patch& k) {
     }
 }
 
+#if defined(__AVX512F__)
+constexpr int kSingleRows[] = {0, 3, 3, 3};  // y taps by NB
+#elif defined(__AVX2__)
+constexpr int kSingleRows[] = {0, 3, 2, 1};
+#else
+constexpr int kSingleRows[] = {0, 1, 1, 1};
+#endif
+
+// Of a single map: R by kSingleTaps taps at once.
+template <int NB, int R>
+void single_update_block(const Patch& k) {
+    V sum[R][kSingleTaps][NB];
+    clear(sum);
+    for (int y = 0; y < k.rows; ++y) {
+        const float* a = k.a + y * k.a_row;
+        const V* g = k.g + y * k.g_row;
+        for (int x = 0; x < k.columns; ++x, a += kV, ++g) {
+            V value[NB];
+            for (int b = 0; b < NB; ++b) value[b] = g[b * k.g_bundle];
+            for (int r = 0; r < R; ++r)
+                for (int j = 0; j < kSingleTaps; ++j)
+                    for (int b = 0; b < NB; ++b) sum[r][j][b] += a[r * k.a_y + j * k.a_r] * value[b];
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int j = 0; j < kSingleTaps; ++j)
+            for (int b = 0; b < NB; ++b) k.sums[r * kSingleTaps + j + b * k.sums_bundle] += sum[r][j][b];
+}
+
+template <int NB, int R = 1>
+void single_update_rows(int rows, const Patch& k) {
+    if constexpr (R < kSingleRows[NB]) {
+        if (rows > R) return single_update_rows<NB, R + 1>(rows, k);
+    }
+    single_update_block<NB, R>(k);
+}
+
+template <int NB>
+void single_update_patch(int rows, Patch k) {
+    for (int left = rows; left > 0; left -= kSingleRows[NB]) {
+        const int now = std::min(left, kSingleRows[NB]);
+        single_update_rows<NB>(now, k);
+        k.a += now * k.a_y;
+        k.sums += now * kSingleTaps;
+    }
+}
+
+void single_update_patch(int nb, int rows, const Patch& k) {
+    switch (nb) {
+        case 1: return single_update_patch<1>(rows, k);
+        case 2: return single_update_patch<2>(rows, k);
+        default: return single_update_patch<3>(rows, k);
+    }
+}
+
 // Partial sums of one chunk of the output, all taps: one input bundle by one group of output bundles, laid out as kernels.
 // With few outputs the lanes are input maps: one group of input bundles, [tap][out map][in bundle].
 void update_partial(const LayerPlan& p, int index, const Buffers& b) {
@@ -340,6 +429,7 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b) {
     const int nb = group.last - group.first, out_maps = p.problem.out_maps;
     const int maps = std::min(kV, p.problem.in_maps - in_bundle * kV);
     const bool over_taps = !few && maps == 1;  // rows of the register block are x taps instead of maps
+    const bool single = over_taps && k.x == kSingleTaps;
     const int count = few ? out_maps : over_taps ? k.x : maps;
     const long taps = long(k.volume());
 
@@ -361,6 +451,7 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b) {
     const float* gradient = b.output_gradient + (few ? 0 : group.first) * b.output_gradient_stride;
     patch.a_r = over_taps ? long(s.x) * kV : 1;
     patch.a_row = long(few ? m.x : from.x) * kV;
+    patch.a_y = long(s.y) * from.x * kV;
     patch.g_row = few ? from.x : m.x;
     patch.g_bundle = long(few ? b.input_stride : b.output_gradient_stride) / kV;
 
@@ -371,13 +462,16 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b) {
         const int z = i / (grid.down * grid.across), y = i / grid.across % grid.down * grid.rows, x = i % grid.across * grid.columns;
         patch.rows = std::min(grid.rows, m.y - y), patch.columns = std::min(grid.columns, m.x - x);
         const float* g = gradient + ((long(z) * m.y + y) * m.x + x) * kV;
-        for (long j = 0; j < taps; j += over_taps ? k.x : 1) {
+        for (long j = 0; j < taps; j += single ? long(k.y) * k.x : over_taps ? k.x : 1) {
             const int jz = int(j / (k.y * k.x)), jy = int(j / k.x % k.y), jx = int(j % k.x);
             const float* in = image + ((long(z + s.z * jz) * from.y + y + s.y * jy) * from.x + x + s.x * jx) * kV;
             patch.a = few ? g : in;
             patch.g = vec(few ? in : g);
             patch.sums = sums + j * tap_step;
-            update_patch(nb, count, patch);
+            if (single)
+                single_update_patch(nb, k.y, patch);
+            else
+                update_patch(nb, count, patch);
         }
     }
 }

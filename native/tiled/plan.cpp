@@ -195,7 +195,7 @@ void arrange_axes(LayerPlan& p) {
         p.axis[a].in_step = in_step[order[a]];
         p.axis[a].out_step = out_step[order[a]];
         p.axis[a].kernel_step = kernel_step[order[a]];
-        p.axis[a].pool = pool[order[a]];
+        p.axis[a].pool_by(pool[order[a]]);
     }
 }
 
@@ -392,7 +392,7 @@ bool can_pool(const LayerPlan& p, Extent window) {
         const Axis& axis = p.axis[a];
         const int length = w[p.order[a]];
         if (length > 1 && axis.s > 1) return false;
-        if (axis.m % length || (axis.tiles > 1 && axis.M % length)) return false;
+        if (axis.m % length || (axis.tiles > 1 && axis.M < length)) return false;
     }
     return true;
 }

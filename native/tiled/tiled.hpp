@@ -108,6 +108,13 @@ struct Axis {
     int inputs(int residue) const { return residue < n ? (n - residue + s - 1) / s : 0; }
     bool table() const { return !cosines.empty(); }
     int frequencies() const { return T / 2 + 1; }
+    // Windows of `length` outputs: none lies in two tiles.
+    void pool_by(int length) {
+        pool = length;
+        if (tiles == 1) return;
+        M -= M % length;
+        tiles = (outputs(0) + M - 1) / M;
+    }
 };
 
 struct LayerPlan {

@@ -318,7 +318,7 @@ void add_backward_tile(const LayerPlan& p, const TileScratch& t, const TilePlace
     for (int a = 0; a < 3; ++a) {
         const Axis& axis = p.axis[a];
         const int first = place.q[a] * axis.M;
-        count[a] = std::min(axis.T, axis.inputs(place.r[a]) - first);
+        count[a] = std::min(axis.M + axis.k - 1, axis.inputs(place.r[a]) - first);
         overlap[a] = a != p.split && place.q[a] > 0 ? axis.k - 1 : 0;
         step[a] = axis.in_step * axis.s;
         offset += axis.in_step * (place.r[a] + long(axis.s) * first);
