@@ -147,7 +147,8 @@ def to_markdown(found: Sequence[Row], machines: dict[str, str], provenance: str 
              "Made by `python -m znn.bench whole-nets results/` from the records; see docs/measuring.md for how they are taken. "
              "A round of training is backward, update and forward. Ratios are PyTorch's seconds over ours, with 95 % intervals over "
              "paired rounds; bound: the least time that arithmetic, caches and memory allow the methods chosen, as a share of the time "
-             "taken; memory: our peak over PyTorch's; largest error: of the same layers, reduced, against float64.", ""]
+             "taken; memory: our peak over PyTorch's; largest error: of the outputs of the same net, reduced, after its rounds, against "
+             "float64 (native/tests/tiled_test.cpp holds single operations to 2e-6).", ""]
     for machine in dict.fromkeys(row.machine for row in found):
         mine = [row for row in found if row.machine == machine]
         lines += [f"## {machines.get(machine, machine)}", "",
