@@ -16,12 +16,11 @@ from znn.errors import PlanError, SpecError
 from znn.graph import Graph
 
 plans = pytest.mark.parametrize("plan", ["direct", "tiled", "model"])
-IN_BUNDLES = [name for name, (spec, _) in NETWORKS.items() if not any(edge.depthwise for edge in spec.edges)]
 
 
 @plans
 @pytest.mark.parametrize("patches", [None, 3])
-@pytest.mark.parametrize("name", IN_BUNDLES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_training_equals_the_reference(rng, name, patches, plan):
     net, expected = pair(small_graph(name), patches=patches, plan=plan, bundle=8)
     with net:
@@ -45,7 +44,7 @@ def test_training_of_the_zoo(rng, name, form, width, output, plan):
 
 
 @pytest.mark.parametrize("plan", ["direct", "tiled"])
-@pytest.mark.parametrize("name", IN_BUNDLES[:3])
+@pytest.mark.parametrize("name", list(NETWORKS)[:3])
 def test_results_are_bit_identical_for_any_number_of_threads_and_policy(rng, name, plan):
     graph = small_graph(name)
     rounds = [(random_inputs(graph, rng), random_targets(graph, rng)) for _ in range(6)]
@@ -86,10 +85,7 @@ def test_dropout_masks_are_those_of_the_papers_engine(rng):
     assert_close(outputs[1], outputs[0], 1e-6)
 
 
-def test_depthwise_layers_and_foreign_methods_are_refused():
-    layer = [{"conv": 3, "kernel": 2, "depthwise": True}]
-    with pytest.raises(SpecError, match="conv1.*depthwise.*bundle"):
-        znn.Network(znn.NetworkSpec.layered("n", 3, layer), 3, bundle=8)
+def test_foreign_methods_are_refused():
     with pytest.raises(PlanError, match="fft.*bundle 8"):
         znn.Network(znn.NetworkSpec.layered("n", 1, [{"conv": 2, "kernel": 2}]), 3, bundle=8, plan="fft")
     with pytest.raises(PlanError, match="tiled.*bundle 1"):
@@ -110,7 +106,6 @@ def test_autotuning_chooses_among_measured_candidates_and_remembers(tmp_path, mo
 
 def check(graph, plan, seed):
     rng = np.random.default_rng(seed)
-    assume(not any(edge.spec.depthwise for edge in graph.edges))
     net, expected = pair(graph, seed=seed, plan=plan, bundle=8, threads=1 + seed % 3, patches=(None, 2)[seed % 2])
     patches = (None, 2)[seed % 2]
     try:

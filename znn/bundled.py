@@ -103,7 +103,8 @@ class Layer:
     def __init__(self, graph: Graph, edge: GraphEdge, bundle: int, backward: bool) -> None:
         self.name, self.backward = edge.name, backward
         self.maps = graph.nodes[edge.source].maps, graph.nodes[edge.target].maps
-        self.shape = (*self.maps, edge.in_extent, edge.kernel, edge.sparsity, bundle)
+        self.depthwise = edge.spec.depthwise
+        self.shape = (*self.maps, edge.in_extent, edge.kernel, edge.sparsity, self.depthwise, bundle)
         self.pool = pool_after(graph, edge)
         self._window = self.pool.window if self.pool else (1, 1, 1)
         self._pooled = [bundle * -(-self.maps[1] // bundle) * math.prod(extent) for extent in
@@ -135,12 +136,16 @@ class Layer:
     def first_tile(self) -> Extent:
         """The tile extent that the model likes best. Raises PlanError where none fits."""
         tiles = self.tiles(RANKED)
+        if self.depthwise:
+            raise PlanError(f"edge {self.name!r} is depthwise, which bundles of maps do by the direct method only")
         if not tiles:
             raise PlanError(f"edge {self.name!r}: no tile extent fits kernel {format_extent(self.shape[3])}, use direct")
         return min(tiles, key=lambda tile: self.predict(Candidate("tiled", tile)))
 
     def ranked(self, count: int = RANKED) -> list[Candidate]:
-        """Direct, and each other method at its `count` likeliest tile extents, by predicted seconds of a round."""
+        """Direct, and each other method (depthwise: none) at its `count` likeliest tile extents, by predicted seconds of a
+        round.
+        """
         found = [Candidate("direct", None), *(Candidate("tiled", tile) for tile in self.tiles(count))]
         if self.maps[0] <= FUSED_MAPS:
             found += [Candidate("fused", tile) for tile in self.tiles(count, fused=True)]

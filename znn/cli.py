@@ -170,7 +170,7 @@ def _describe_bundles(graph: Graph, options) -> None:
     import znn
     from znn import bundled, roofline
 
-    if options.bundle == 1 or any(edge.spec.depthwise for edge in graph.edges):
+    if options.bundle == 1:
         return
     bundled.walls()
     before = _resident_bytes()

@@ -356,13 +356,10 @@ def _graph(spec: Any, output: Any, input: Any) -> Graph:  # noqa: A002
 
 
 def _bundle(bundle: Any, graph: Graph, plan: Any) -> int:
-    depthwise = next((edge.name for edge in graph.edges if edge.spec.depthwise), None)
     if bundle == "auto":
-        return 1 if depthwise or planning.needs_single_maps(plan) else _core.preferred_bundle(8, 8)
+        return 1 if planning.needs_single_maps(plan) else _core.preferred_bundle(8, 8)
     if bundle != 1 and not (isinstance(bundle, int) and _core.has_bundle(bundle)):
         raise SpecError(f"bundle is {bundle!r}, expected 1, 8" + (", 16" if _core.has_bundle(16) else "") + " or 'auto'")
-    if bundle != 1 and depthwise:
-        raise SpecError(f"edge {depthwise!r} is depthwise, which bundles of maps do not have: expected bundle 1, got {bundle}")
     return int(bundle)
 
 

@@ -72,8 +72,14 @@ class Plan:
 
     @classmethod
     def uniform(cls, graph: Graph, method: str, bundle: int = 1) -> Plan:
-        """The same method everywhere, at the default transform extents. Raises PlanError."""
-        return cls.of(graph, dict.fromkeys(conv_names(graph), method), bundle)
+        """The same method everywhere, at the default transform extents; depthwise layers in bundles are direct always.
+
+        Raises PlanError.
+        """
+        methods = dict.fromkeys(conv_names(graph), method)
+        if bundle != 1 and method in OF_BUNDLES:
+            methods |= {edge.name: "direct" for edge in graph.edges if edge.spec.depthwise}
+        return cls.of(graph, methods, bundle)
 
     @classmethod
     def of(cls, graph: Graph, methods: Mapping[str, str | tuple[str, Extent]], bundle: int = 1) -> Plan:

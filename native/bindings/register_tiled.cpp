@@ -12,8 +12,8 @@ using E = std::tuple<int, int, int>;
 
 E tuple_of(Extent e) { return {e.z, e.y, e.x}; }
 
-tiled::Problem problem_of(int in_maps, int out_maps, E input, E kernel, E sparsity) {
-    return {in_maps, out_maps, extent(input), extent(kernel), extent(sparsity)};
+tiled::Problem problem_of(int in_maps, int out_maps, E input, E kernel, E sparsity, bool depthwise) {
+    return {in_maps, out_maps, extent(input), extent(kernel), extent(sparsity), {1, 1, 1}, depthwise};
 }
 
 tiled::LayerPlan plan_without_pool(const tiled::Problem& problem, int bundle, Method method, E tile, bool memoize) {
@@ -63,19 +63,21 @@ void register_tiled(py::module_& module) {
     module.def("tiled_calibrate", &tiled::calibrate, py::call_guard<py::gil_scoped_release>());
     module.def("has_bundle", &tiled::has_bundle);
     module.def("preferred_bundle", &tiled::preferred_bundle);
-    module.def("tiled_candidates", [](int in_maps, int out_maps, E input, E kernel, E sparsity, int bundle,
-                                      const Machine& machine, int count, bool backward, bool fused) {
+    module.def("tiled_candidates", [](int in_maps, int out_maps, E input, E kernel, E sparsity, bool depthwise,
+                                      int bundle, const Machine& machine, int count, bool backward,
+                                      bool fused) {
         std::vector<E> tiles;
-        for (Extent tile : tiled::candidate_tiles(problem_of(in_maps, out_maps, input, kernel, sparsity), bundle, machine,
-                                                  count, backward, fused))
+        const tiled::Problem problem = problem_of(in_maps, out_maps, input, kernel, sparsity, depthwise);
+        for (Extent tile : tiled::candidate_tiles(problem, bundle, machine, count, backward, fused))
             tiles.push_back(tuple_of(tile));
         return tiles;
     });
     // A layer as it was planned: what it takes by the model, at least by its work, and in memory; and its probe.
     py::class_<tiled::LayerPlan>(module, "TiledLayer")
-        .def(py::init([](int in_maps, int out_maps, E input, E kernel, E sparsity, int bundle, Method method, E tile,
-                         bool memoize, E pool) {
-                 return plan_of(problem_of(in_maps, out_maps, input, kernel, sparsity), bundle, method, tile, memoize, pool);
+        .def(py::init([](int in_maps, int out_maps, E input, E kernel, E sparsity, bool depthwise, int bundle, Method method,
+                         E tile, bool memoize, E pool) {
+                 return plan_of(problem_of(in_maps, out_maps, input, kernel, sparsity, depthwise), bundle, method, tile, memoize,
+                                pool);
              }))
         .def("predict", [](const tiled::LayerPlan& plan, const Machine& machine, bool backward) {
             return listed(tiled::predict(plan, machine, backward).phase);

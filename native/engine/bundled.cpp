@@ -159,7 +159,7 @@ void BundledNetwork::set_round(std::uint64_t round) {
 template <class Each>
 void BundledNetwork::each_kernel(int e, Each each) const {
     const EdgeGroupDescription& d = edges_[e];
-    const int in = nodes_[d.source]->d.maps, out = nodes_[d.target]->d.maps;
+    const int in = d.depthwise ? 1 : nodes_[d.source]->d.maps, out = nodes_[d.target]->d.maps;
     const std::size_t taps = d.kernel.volume();
     for (int o = 0; o < out; ++o)
         for (int i = 0; i < in; ++i)

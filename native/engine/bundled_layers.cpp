@@ -10,8 +10,6 @@ using Work = tiled::Buffer;
 
 void BundledNetwork::plan_conv(int e) {
     const EdgeGroupDescription& d = edges_[e];
-    if (d.depthwise)
-        throw std::runtime_error("edge group " + d.name + " is depthwise, which bundles of maps do not support: use bundle 1");
     const auto plan = [&](const tiled::Problem& problem) {
         switch (d.method) {
             case Method::tiled: return tiled::plan_tiled(problem, V_, d.transform, {}, d.memoize);
@@ -20,6 +18,7 @@ void BundledNetwork::plan_conv(int e) {
         }
     };
     tiled::Problem problem{groups_[d.source].maps, groups_[d.target].maps, groups_[d.source].extent, d.kernel, d.sparsity};
+    problem.depthwise = d.depthwise;
     convs_[e] = std::make_unique<Conv>();
     convs_[e]->plan = plan(problem);
     const int pool = pool_to_absorb(e);

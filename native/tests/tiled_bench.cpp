@@ -1,6 +1,6 @@
 // Times the phases of one layer on one thread: tiled FFT at given or chosen tiles, or direct.
 //
-//     tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | best] [SECONDS] [SPARSITY]
+//     tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | depthwise | best] [SECONDS] [SPARSITY]
 //
 // INPUT, KERNEL, TILE and SPARSITY are z,y,x or one number for a cube. `best` (the default) tries the model's first candidates and
 // the direct method and reports the fastest. Prints the shortest time of every phase, its prediction, and the sums.
@@ -108,7 +108,7 @@ Result measure(const LayerPlan& p, double seconds) {
 
 void report(const LayerPlan& p, const Result& r, const Machine& machine) {
     const Cost cost = predict(p, machine);
-    const double flop = 2.0 * p.problem.in_maps * p.problem.out_maps * double(p.problem.kernel.volume()) *
+    const double flop = 2.0 * p.problem.fan_in() * p.problem.out_maps * double(p.problem.kernel.volume()) *
                         double(p.output.volume());
     const double multiply = 8.0 * p.problem.in_maps * p.out_bundles * p.bundle * double(p.pencils) * p.axis[0].T * p.tiles;
     for (int i = 0; i < kPhases; ++i) {
@@ -129,12 +129,13 @@ void report(const LayerPlan& p, const Result& r, const Machine& machine) {
 
 int main(int argc, char** argv) {
     if (argc < 5) {
-        std::printf("usage: tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | best] [SECONDS] [SPARSITY]\n");
+        std::printf("usage: tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | depthwise | best] [SECONDS] [SPARSITY]\n");
         return 2;
     }
-    const Problem problem{std::atoi(argv[1]), std::atoi(argv[2]), parse(argv[3]), parse(argv[4]),
+    Problem problem{std::atoi(argv[1]), std::atoi(argv[2]), parse(argv[3]), parse(argv[4]),
                           argc > 7 ? parse(argv[7]) : Extent{1, 1, 1}};
     const std::string how = argc > 5 ? argv[5] : "best";
+    problem.depthwise = how == "depthwise";
     const double seconds = argc > 6 ? std::atof(argv[6]) : 0.5;
     const int bundle = preferred_bundle(problem.in_maps, problem.out_maps);
     const Machine machine = calibrate(measure_peaks());
@@ -142,13 +143,13 @@ int main(int argc, char** argv) {
                 machine.product_flops * 1e-9, machine.direct_flops * 1e-9, machine.transform_flops * 1e-9,
                 machine.expand_flops * 1e-9, machine.memory_bytes * 1e-9);
     std::vector<LayerPlan> plans;
-    if (how == "best" || how == "direct") plans.push_back(plan_direct(problem, bundle, machine));
+    if (how == "best" || how == "direct" || problem.depthwise) plans.push_back(plan_direct(problem, bundle, machine));
     if (how == "best")
         for (Extent tile : candidate_tiles(problem, bundle, machine, 4))
             plans.push_back(plan_tiled(problem, bundle, tile, machine));
     else if (how.rfind("fused:", 0) == 0)
         plans.push_back(plan_fused(problem, bundle, parse(how.substr(6)), machine));
-    else if (how != "direct")
+    else if (how != "direct" && !problem.depthwise)
         plans.push_back(plan_tiled(problem, bundle, parse(how), machine));
     int best = -1;
     Result fastest;

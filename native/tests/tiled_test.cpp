@@ -49,7 +49,8 @@ struct Case {
         return std::to_string(q.in_maps) + "->" + std::to_string(q.out_maps) + " input " + to_string(q.input) + " kernel " +
                to_string(q.kernel) + " sparsity " + to_string(q.sparsity) + " bundle " + std::to_string(bundle) +
                (direct ? " direct" : " tile " + to_string(tile)) + " transfer " + std::to_string(int(transfer)) +
-               (problem.pool.volume() > 1 ? " pool " + to_string(problem.pool) : "") + (small_caches ? " slabs" : "") + (memoize ? "" : " not memoized") + (fused ? " fused" : "");
+               (problem.pool.volume() > 1 ? " pool " + to_string(problem.pool) : "") + (small_caches ? " slabs" : "") + (memoize ? "" : " not memoized") + (fused ? " fused" : "") +
+               (q.depthwise ? " depthwise" : "");
     }
 };
 
@@ -102,8 +103,12 @@ private:
         return (map / V_ * n.volume() + (std::size_t(z) * n.y + y) * n.x + x) * V_ + map % V_;
     }
     std::size_t weight(int o, int i, std::size_t tap) const {
-        return ((std::size_t(o / V_) * in_maps() + i) * c_.problem.kernel.volume() + tap) * V_ + o % V_;
+        const int nth = i - first_input(o);
+        return ((std::size_t(o / V_) * c_.problem.fan_in() + nth) * c_.problem.kernel.volume() + tap) * V_ + o % V_;
     }
+    // The input maps that output map o is made of.
+    int first_input(int o) const { return c_.problem.depthwise ? o : 0; }
+    int end_input(int o) const { return c_.problem.depthwise ? o + 1 : in_maps(); }
 
     Aligned random_image(int bundles, Extent n) {
         Aligned image(bundles * n.volume() * V_);
@@ -128,9 +133,9 @@ private:
         const std::size_t kernels = kernel_floats(plan_);
         for (int i = 0; i < 3; ++i) images_.emplace_back(kernels, 0.0f);
         // Sums of order 1, so that the transfer functions are tried where they bend.
-        const float size = 1 / std::sqrt(float(in_maps()) * float(c_.problem.kernel.volume()));
+        const float size = 1 / std::sqrt(float(c_.problem.fan_in()) * float(c_.problem.kernel.volume()));
         for (int o = 0; o < out_maps(); ++o)
-            for (int i = 0; i < in_maps(); ++i)
+            for (int i = first_input(o); i < end_input(o); ++i)
                 for (std::size_t j = 0; j < c_.problem.kernel.volume(); ++j) {
                     images_[4].data[weight(o, i, j)] = size * uniform();
                     images_[5].data[weight(o, i, j)] = uniform();
@@ -234,14 +239,14 @@ private:
         gradient_.assign(images_[3].floats, 0);
         kernel_gradient_.assign(images_[4].floats, 0);
         for (int o = 0; o < out_maps(); ++o)
-            for (int i = 0; i < in_maps(); ++i)
+            for (int i = first_input(o); i < end_input(o); ++i)
                 each_product(o, i, [&](std::size_t j, std::size_t in, std::size_t out) {
                     sums[out] += double(images_[4].data[weight(o, i, j)]) * images_[0].data[in];
                 });
         std::vector<double> gradients(sums.size(), 0);
         pool_reference(sums, gradients);
         for (int o = 0; o < out_maps(); ++o)
-            for (int i = 0; i < in_maps(); ++i)
+            for (int i = first_input(o); i < end_input(o); ++i)
                 each_product(o, i, [&](std::size_t j, std::size_t in, std::size_t out) {
                     gradient_[in] += images_[4].data[weight(o, i, j)] * gradients[out];
                     kernel_gradient_[weight(o, i, j)] += images_[0].data[in] * gradients[out];
@@ -335,10 +340,15 @@ Case random_case(std::mt19937& random) {
             (axis == 0 ? q.kernel.z : axis == 1 ? q.kernel.y : q.kernel.x) = 1;
         }
         if (kind == 9) q.kernel = {1, 1, 1};
+        if (pick(0, 4) == 0) {
+            q.depthwise = true;
+            q.out_maps = q.in_maps;
+            if (pick(0, 1)) q.kernel.x = pick(1, 20), q.input.x = q.sparsity.x * (q.kernel.x - 1) + pick(1, 40);
+        }
         const Extent m = valid_extent(q.input, q.kernel, q.sparsity);
-        if (double(m.volume()) * q.kernel.volume() * q.in_maps * q.out_maps > 1e7) continue;
+        if (double(m.volume()) * q.kernel.volume() * q.fan_in() * q.out_maps > 1e7) continue;
         c.bundle = has_bundle(16) && pick(0, 1) ? 16 : 8;
-        c.direct = pick(0, 2) == 0;
+        c.direct = q.depthwise || pick(0, 2) == 0;
         auto tile = [&](int n, int k, int s) {
             for (;;) {
                 const int T = pick(0, 5) ? pick(k, std::min(64, std::max(k, (n + s - 1) / s + 2))) : pick(k, k + 8);
@@ -347,7 +357,7 @@ Case random_case(std::mt19937& random) {
         };
         c.tile = {tile(q.input.z, q.kernel.z, q.sparsity.z), tile(q.input.y, q.kernel.y, q.sparsity.y),
                   tile(q.input.x, q.kernel.x, q.sparsity.x)};
-        if (c.tile.volume() > 20000) continue;
+        if (!c.direct && c.tile.volume() > 20000) continue;
         c.transfer = Transfer(pick(0, 3)), c.activation = Transfer(pick(0, 3));
         c.bias = pick(0, 1), c.accumulate_output = pick(0, 2) == 0, c.accumulate_gradient = pick(0, 2) == 0;
         c.derivative = pick(0, 1), c.update = pick(0, 1), c.small_caches = pick(0, 2) == 0;
@@ -383,7 +393,10 @@ int main(int argc, char** argv) {
         (Runner(c, random).run() ? passed : failed)++;
     }
     const Problem good{4, 4, {8, 8, 8}, {3, 3, 3}, {1, 1, 1}};
-    const bool checks[] = {!rejects(good, 8, {8, 8, 8}), rejects(good, 8, {2, 8, 8}), rejects(good, 8, {33, 8, 8}),
+    Problem depthwise = good;
+    depthwise.depthwise = true;
+    const bool checks[] = {rejects(depthwise, 8, {8, 8, 8}), candidate_tiles(depthwise, 8, {}, 3).empty(),
+                           !rejects(good, 8, {8, 8, 8}), rejects(good, 8, {2, 8, 8}), rejects(good, 8, {33, 8, 8}),
                            rejects(good, 4, {8, 8, 8}), rejects({0, 4, {8, 8, 8}, {3, 3, 3}}, 8, {8, 8, 8}),
                            rejects({4, 4, {2, 8, 8}, {3, 3, 3}}, 8, {8, 8, 8}),
                            !candidate_tiles(good, 8, {}, 3).empty()};

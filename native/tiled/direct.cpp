@@ -223,15 +223,6 @@ void pad_gradient(const LayerPlan& p, int index, const Buffers& b) {
     }
 }
 
-// Taps j of an axis for which 0 <= i - s j < m.
-struct TapRange {
-    int first, count;
-    TapRange(int i, int m, int k, int s) {
-        first = i >= m ? (i - m + s) / s : 0;
-        count = std::max(0, std::min(k, i / s + 1) - first);
-    }
-};
-
 void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity, m = p.output;
     const int maps = p.problem.out_maps, groups = group_count(p.in_bundles, p.group_in);
@@ -503,6 +494,7 @@ void update(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
 }  // namespace
 
 void run_direct(const LayerPlan& p, Phase phase, int index, const Buffers& b, float* scratch) {
+    if (p.problem.depthwise && phase != Phase::gradient_transform) return run_depthwise(p, phase, index, b, scratch);
     switch (phase) {
         case Phase::kernels_forward: return pack_forward(p, index, b, scratch);
         case Phase::kernels_backward: return pack_backward(p, index, b, scratch);

@@ -89,7 +89,7 @@ ZNN_INLINE V square_root(V x) {
 
 void finish_update(const LayerPlan& plan, const Buffers& b, int o, int i, const V* g) {
     const long taps = long(plan.problem.kernel.volume());
-    const long at = (long(o) * plan.problem.in_maps + i) * taps;
+    const long at = (long(o) * plan.problem.fan_in() + i) * taps;
     VI lane;
     for (int l = 0; l < kV; ++l) lane[l] = o * kV + l < plan.problem.out_maps ? -1 : 0;
     const UpdateStep s = b.step;

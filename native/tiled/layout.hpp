@@ -168,6 +168,15 @@ inline int padded_row(const LayerPlan& p) {
     return p.output.x + 2 * p.problem.sparsity.x * (p.problem.kernel.x - 1);
 }
 
+// Taps j of an axis for which 0 <= i - s j < m.
+struct TapRange {
+    int first, count;
+    TapRange(int i, int m, int k, int s) {
+        first = i >= m ? (i - m + s) / s : 0;
+        count = std::max(0, std::min(k, i / s + 1) - first);
+    }
+};
+
 // The kernel gradient sums over patches of the output small enough for L1, numbered z, y, x.
 struct PatchGrid {
     int rows, columns, down, across, planes;
@@ -184,7 +193,7 @@ struct PatchGrid {
 // Vectors of one chunk's partial sums.
 inline long update_chunk_vectors(const LayerPlan& p) {
     const long taps = long(p.problem.kernel.volume());
-    return p.few_outputs ? taps * p.problem.out_maps * p.in_bundles : taps * p.problem.in_maps * p.out_bundles;
+    return p.few_outputs ? taps * p.problem.out_maps * p.in_bundles : taps * p.problem.fan_in() * p.out_bundles;
 }
 
 }  // namespace znn::tiled

@@ -186,12 +186,13 @@ namespace {
 Work direct_work(const LayerPlan& p, double in_image, double out_image) {
     Work w;
     const Problem& q = p.problem;
-    const double flops = 2.0 * double(p.output.volume()) * double(q.kernel.volume()) * q.in_maps * q.out_maps;
-    const double weights = 4.0 * double(q.kernel.volume()) * q.in_maps * q.out_maps;
+    const double flops = 2.0 * double(p.output.volume()) * double(q.kernel.volume()) * q.fan_in() * q.out_maps;
+    const double weights = 4.0 * double(q.kernel.volume()) * q.fan_in() * q.out_maps;
     const auto set = [&](Phase phase, double operations, double bytes) {
         w.flops[int(phase)] = operations, w.bytes[int(phase)] = bytes;
     };
-    for (const Phase phase : {Phase::kernels_forward, Phase::kernels_backward, Phase::update_inverse}) set(phase, 0, 2 * weights);
+    for (const Phase phase : {Phase::kernels_forward, Phase::kernels_backward, Phase::update_inverse})
+        set(phase, 0, q.depthwise && phase == Phase::kernels_forward ? 0 : 2 * weights);
     set(Phase::forward_inverse, flops, in_image + out_image + weights);
     set(Phase::backward_inverse, flops, in_image + out_image + weights);
     set(Phase::update_product, flops, in_image + out_image + weights);

@@ -88,6 +88,8 @@ void check(const Problem& q, int bundle) {
         fail("kernel " + to_string(k) + " and sparsity " + to_string(s) + " must be positive");
     if (std::min({m.z, m.y, m.x}) < 1)
         fail("kernel " + to_string(k) + " with sparsity " + to_string(s) + " does not fit the input " + to_string(n));
+    if (q.depthwise && q.in_maps != q.out_maps)
+        fail("is depthwise, so its maps must agree, got " + std::to_string(q.in_maps) + " and " + std::to_string(q.out_maps));
     if (!has_bundle(bundle)) fail("bundles of " + std::to_string(bundle) + " maps are not supported by " + isa());
 }
 
@@ -149,7 +151,7 @@ double kernel_seconds(const LayerPlan& p, int maps, int bundles, const Machine& 
 
 double direct_seconds(const LayerPlan& p, int row, double voxels, int maps, int bundles, const Machine& machine) {
     const double taps = double(p.problem.kernel.volume());
-    const double block = std::min(12, row * std::min(bundles, 3));  // sums in registers; fewer than 10 wait for each other
+    const double block = std::min(12, row * (p.problem.depthwise ? 1 : std::min(bundles, 3)));  // sums in registers; fewer than 10 wait for each other
     const double efficiency = std::min(1.0, block / 10);
     return 2.0 * voxels * taps * maps * bundles * p.bundle / (machine.direct_flops * efficiency);
 }
@@ -310,6 +312,7 @@ bool has_transform(int extent) {
 LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Machine& machine, bool memoize) {
     LayerPlan p = base_plan(problem, bundle);
     const Extent k = problem.kernel;
+    if (problem.depthwise) throw std::invalid_argument("convolution layer: is depthwise, which only the direct method does");
     if (!has_transform(tile.z) || !has_transform(tile.y) || !has_transform(tile.x))
         throw std::invalid_argument("convolution layer: tile extents must be 1 to 32, 40, 48, 56 or 64, got " + to_string(tile));
     if (tile.z < k.z || tile.y < k.y || tile.x < k.x)
@@ -348,13 +351,13 @@ LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Mach
 LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine) {
     LayerPlan p = base_plan(problem, bundle);
     const Extent k = problem.kernel;
-    const int in = problem.in_maps, out = problem.out_maps;
+    const int in = problem.fan_in(), out = problem.fan_out();
     const long taps = long(k.volume());
     const bool pointwise = taps == 1;
     if (p.pools()) throw std::invalid_argument("convolution layer: the direct method does not pool its output");
     p.method = Method::direct;
-    p.few_outputs = out <= 4;
-    p.group_out = p.group_in = 3;
+    p.few_outputs = out <= 4 && !problem.depthwise;
+    p.group_out = p.group_in = problem.depthwise ? 1 : 3;
     const int out_row = pointwise ? std::min<int>(kRowVoxels, int(p.output.volume())) : p.output.x;
     const int in_row = pointwise ? out_row : problem.input.x;
     const int out_bundles = p.few_outputs ? 1 : std::min(3, p.out_bundles);
@@ -368,13 +371,14 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
 
     auto set = [&](Phase phase, int count) { p.pieces[int(phase)] = count; };
     const int out_groups = group_count(p.out_bundles, p.group_out), in_groups = group_count(p.in_bundles, p.group_in);
-    set(Phase::kernels_forward, p.few_outputs ? p.in_bundles : p.out_bundles * ceil_div(in, p.kernel_maps_in));
+    const int packed = problem.depthwise ? 0 : p.out_bundles * ceil_div(in, p.kernel_maps_in);  // depthwise: as they are
+    set(Phase::kernels_forward, p.few_outputs ? p.in_bundles : packed);
     set(Phase::kernels_backward, p.in_bundles * ceil_div(out, p.kernel_maps_out));
     set(Phase::forward_inverse, (p.few_outputs ? 1 : out_groups) * ceil_div(out_rows, p.rows_forward));
     set(Phase::gradient_transform, k.x > 1 ? p.out_bundles * p.output.z : 0);
     set(Phase::backward_inverse, in_groups * ceil_div(in_rows, p.rows_backward));
     // Enough chunks for many workers where there are few pairs of bundles, none shorter than a piece.
-    const int pairs = p.few_outputs ? in_groups : p.in_bundles * out_groups;
+    const int pairs = p.few_outputs || problem.depthwise ? in_groups : p.in_bundles * out_groups;
     const double all = direct_seconds(p, out_row, double(p.output.volume()), in, p.out_bundles, machine);
     p.update_chunks = clamp_count(std::min(all / machine.piece_s, 64.0) / pairs, PatchGrid(p).count());
     set(Phase::update_product, pairs * p.update_chunks);
@@ -398,14 +402,14 @@ bool can_pool(const LayerPlan& p, Extent window) {
 }
 
 std::size_t kernel_floats(const LayerPlan& p) {
-    return std::size_t(p.out_bundles) * p.problem.in_maps * p.problem.kernel.volume() * p.bundle;
+    return std::size_t(p.out_bundles) * p.problem.fan_in() * p.problem.kernel.volume() * p.bundle;
 }
 
 std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
-    const std::size_t in = p.problem.in_maps, out = p.problem.out_maps, taps = p.problem.kernel.volume(), V = p.bundle;
+    const std::size_t in = p.problem.fan_in(), out = p.problem.fan_out(), taps = p.problem.kernel.volume(), V = p.bundle;
     std::size_t floats = 0;
     if (p.method == Method::direct) {
-        if (buffer == Buffer::kernels_forward)
+        if (buffer == Buffer::kernels_forward && !p.problem.depthwise)
             floats = p.few_outputs ? taps * p.in_bundles * out * V : p.out_bundles * in * taps * V;
         if (buffer == Buffer::kernels_backward) floats = p.in_bundles * out * taps * V;
         if (buffer == Buffer::gradient_spectra && p.problem.kernel.x > 1)
@@ -494,7 +498,7 @@ Cost predict(const LayerPlan& p, const Machine& machine, bool backward) {
 Cost predict(const LayerPlan& p, const Machine& machine) {
     Cost c;
     auto set = [&](Phase phase, double seconds) { c.phase[int(phase)] = seconds; };
-    const int in = p.problem.in_maps, out = p.problem.out_maps;
+    const int in = p.problem.fan_in(), out = p.problem.fan_out();
     const auto image = [&](bool of_input, bool written) {
         const Extent m = p.output, w = p.problem.pool, stored{m.z / w.z, m.y / w.y, m.x / w.x};
         return image_seconds(of_input ? p.problem.input : stored, of_input ? p.in_bundles : p.out_bundles, p.bundle, written,
@@ -510,7 +514,7 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
         const double useful = double(lanes_out) / (p.out_bundles * p.bundle);
         const double forward = direct_seconds(p, row, voxels, p.few_outputs ? p.in_bundles * p.bundle : in, p.out_bundles,
                                               machine) * useful;
-        set(Phase::kernels_forward, 3 * weights / machine.memory_bytes);
+        set(Phase::kernels_forward, p.problem.depthwise ? 0.0 : 3 * weights / machine.memory_bytes);
         set(Phase::kernels_backward, 6 * weights / machine.memory_bytes);
         set(Phase::forward_inverse, forward + in_read + out_written);
         set(Phase::gradient_transform, 8.0 * voxels * p.out_bundles * p.bundle / machine.memory_bytes);
@@ -561,6 +565,7 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
 std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Machine& machine, int count, bool backward,
                                     bool fused) {
     check(problem, bundle);
+    if (problem.depthwise) return {};
     // Per axis the smallest transform for every number of tiles.
     auto options = [](int n, int k, int s) {
         std::vector<int> extents;

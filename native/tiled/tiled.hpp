@@ -1,4 +1,5 @@
-// Fully connected convolution layers on bundles of maps: tiled FFT (overlap-save) and register-blocked direct methods.
+// Convolution layers on bundles of maps: tiled FFT (overlap-save) and register-blocked direct methods. Fully connected, or
+// depthwise (map i to map i), which is direct only.
 //
 // Stateless: a LayerPlan is worked out once from the layer's shape; a round is then a number of *pieces* per phase, each a
 // plain function call on raw buffers. Pieces of one phase own disjoint outputs, so they run in any order on any threads;
@@ -7,7 +8,8 @@
 // Layouts, all float32, V = plan.bundle maps innermost:
 //   image            [bundle][z][y][x][V], no gaps inside a bundle; bundles `*_stride` floats apart; 64-byte aligned.
 //                    Lanes beyond the last map must hold finite numbers; they are never mixed into others.
-//   kernels          [out bundle][in map][kz][ky][kx][V]   lanes are output maps, zero beyond the last one
+//   kernels          [out bundle][in map][kz][ky][kx][V]   lanes are output maps, zero beyond the last one;
+//                    depthwise: one input map each
 //   bias             [out bundle][V]
 // The layer cross-correlates: out[p] = sum_j x[p + s j] w[j] (docs/design.md). Method: overlap-save convolution (Stockham
 // 1966) with the maps as the inner index of a complex matrix product per frequency.
@@ -30,6 +32,10 @@ struct Problem {
     // Max-pooling of the output by disjoint windows, done where the output is written: of it exist only the maxima, and
     // which voxel of a window was the largest. Monotone transfer functions and biases may as well come after it.
     Extent pool{1, 1, 1};
+    bool depthwise = false;
+
+    int fan_in() const { return depthwise ? 1 : in_maps; }  // maps that one output map is made of
+    int fan_out() const { return depthwise ? 1 : out_maps; }
 };
 
 // What must be complete before a phase's pieces may start: all pieces of the phases named, of the same slab.
@@ -186,12 +192,12 @@ int preferred_bundle(int in_maps, int out_maps);
 // Extents that have a codelet: 1 to 32, 40, 48, 56, 64.
 bool has_transform(int extent);
 // Tile extents worth a trial per axis (kernel < T <= codelet limit, nothing larger than the image needs), cheapest first by
-// the cost model; at most `count`. `backward`: the input's gradient is wanted; `fused`: for plan_fused.
+// the cost model; at most `count`, none for depthwise layers. `backward`: the input's gradient is wanted; `fused`: for plan_fused.
 std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Machine& machine, int count,
                                     bool backward = true, bool fused = false);
 
 // std::invalid_argument where the problem is empty, the kernel does not fit, the bundle is not supported or a tile extent
-// has no transform or is smaller than the kernel.
+// has no transform or is smaller than the kernel, or where a depthwise layer is not to be direct or changes its maps.
 // `memoize`: keep all spectra of inputs and output gradients for the update, else those of two slabs.
 LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Machine& machine = {}, bool memoize = true);
 LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine = {});

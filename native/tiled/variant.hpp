@@ -18,6 +18,9 @@ ZNN_INLINE void store_bytes(VI x, std::int8_t* p) {
 void run_tiled(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
 void run_direct(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
 
+// depthwise.cpp: those phases of the direct method that are its own.
+void run_depthwise(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
+
 // transform.cpp
 // The box of an image that belongs to a tile: where it begins, how much of it exists, at which tile position it lies.
 struct Box {
