@@ -16,7 +16,7 @@ from checks import (ADAM, NETWORK_TOLERANCE, IllPosed, assert_close, assert_iden
                     operation_alike, pair, random_inputs, random_targets, smooth_inputs, train_alike)
 from test_engine_random import TRANSFERS, extents, random_networks, seeds
 from test_native import RUNS_HERE
-from znn import _core, bundled, roofline
+from znn import _core, bundled, cli, roofline
 from znn import plan as planning
 from znn.errors import PlanError
 from znn.graph import Graph
@@ -139,6 +139,13 @@ def test_plans_are_direct_in_depthwise_layers():
 def test_auto_takes_bundles():
     with znn.Network(block(8, 3), bundle="auto", threads=1) as net:
         assert net.bundle > 1
+
+
+def test_describe_says_how_they_are_done(tmp_path, capsys):
+    block(8, 3).spec.save(tmp_path / "net.toml")
+    assert cli.main(["describe", str(tmp_path / "net.toml"), "--output", "3,4,7"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("conv2 ")]
+    assert [row[1:3] for row in rows[-3:]] == [["direct", name] for name in ("forward", "backward", "update")]
 
 
 def test_memory_and_bounds_count_one_kernel_per_map():

@@ -30,8 +30,8 @@ class Network:
     threads    workers; default: one per usable physical core
     bundle     maps per node: 1 is the paper's engine, 8 (or 16) the bundled one, "auto" the fastest that this network,
                plan and processor allow; policy, sum, memoize and allocator are matters of the paper's engine
-    plan       "model", "autotune", a method's name (bundle 1: direct, fft; bundles: direct, tiled), a mapping
-               {edge: method}, a Plan, or the path of a saved one
+    plan       "model", "autotune", a method's name (bundle 1: direct, fft; bundles: direct, tiled, in depthwise layers
+               direct always), a mapping {edge: method}, a Plan, or the path of a saved one
     policy     order of ready tasks: priority (the paper's), fifo, lifo, stealing
     sum        sums of converging images: wait-free (the paper's), locked, ordered (bit-identical for any threads)
     memoize    spectra kept between the phases: some of kernels, images, gradients
@@ -72,7 +72,7 @@ class Network:
         for name in options.MEMOIZE:
             setattr(settings, f"memoize_{name}", name in kept)
         settings.threads = _thread_count(threads)
-        settings.bundle = self.bundle = _bundle(bundle, self.graph, plan)
+        settings.bundle = self.bundle = _bundle(bundle, plan)
         settings.patches, settings.seed = self.patches, self.seed
         settings.pin, settings.trace, settings.input_gradient = bool(pin), bool(trace), bool(input_gradient)
         if not isinstance(optimiser, (SGD, Adam)):
@@ -355,7 +355,7 @@ def _graph(spec: Any, output: Any, input: Any) -> Graph:  # noqa: A002
     return Graph.build(spec, output=output, input=input)
 
 
-def _bundle(bundle: Any, graph: Graph, plan: Any) -> int:
+def _bundle(bundle: Any, plan: Any) -> int:
     if bundle == "auto":
         return 1 if planning.needs_single_maps(plan) else _core.preferred_bundle(8, 8)
     if bundle != 1 and not (isinstance(bundle, int) and _core.has_bundle(bundle)):

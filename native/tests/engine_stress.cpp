@@ -283,8 +283,7 @@ void stress_bundles(int number, unsigned seed) {
     Random random(seed * 1000 + unsigned(number));
     Description net = random_network(false, random);
     for (auto& edge : net.edges) {
-        if (edge.depthwise) return;
-        if (edge.kind != EdgeKind::conv || random.coin()) continue;
+        if (edge.kind != EdgeKind::conv || edge.depthwise || random.coin()) continue;
         const tiled::Problem problem{net.nodes[edge.source].maps, net.nodes[edge.target].maps, net.nodes[edge.source].extent,
                                      edge.kernel, edge.sparsity};
         const auto tiles = tiled::candidate_tiles(problem, 8, {}, 4);  // fit bundles of 16 as well

@@ -11,11 +11,14 @@ namespace znn::tiled::ZNN_VARIANT {
 namespace {
 
 #if defined(__AVX2__)
-constexpr int kVoxels = 14, kTaps = 14;  // with a weight (or gradient), all 16 registers but one
+constexpr int kTaps = 14;  // of a block; with a gradient, all 16 registers but one
+// The same of voxels, by the number of x taps that a block is made for (0: any). Short ones leave registers to the weights.
+constexpr int most_voxels(int nx) { return nx == 0 ? 14 : nx == 7 ? 12 : 8; }
 #else
-constexpr int kVoxels = 6, kTaps = 6;    // a vector takes two registers
+constexpr int kTaps = 6;   // a vector takes two registers
+constexpr int most_voxels(int) { return 6; }
 #endif
-constexpr int kTapsAcross = 7;           // most x taps of a block
+constexpr int kTapsAcross = 7;  // most x taps of a block
 
 // The taps that a row of voxels sees; steps in vectors. A kernel's x taps are consecutive.
 struct Walk {
@@ -27,7 +30,8 @@ struct Walk {
 // Sums of registers are set and stored one by one: as loops or lists they become copies in memory.
 #define ZNN_UNROLL _Pragma("GCC unroll 16")
 
-template <int R>
+// NX: the x taps, a voxel apart, so that voxels loaded for one serve the next; 0: any number and sparsity.
+template <int R, int NX>
 void convolve_block(const Walk& k, const V* in, const V* kernel, V* out) {
     V sum[R];
     ZNN_UNROLL for (int r = 0; r < R; ++r) sum[r] = V{};
@@ -35,9 +39,13 @@ void convolve_block(const Walk& k, const V* in, const V* kernel, V* out) {
         for (int jy = 0; jy < k.ny; ++jy) {
             const V* at = in + jz * k.z + jy * k.y;
             const V* w = kernel + jz * k.w_z + jy * k.w_y;
-            for (int jx = 0; jx < k.nx; ++jx, at += k.x) {
-                const V weight = w[jx];
-                for (int r = 0; r < R; ++r) sum[r] += at[r] * weight;
+            const auto add = [&](const V* voxels, V weight) {
+                ZNN_UNROLL for (int r = 0; r < R; ++r) sum[r] += voxels[r] * weight;
+            };
+            if constexpr (NX > 0) {
+                ZNN_UNROLL for (int jx = 0; jx < NX; ++jx) add(at + jx, w[jx]);
+            } else {
+                for (int jx = 0; jx < k.nx; ++jx, at += k.x) add(at, w[jx]);
             }
         }
     ZNN_UNROLL for (int r = 0; r < R; ++r) out[r] = sum[r];
@@ -45,22 +53,32 @@ void convolve_block(const Walk& k, const V* in, const V* kernel, V* out) {
 
 using RowBlock = void (*)(const Walk&, const V*, const V*, V*);
 
-template <int R = 1>
+template <int NX, int R = 1>
 RowBlock row_block(int voxels) {
-    if constexpr (R < kVoxels) {
-        if (voxels > R) return row_block<R + 1>(voxels);
+    if constexpr (R < most_voxels(NX)) {
+        if (voxels > R) return row_block<NX, R + 1>(voxels);
     }
-    return convolve_block<R>;
+    return convolve_block<R, NX>;
 }
 
 // A row of voxels in nearly equal blocks.
-void convolve_row(const Walk& k, const V* in, const V* kernel, int voxels, V* out) {
-    const int blocks = ceil_div(voxels, kVoxels), each = voxels / blocks, larger = voxels % blocks;
-    const RowBlock even = row_block(each), more = row_block(each + (larger > 0));
+template <int NX>
+void convolve_blocks(const Walk& k, const V* in, const V* kernel, int voxels, V* out) {
+    const int blocks = ceil_div(voxels, most_voxels(NX)), each = voxels / blocks, larger = voxels % blocks;
+    const RowBlock even = row_block<NX>(each), more = row_block<NX>(each + (larger > 0));
     for (int i = 0; i < blocks; ++i) {
         const int r = i < larger ? each + 1 : each;
         (i < larger ? more : even)(k, in, kernel, out);
         in += r, out += r;
+    }
+}
+
+void convolve_row(const Walk& k, const V* in, const V* kernel, int voxels, V* out) {
+    switch (k.x == 1 ? k.nx : 0) {
+        case 3: return convolve_blocks<3>(k, in, kernel, voxels, out);
+        case 5: return convolve_blocks<5>(k, in, kernel, voxels, out);
+        case 7: return convolve_blocks<7>(k, in, kernel, voxels, out);
+        default: return convolve_blocks<0>(k, in, kernel, voxels, out);
     }
 }
 
