@@ -27,28 +27,28 @@ struct Walk {
     long w_z, w_y;  // steps of the kernel
 };
 
-// Sums of registers are set and stored one by one: as loops or lists they become copies in memory.
-#define ZNN_UNROLL _Pragma("GCC unroll 16")
-
 // NX: the x taps, a voxel apart, so that voxels loaded for one serve the next; 0: any number and sparsity.
 template <int R, int NX>
 void convolve_block(const Walk& k, const V* in, const V* kernel, V* out) {
     V sum[R];
-    ZNN_UNROLL for (int r = 0; r < R; ++r) sum[r] = V{};
+    clear(sum);
     for (int jz = 0; jz < k.nz; ++jz)
         for (int jy = 0; jy < k.ny; ++jy) {
             const V* at = in + jz * k.z + jy * k.y;
             const V* w = kernel + jz * k.w_z + jy * k.w_y;
             const auto add = [&](const V* voxels, V weight) {
-                ZNN_UNROLL for (int r = 0; r < R; ++r) sum[r] += voxels[r] * weight;
+#pragma GCC unroll 16
+                for (int r = 0; r < R; ++r) sum[r] += voxels[r] * weight;
             };
             if constexpr (NX > 0) {
-                ZNN_UNROLL for (int jx = 0; jx < NX; ++jx) add(at + jx, w[jx]);
+#pragma GCC unroll 8
+                for (int jx = 0; jx < NX; ++jx) add(at + jx, w[jx]);
             } else {
                 for (int jx = 0; jx < k.nx; ++jx, at += k.x) add(at, w[jx]);
             }
         }
-    ZNN_UNROLL for (int r = 0; r < R; ++r) out[r] = sum[r];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) out[r] = sum[r];
 }
 
 using RowBlock = void (*)(const Walk&, const V*, const V*, V*);
@@ -160,16 +160,16 @@ struct Patch {
 template <int NY, int NX>
 void update_block(const Patch& k) {
     V sum[NY * NX];  // a patch is summed by itself first: fewer roundings of the large total
-    ZNN_UNROLL for (int j = 0; j < NY * NX; ++j) sum[j] = V{};
+    clear(sum);
     for (int y = 0; y < k.rows; ++y) {
         const V* in = k.in + y * k.in_row;
         const V* g = k.g + y * k.g_row;
         for (int x = 0; x < k.columns; ++x) {
             const V value = g[x];
-            ZNN_UNROLL for (int j = 0; j < NY * NX; ++j) sum[j] += in[x + j / NX * k.tap_y + j % NX * k.tap_x] * value;
+            for (int j = 0; j < NY * NX; ++j) sum[j] += in[x + j / NX * k.tap_y + j % NX * k.tap_x] * value;
         }
     }
-    ZNN_UNROLL for (int j = 0; j < NY * NX; ++j) k.sums[j / NX * k.sums_y + j % NX] += sum[j];
+    for (int j = 0; j < NY * NX; ++j) k.sums[j / NX * k.sums_y + j % NX] += sum[j];
 }
 
 using TapBlock = void (*)(const Patch&);
