@@ -50,7 +50,7 @@ CASES = [
     (("empty.tif", "labels.tif"), "empty.tif: damaged"),
     (("text.tif", "labels.tif"), "text.tif: damaged"),
     (("none.tif", "labels.tif"), "none.tif: no such file"),
-    (("channels.tif", "labels.tif"), "channels.tif: image: shape (8, 48, 48, 3) looks as if the channels came last"),
+    (("channels.tif", "labels.tif"), "channels.tif: axes QYXS of extents (8, 48, 48, 3); expected YX, ZYX or CZYX"),
     (("image.tif", "turned.tif"), "image.tif: labels: extent (48, 48, 8), but the image's is (8, 48, 48)"),
     (("image.tif", "shorter.tif"), "labels: extent (7, 48, 48), but the image's is (8, 48, 48)"),
     (("image.tif", "flat.tif"), "every label is 1; expected at least two values"),
@@ -71,7 +71,7 @@ def test_training_refuses_a_bad_file(files, capsys, given, message):
 
 
 @pytest.mark.parametrize("image, message", [
-    ("cut.tif", "cut.tif: truncated"), ("nan.npy", "NaN or infinity"), ("channels.tif", "channels came last")])
+    ("cut.tif", "cut.tif: truncated"), ("nan.npy", "NaN or infinity"), ("channels.tif", "channels.tif: axes QYXS")])
 def test_inference_refuses_a_bad_file(files, capsys, image, message):
     assert main(["train", "--images", "image.tif", "--labels", "labels.tif", *TRAIN]) == 0
     before = sorted(Path().iterdir())

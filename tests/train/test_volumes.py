@@ -93,6 +93,23 @@ def test_files_of_every_kind_give_the_same_patch(tmp_path):
     assert isinstance(open_array(tmp_path / "a.npy"), np.memmap)
 
 
+@pytest.mark.parametrize("axes, shape", [("ZCYX", (5, 2, 12, 14)), ("TCYX", (3, 2, 12, 14)), ("CYX", (2, 12, 14)), ("ZTYX", (2, 3, 12, 14))])
+def test_axes_that_a_tiff_names_are_taken_at_their_word(tmp_path, axes, shape):
+    """Such a stack has the rank of another: its channels would be taken for sections."""
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros(shape, np.uint8), ome=True, metadata={"axes": axes})
+    with pytest.raises(DataError, match=f"a.tif: axes {axes} of extents .*expected YX, ZYX or CZYX"):
+        open_array(tmp_path / "a.tif")
+
+
+def test_axes_that_are_as_expected(tmp_path):
+    for axes, shape in (("ZYX", (5, 12, 14)), ("TYX", (5, 12, 14)), ("YX", (12, 14)), ("CZYX", (2, 5, 12, 14))):
+        tifffile.imwrite(tmp_path / "a.tif", np.zeros(shape, np.uint8), ome=True, metadata={"axes": axes})
+        assert open_array(tmp_path / "a.tif").shape == shape
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 12, 14, 3), np.uint8), photometric="rgb")
+    with pytest.raises(DataError, match="axes QYXS"):
+        open_array(tmp_path / "a.tif")
+
+
 def test_tiff_stacks_larger_than_memory_are_read_by_section(tmp_path, monkeypatch):
     monkeypatch.setattr(volumes, "memory_bytes", lambda: STACK.nbytes)
     tifffile.imwrite(tmp_path / "plain.tif", STACK)

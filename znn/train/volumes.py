@@ -316,6 +316,12 @@ def _open_tiff(file: str, dataset: str | None):
 def _tiff_array(tifffile, file: str):
     opened = tifffile.TiffFile(file)
     series = opened.series[0]
+    wrong = [axis for axis in series.axes[1:] if axis in "CST"] or (series.axes[:1] == "C" and series.ndim == 3)
+    if wrong:  # channels or times where sections are expected; other letters say nothing
+        raise DataError(
+            f"{file}: axes {series.axes} of extents {series.shape}; expected YX, ZYX or CZYX (a 2D image of several channels: "
+            "CZYX with one section)"
+        )
     if series.dataoffset is not None and series.size:
         if series.dataoffset + series.nbytes > os.path.getsize(file):
             raise DataError(f"{file}: truncated TIFF stack; it should hold {series.shape} voxels")
