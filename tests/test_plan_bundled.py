@@ -80,7 +80,8 @@ def test_what_was_timed_is_kept_and_serves_layers_of_the_same_shape(own_cache):
     layer.measured(progress=said.append)
     assert said, "timings of another build of the core were taken"
     file.write_text("{ damaged")
-    assert set(layer.measured()) == set(first)
+    assert set(layer.explored(layer.ranked())) <= set(layer.measured())  # which others follow depends on the timings
+    assert json.loads(file.read_text())["build"] == data["build"]
 
 
 def test_the_machine_is_calibrated_once(own_cache):

@@ -196,7 +196,7 @@ class Layer:
             return timings.of(candidates)
         ranked = self.ranked()
         explored = timings.of(self.explored(ranked))
-        best = min(explored, key=lambda c: self.total(c, explored[c]))
+        best = self.choose({c: self.total(c, phases) for c, phases in explored.items()})
         refined = [c for c in ranked if c not in explored and _alike(c, best)][:REFINED]
         return explored | timings.of([best, *refined])
 
