@@ -116,3 +116,19 @@ def test_a_disk_that_is_full_while_training_is_one_sentence_and_the_last_checkpo
     assert Path("run/last.npz").read_bytes() == before
     assert not list(Path("run").glob(".*.tmp"))
     assert main(["train", "--images", "image.tif", "--labels", "labels.tif", *more]) == 0  # goes on once there is room
+
+
+@pytest.mark.parametrize("command", [
+    ["convert", "run/last.npz", "made.toml"], ["describe", "3d_3", "--output", "1", "--draw", "made.svg"],
+    ["plan", "boundary", "--output", "1,8,8", "--threads", "1", "--save", "made.json"],
+])
+def test_a_full_disk_is_named_with_the_file_and_leaves_none(files, command):
+    """And so is a folder that does not exist."""
+    assert main(["train", "--images", "image.tif", "--labels", "labels.tif", *TRAIN]) == 0
+    program = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); from znn.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == f"znn: {command[-1]}: File too large\n"
+    assert not [path for path in Path().iterdir() if "made" in path.name]
+    command[-1] = f"nowhere/{command[-1]}"
+    done = subprocess.run([sys.executable, "-m", "znn", *command], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == f"znn: {command[-1]}: No such file or directory\n"

@@ -35,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (SpecError, DataError, PlanError, CheckpointError) as error:
         return _fail(error, 1 if _disk_failed(error) else 2)
-    except (EngineError, OSError, MemoryError, ImportError) as error:
+    except OSError as error:
+        named = error.filename is not None and error.strerror
+        return _fail(f"{error.filename}: {error.strerror}" if named else error, 1)
+    except (EngineError, MemoryError, ImportError) as error:
         return _fail(error or "out of memory", 1)
     except Exception as error:  # whatever else goes wrong is ours to explain, in one line
         return _fail(f"{type(error).__name__}: {error} (ZNN_DEBUG=1 shows where)", 1)

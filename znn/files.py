@@ -16,20 +16,23 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
 
     The data is on the disk (fsync of file and folder) before the name changes hands, so a crash at any
     moment leaves the previous file whole. If the block raises, the temporary file is removed and `path`
-    is untouched. `mode` is "wb" or "w" (UTF-8). Raises OSError as the system reports it.
+    is untouched. `mode` is "wb" or "w" (UTF-8). Raises OSError as the system reports it, with `path` as its file.
     """
-    target = Path(path)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    target, name = Path(path), ""
     try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
         with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, _mode_for(target))
         os.replace(name, target)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(name)
+        unnamed = isinstance(error, OSError) and error.errno and (error.filename is None or str(error.filename).endswith(".tmp"))
+        if unnamed:
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
     sync_folder(target.parent)
 
