@@ -20,6 +20,8 @@ SWEEP = ROOT / "experiments" / "sweeps" / "whole_nets.toml"
 @pytest.fixture
 def results(tmp_path):
     def faster(record):
+        if record.adapter_name == "znn_copies":
+            return dataclasses.replace(record, metrics={"round_s": [s / 5 for s in record.samples_s]})
         if record.adapter_name != "znn_bundled":
             return record
         return dataclasses.replace(record, samples_s=[s / 6 for s in record.samples_s], peak_rss_bytes=int(4e8),
@@ -46,8 +48,9 @@ def test_every_net_that_is_asked_about_is_measured_in_the_paper_tier():
     for case in ours:
         assert case.options["plan"] == "autotune"
         rivals = {c.adapter for c in cases if c.problem == case.problem and c.options["threads"] == case.options["threads"]}
-        assert rivals == {"znn_bundled", "torch_cpu"} | (
-            {"znn"} if case.problem.get("phase", "round") == "round" and case.options["threads"] > 1 else set())
+        several = case.options["threads"] > 1
+        assert rivals == {"znn_bundled", "torch_cpu"} | ({"znn_copies"} if several else set()) | (
+            {"znn"} if case.problem.get("phase", "round") == "round" and several else set())
     assert len({case.group for case in ours}) == len(ours) // 2, "one and two threads take turns in one group"
 
 
@@ -65,8 +68,10 @@ def test_rows_hold_ratios_speedups_memory_and_the_bound(found):
     assert 1.8 < row.speedup.value < 2.2 and row.memory == pytest.approx(0.5) and row.bound_s == pytest.approx(5e-5)
     assert row.papers.value > row.seconds.value and row.verdict("ratio") == "yes" and row.verdict("memory") == "yes"
     assert row_of(found, "3d_7, output 8x8x8, width 40").verdict("ratio") == "no"
+    assert row.room.low <= row.room.value <= row.room.high and row.room.value == pytest.approx(
+        row.speedup.value * 2 * 5 / 6, rel=0.1)  # two copies a round, each a fifth of what theirs takes, ours a sixth
     one = row_of(found, "3d_3, output 8x8x8, width 40", threads=1)
-    assert one.speedup is None and one.verdict("speedup") == ""
+    assert one.speedup is None and one.room is None and one.verdict("speedup") == ""
     assert row_of(found, "3d_3, output 8x8x8, width 40", "forward").papers is None
     lost = row_of(found, "2d_40, output 1x1x1, width 40")
     assert lost.ratio is None and lost.verdict("ratio") == "" and "oom" in lost.reason

@@ -22,6 +22,7 @@ FLOP_PER_S = {
     "znn": 4e9,
     "locks": 4e9,
     "znn_bundled": 1e11,
+    "znn_copies": 1e11,
     "torch_cpu": 2e10,
     "torch_gpu": 2e12,
 }  # a thread, or a device; only until there are records

@@ -19,7 +19,7 @@ from .record import Record
 from .stats import Estimate
 
 ROOT = Path(__file__).resolve().parents[2]
-EXPERIMENT, OURS, THEIRS, PAPERS = "whole_nets", "znn_bundled", "torch_cpu", "znn"
+EXPERIMENT, OURS, THEIRS, PAPERS, COPIES = "whole_nets", "znn_bundled", "torch_cpu", "znn", "znn_copies"
 PASSED, FAILED, OPEN = "yes", "no", "open"
 PHASES = {"round": "training", "forward": "forward"}
 
@@ -27,7 +27,7 @@ PHASES = {"round": "training", "forward": "forward"}
 @dataclass(frozen=True)
 class Row:
     """One net, phase and number of threads. Ratios are the competitor's value over ours; speedup is one thread's time over
-    this number's."""
+    this number's; room: the speedup of as many networks of one worker side by side, which share nothing but the machine."""
 
     machine: str
     net: str
@@ -39,6 +39,7 @@ class Row:
     ratio: Estimate | None = None
     memory: float | None = None
     speedup: Estimate | None = None
+    room: Estimate | None = None
     bound_s: float | None = None
     error: float | None = None
     reason: str = ""
@@ -101,7 +102,8 @@ def _row(ours: Record, records: Sequence[Record], tables: Sequence[dict[str, Any
                      and r.adapter_name == adapter and r.options.get("threads") == threads), None)
 
     threads = ours.options["threads"]
-    theirs, papers, one = other(THEIRS, threads), other(PAPERS, threads), other(OURS, 1)
+    theirs, papers, one, copies = (other(*wanted) for wanted in
+                                   ((THEIRS, threads), (PAPERS, threads), (OURS, 1), (COPIES, threads)))
     good = theirs is not None and theirs.status == "ok"
     bound = ours.metrics.get("bound_s")
     return Row(
@@ -112,12 +114,20 @@ def _row(ours: Record, records: Sequence[Record], tables: Sequence[dict[str, Any
         ratio=paired(theirs, ours) if good else None,
         memory=ours.peak_rss_bytes / theirs.peak_rss_bytes if good and theirs.peak_rss_bytes else None,
         speedup=paired(one, ours) if one is not None and one.status == "ok" and threads > 1 else None,
+        room=_room(one, copies, threads) if threads > 1 else None,
         bound_s=bound / threads if bound else None,
         error=(ours.check or {}).get("max_rel_err"),
         reason="" if good else f"PyTorch: {theirs.status}: {theirs.reason}" if theirs else "PyTorch: not measured",
         versions=f"PyTorch {theirs.adapter.get('version', '')}, {_path(theirs.plan)}" if good else "",
         asked=asked_of(ours.problem, tables), samples=len(ours.samples_s),
     )
+
+
+def _room(one: Record | None, copies: Record | None, threads: int) -> Estimate | None:
+    """Rounds per second of copies side by side over those of one alone."""
+    if one is None or copies is None or "ok" != one.status or "ok" != copies.status:
+        return None
+    return stats.unpaired_ratio(one.samples_s, [seconds / threads for seconds in copies.metrics["round_s"]])
 
 
 def paired(numerator: Record, denominator: Record) -> Estimate:
@@ -147,13 +157,14 @@ def to_markdown(found: Sequence[Row], machines: dict[str, str], provenance: str 
              "Made by `python -m znn.bench whole-nets results/` from the records; see docs/measuring.md for how they are taken. "
              "A round of training is backward, update and forward. Ratios are PyTorch's seconds over ours, with 95 % intervals over "
              "paired rounds; bound: the least time that arithmetic, caches and memory allow the methods chosen, as a share of the time "
-             "taken; memory: our peak over PyTorch's; largest error: of the outputs of the same net, reduced, after its rounds, against "
+             "taken; room: the speedup of as many networks of one worker each, side by side, which is what the machine has room "
+             "for; memory: our peak over PyTorch's; largest error: of the outputs of the same net, reduced, after its rounds, against "
              "float64 (native/tests/tiled_test.cpp holds single operations to 2e-6).", ""]
     for machine in dict.fromkeys(row.machine for row in found):
         mine = [row for row in found if row.machine == machine]
         lines += [f"## {machines.get(machine, machine)}", "",
                   "| net | phase | threads | seconds | PyTorch | paper's engine | times faster | asked | passed | memory | passed | "
-                  "speedup | passed | bound | largest error |", "|---|---|---" + "|---:" * 12 + "|"]
+                  "speedup | passed | room | bound | largest error |", "|---|---|---" + "|---:" * 13 + "|"]
         lines += [_line(row) for row in mine]
         for what, text in (("ratio", "times faster"), ("memory", "memory"), ("speedup", "speedup")):
             verdicts = [row.verdict(what) for row in mine if row.verdict(what)]
@@ -169,7 +180,7 @@ def _line(row: Row) -> str:
     cells = [row.net, row.phase, str(row.threads), f"{row.seconds.value:.4g}", f"{row.theirs.value:.4g}" if row.theirs else "–",
              f"{row.papers.value:.4g}" if row.papers else "–", _interval(row.ratio), _number(row.asked.get("ratio")),
              row.verdict("ratio"), _number(row.memory, ".2f"), row.verdict("memory"), _interval(row.speedup),
-             row.verdict("speedup"), f"{row.bound_s / row.seconds.value:.0%}" if row.bound_s else "–", _number(row.error, ".1e")]
+             row.verdict("speedup"), _interval(row.room), f"{row.bound_s / row.seconds.value:.0%}" if row.bound_s else "–", _number(row.error, ".1e")]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -183,7 +194,7 @@ def _number(value: float | None, form: str = "g") -> str:
 
 COLUMNS = ("machine", "net", "phase", "threads", "samples", "seconds", "seconds_low", "seconds_high", "torch_seconds",
            "paper_seconds", "ratio", "ratio_low", "ratio_high", "asked", "aim", "ratio_passed", "memory_ratio", "memory_passed",
-           "speedup", "speedup_low", "speedup_high", "speedup_passed", "bound_seconds", "error", "versions", "reason")
+           "speedup", "speedup_low", "speedup_high", "speedup_passed", "room", "room_low", "room_high", "bound_seconds", "error", "versions", "reason")
 
 
 def to_dict(row: Row) -> dict[str, Any]:
@@ -197,7 +208,7 @@ def to_dict(row: Row) -> dict[str, Any]:
         "paper_seconds": row.papers.value if row.papers else None, **three("ratio", row.ratio), "asked": row.asked.get("ratio"),
         "aim": row.asked.get("aim"), "ratio_passed": row.verdict("ratio"), "memory_ratio": row.memory,
         "memory_passed": row.verdict("memory"), **three("speedup", row.speedup), "speedup_passed": row.verdict("speedup"),
-        "bound_seconds": row.bound_s, "error": row.error, "versions": row.versions, "reason": row.reason,
+        **three("room", row.room), "bound_seconds": row.bound_s, "error": row.error, "versions": row.versions, "reason": row.reason,
     }
     return {column: found.get(column) for column in COLUMNS}
 

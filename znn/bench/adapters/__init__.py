@@ -8,7 +8,7 @@ import importlib
 from .base import Adapter, AdapterError, Computed, Session, Timed, reference
 
 BUILT_IN = (
-    "znn", "znn_bundled", "torch_cpu", "torch_gpu", "torch_layers", "torch_znn", "torch_model", "torch_replaced",
+    "znn", "znn_bundled", "znn_copies", "torch_cpu", "torch_gpu", "torch_layers", "torch_znn", "torch_model", "torch_replaced",
     "theory", "trace", "locks", "simulate", "valgrind"
 )
 
