@@ -206,13 +206,19 @@ class Layer:
         return [candidate for candidate in ranked if self.predict(candidate) <= WORTH_SEARCHING * self.predict(ranked[0])]
 
     def explored(self, ranked: list[Candidate]) -> list[Candidate]:
-        """The first few that differ in method or volume of the tile."""
+        """The first few that differ in method or volume of the tile, and the likeliest of each method with transforms even
+        where the model, which a disturbed calibration may have misled, thinks little of it.
+        """
         limit, found = WORTH_MEASURING * self.predict(ranked[0]), []
         for candidate in ranked:
             if len(found) == EXPLORED or self.predict(candidate) > limit:
                 break
             if not any(_alike(candidate, other) for other in found):
                 found.append(candidate)
+        for method in ("tiled", "fused"):
+            likeliest = next((candidate for candidate in ranked if candidate.method == method), None)
+            if likeliest and all(candidate.method != method for candidate in found):
+                found.append(likeliest)
         return found
 
     def choose(self, seconds: Mapping[Candidate, float]) -> Candidate:
