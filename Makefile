@@ -6,7 +6,7 @@ ARGS ?=
 .PHONY: help setup run test figures docs bench clean
 
 help:
-	@echo "make run       measure the paper's experiments here, draw the figures, judge the claims (about a quarter of an hour)"
+	@echo "make run       measure the paper's experiments here, draw the figures, judge the claims (about twenty minutes)"
 	@echo "make test      run the tests"
 	@echo "make setup     only set up $(VENV) and build the engine"
 	@echo "make figures   draw the figures again from the records in results/"

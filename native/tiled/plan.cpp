@@ -254,7 +254,6 @@ void size_tiled_pieces(LayerPlan& p, const Machine& machine) {
     p.transform_tiles = clamp_count(aim / transform_seconds(p, false, false, machine), p.tiles_per_slab);
     const double product = product_seconds(p, in, p.out_bundles, machine) / (double(p.pencils) * p.slabs);
     p.product_pencils = clamp_count(aim / product, p.pencils);
-    p.update_pencils = clamp_count(aim / (product / p.out_bundles), p.pencils);
     const double kernel = kernel_seconds(p, 1, 1, machine);
     p.kernel_maps_in = clamp_count(aim / kernel, in);
     p.kernel_maps_out = clamp_count(aim / kernel / p.bundle, p.out_bundles) * p.bundle;
@@ -274,7 +273,7 @@ void size_tiled_pieces(LayerPlan& p, const Machine& machine) {
     set(Phase::backward_product, p.slabs * ceil_div(p.pencils, p.product_pencils));
     set(Phase::backward_inverse, strip_pieces(p));
     set(Phase::backward_join, strip_pieces(p));
-    set(Phase::update_product, p.slabs * p.out_bundles * ceil_div(p.pencils, p.update_pencils));
+    set(Phase::update_product, p.slabs * ceil_div(p.pencils, p.product_pencils));
     set(Phase::update_inverse, p.out_bundles * ceil_div(in, p.kernel_maps_in));
 
     const TileScratchSizes tile(p);
@@ -442,8 +441,8 @@ int first_piece(const LayerPlan& p, Phase phase, int slab) {
         case Phase::gradient_transform:
         case Phase::forward_inverse: return slab * tile_pieces(p, p.tiles_per_slab, p.out_bundles, p.transform_tiles);
         case Phase::forward_product:
-        case Phase::backward_product: return slab * ceil_div(p.pencils, p.product_pencils);
-        case Phase::update_product: return slab * p.out_bundles * ceil_div(p.pencils, p.update_pencils);
+        case Phase::backward_product:
+        case Phase::update_product: return slab * ceil_div(p.pencils, p.product_pencils);
         case Phase::backward_inverse: {
             int piece = 0;
             const int first_strip = slab * (p.tiles_per_slab / p.tiles_per_strip);

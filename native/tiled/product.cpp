@@ -218,7 +218,7 @@ static ZNN_INLINE void update_block(const float* x, const V* g, long line, int t
     for (int r = 0; r < R; ++r) out[r * out_map] = re[r], out[r * out_map + 1] = im[r];
 }
 
-void update_product(const LayerPlan& p, int slab, int o, int p0, int p1, const Buffers& b, float* scratch) {
+void update_product(const LayerPlan& p, int slab, int p0, int p1, const Buffers& b, float* scratch) {
     const Axis& axis = p.axis[0];
     const int T = axis.T, maps = p.problem.in_maps, tiles = p.slab_tiles(slab);
     const long line = 2 * p.line, step = 2 * T + 2, kernel = kernel_pencil(p, maps);
@@ -227,18 +227,23 @@ void update_product(const LayerPlan& p, int slab, int o, int p0, int p1, const B
     V* buffer = taps + kernel;
     for (int pencil = p0; pencil < p1; ++pencil) {
         const float* x = b.at(Buffer::input_spectra) + p.kept_in(slab) + pencil * p.in_pencil;
-        const V* g = vec(b.at(Buffer::gradient_spectra) + p.kept_out(slab) + pencil * p.out_pencil) + o * tiles * line;
-        Prefetcher ahead(x + p.in_pencil, p.in_pencil, T, pencil + 1 < p1 && p.in_pencil <= kPrefetchFloats);
-        for (int f = 0; f < T; ++f) {
-            ahead.step();
-            for (int i = 0; i < maps; i += kUpdateRows)
-                update_block<kUpdateRows>(x + (i / kV * tiles * line + 2 * f) * kV + i % kV, g + 2 * f, line, tiles,
-                                          sums + i * step + 2 * f, step);
+        const float* gradient = b.at(Buffer::gradient_spectra) + p.kept_out(slab) + pencil * p.out_pencil;
+        const long steps = long(T) * p.out_bundles;
+        const bool next = pencil + 1 < p1 && std::max(p.in_pencil, p.out_pencil) <= kPrefetchFloats;
+        Prefetcher inputs(x + p.in_pencil, p.in_pencil, steps, next), gradients(gradient + p.out_pencil, p.out_pencil, steps, next);
+        for (int o = 0; o < p.out_bundles; ++o) {
+            const V* g = vec(gradient) + o * tiles * line;
+            for (int f = 0; f < T; ++f) {
+                inputs.step(), gradients.step();
+                for (int i = 0; i < maps; i += kUpdateRows)
+                    update_block<kUpdateRows>(x + (i / kV * tiles * line + 2 * f) * kV + i % kV, g + 2 * f, line, tiles,
+                                              sums + i * step + 2 * f, step);
+            }
+            V* out = vec(b.at(Buffer::update_spectra)) + (long(o) * p.pencils + pencil) * kernel;
+            kernel_line_inverse(axis, sums, 2, step, slab ? taps : out, 2, 2 * axis.k, maps, buffer);
+            if (slab)
+                for (long i = 0; i < 2L * maps * axis.k; ++i) out[i] += taps[i];
         }
-        V* out = vec(b.at(Buffer::update_spectra)) + (long(o) * p.pencils + pencil) * kernel;
-        kernel_line_inverse(axis, sums, 2, step, slab ? taps : out, 2, 2 * axis.k, maps, buffer);
-        if (slab)
-            for (long i = 0; i < 2L * maps * axis.k; ++i) out[i] += taps[i];
     }
 }
 

@@ -141,7 +141,7 @@ struct LayerPlan {
     long in_pencil = 0, out_pencil = 0;          // floats from pencil to pencil
     std::size_t in_slab = 0, out_slab = 0;       // floats from slab to slab
     long plane = 0;                              // complex vectors of a plane of pencils in scratch
-    int transform_tiles = 1, product_pencils = 1, update_pencils = 1, kernel_maps_in = 1, kernel_maps_out = 1;
+    int transform_tiles = 1, product_pencils = 1, kernel_maps_in = 1, kernel_maps_out = 1;
     bool fused = false;                          // few input maps: no spectra between the phases of forward and update
     int fused_tiles = 1, fused_parts = 1;        // tiles taken together; pieces of one such group, by output bundles
     int chunk_out = 1, chunk_in = 1;             // bundles whose expanded kernels fit in L2 together

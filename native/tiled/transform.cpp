@@ -546,18 +546,13 @@ void run_tiled(const LayerPlan& p, Phase phase, int index, const Buffers& b, flo
         case Phase::backward_join: return backward_join(p, index, b);
         case Phase::update_inverse: return update_inverse(p, index, b, scratch);
         case Phase::forward_product:
-        case Phase::backward_product: {
-            const int per_slab = ceil_div(p.pencils, p.product_pencils), slab = index / per_slab;
-            const int first = index % per_slab * p.product_pencils;
-            return product(p, phase == Phase::forward_product, slab, first,
-                           std::min(p.pencils, first + p.product_pencils), b, scratch);
-        }
+        case Phase::backward_product:
         case Phase::update_product: {
-            if (p.fused) return update_fused(p, index, b, scratch);
-            const int groups = p.out_bundles, per_slab = groups * ceil_div(p.pencils, p.update_pencils);
-            const int slab = index / per_slab, o = index % groups;
-            const int first = index % per_slab / groups * p.update_pencils;
-            return update_product(p, slab, o, first, std::min(p.pencils, first + p.update_pencils), b, scratch);
+            if (p.fused && phase == Phase::update_product) return update_fused(p, index, b, scratch);
+            const int per_slab = ceil_div(p.pencils, p.product_pencils), slab = index / per_slab;
+            const int first = index % per_slab * p.product_pencils, last = std::min(p.pencils, first + p.product_pencils);
+            if (phase == Phase::update_product) return update_product(p, slab, first, last, b, scratch);
+            return product(p, phase == Phase::forward_product, slab, first, last, b, scratch);
         }
     }
 }

@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "--tier",
         choices=TIERS,
         default="quick",
-        help="smoke: two minutes, quick: a quarter of an hour, "
+        help="smoke: two minutes, quick: twenty minutes, "
         "paper: the paper's full grid, hours (default: quick)",
     )
     p.add_argument(
