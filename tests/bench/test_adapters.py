@@ -10,7 +10,7 @@ from znn.bench import adapters
 from znn.bench.adapters.base import Computed, Timed, relative_error
 from znn.bench.problem import Problem
 
-TIMED = [name for name in adapters.BUILT_IN if isinstance(adapters.load(name), Timed)]
+TIMED = [name for name in adapters.BUILT_IN if isinstance(found := adapters.load(name), Timed) and found.referenced]  # zoo networks
 COMPUTED = [name for name in adapters.BUILT_IN if isinstance(adapters.load(name), Computed)]
 PROBLEMS = [
     {"net": "scaling_3d", "width": 3, "output": 2},

@@ -104,7 +104,8 @@ def make(case, cases, run_id, cores, missing, slow) -> Record:
         interleaved_with=group,
         peak_rss_bytes=int(8e8),
         check={"reference": "x", "max_rel_err": 1e-6, "tol": 1e-4, "passed": True},
-        metrics=COMPUTED[case.adapter](case, cores) if case.adapter in COMPUTED else counters(case, cores),
+        metrics=(COMPUTED[case.adapter](case, cores) if case.adapter in COMPUTED else counters(case, cores))
+        | ({"round_s": samples} if case.adapter == "znn_copies" else {}),
     )
 
 
