@@ -151,7 +151,8 @@ double kernel_seconds(const LayerPlan& p, int maps, int bundles, const Machine& 
 
 double direct_seconds(const LayerPlan& p, int row, double voxels, int maps, int bundles, const Machine& machine) {
     const double taps = double(p.problem.kernel.volume());
-    const double block = std::min(12, row * (p.problem.depthwise ? 1 : std::min(bundles, 3)));  // sums in registers; fewer than 10 wait for each other
+    // Sums in registers; fewer than 10 wait for each other.
+    const double block = std::min(12, row * (p.problem.depthwise ? 1 : std::min(bundles, 3)));
     const double efficiency = std::min(1.0, block / 10);
     return 2.0 * voxels * taps * maps * bundles * p.bundle / (machine.direct_flops * efficiency);
 }
