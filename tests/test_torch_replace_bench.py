@@ -19,7 +19,7 @@ TINY = ("conv2d_3_tiny", "conv3d_3_tiny")
 
 
 def test_the_sweep_names_every_model_in_both_phases_and_both_sides_take_turns():
-    cases = sweep.expand(SWEEP, "quick", (2, 2))
+    cases = sweep.expand(SWEEP, "paper", (2, 2))
     assert {c.problem["net"] for c in cases} == set(torch_models.MODELS)
     groups = {}
     for case in cases:
