@@ -31,6 +31,7 @@ INPUT_TRANSFORM, GRADIENT_TRANSFORM, UPDATE_PRODUCT = 2, 5, 9
 # Its buffers: those of a layer, and those that layers share.
 OWN, OF_BACKWARD, SHARED_SPECTRA, HALO = (0, 2, 4, 7), 1, (3, 5), 6
 
+SMALL_WINDOW = _core.SMALL_WINDOW  # voxels of the largest max-filter whose windows are compared at once
 EXPLORED, REFINED = 4, 2  # candidates timed: that differ, and like the best of those
 ALIKE = 1.3  # ratio of the tiles' volumes
 RANKED, ALL = 60, 1 << 20  # tile extents that the model is asked for

@@ -11,14 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from znn.bundled import GRADIENT_TRANSFORM, HALO, OF_BACKWARD, OWN, SHARED_SPECTRA, Candidate, Layer
+from znn.bundled import GRADIENT_TRANSFORM, HALO, OF_BACKWARD, OWN, SHARED_SPECTRA, SMALL_WINDOW, Candidate, Layer
 from znn.cost import gradient_nodes
 from znn.errors import PlanError
 from znn.graph import Graph, GraphEdge
 
 REST_BYTES = 16 << 20  # tasks, stacks, results on their way to the user: measured
 STATEFUL = ("max_filter", "max_pool", "dropout")  # edges that keep a number per voxel for the backward pass
-SMALL_WINDOW = 8  # voxels of the largest max-filter that keeps a byte per voxel instead: kernels::small_window
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Setting:
 
 
 def has_small_window(edge: GraphEdge) -> bool:
-    """Whether it is a max-filter whose windows are compared at once, without scratch."""
+    """Whether it is a max-filter whose windows are compared at once, without scratch, and which keeps a byte per voxel."""
     return edge.kind == "max_filter" and math.prod(edge.window) <= SMALL_WINDOW
 
 

@@ -3,6 +3,7 @@
 #include "bindings/arrays.hpp"
 #include "engine/description.hpp"
 #include "engine/tiled_probe.hpp"
+#include "kernels/kernels.hpp"
 
 namespace znn::bindings {
 
@@ -102,6 +103,7 @@ void register_tiled(py::module_& module) {
         .def("run", [](TiledProbe& probe, int phase) { return probe.run(static_cast<tiled::Phase>(phase)); },
              py::call_guard<py::gil_scoped_release>());
     module.attr("TILED_PHASES") = tiled::kPhases;
+    module.attr("SMALL_WINDOW") = kernels::small_window;
 }
 
 }  // namespace znn::bindings

@@ -33,18 +33,21 @@ struct Walk {
     long w_z, w_y, w_tap, w_out;    // steps of the kernels; lanes and bundles are consecutive
 };
 
-template <int R, int NB>
+enum class Maps { many, single, few };  // single: one map comes in, whose kSingleTaps x taps are its lanes; few: few go out
+
+template <int R, int NB, Maps M>
 void forward_block(const Walk& k, const float* in, const V* kernels, V* out, long out_bundle) {
+    const int nx = M == Maps::single ? 1 : k.nx, bundles = M == Maps::single ? 1 : k.bundles;
     V sum[NB][R];
     clear(sum);
     for (int jz = 0; jz < k.nz; ++jz) {
         for (int jy = 0; jy < k.ny; ++jy) {
             const float* row = in + jz * k.z + jy * k.y;
             const V* w = kernels + jz * k.w_z + jy * k.w_y;
-            for (int jx = 0; jx < k.nx; ++jx, row += k.x) {
+            for (int jx = 0; jx < nx; ++jx, row += k.x) {
                 const float* x = row;
-                for (int bundle = 1; bundle <= k.bundles; ++bundle, x += k.bundle) {
-                    const int lanes = bundle == k.bundles ? k.last_lanes : k.lanes;
+                for (int bundle = 1; bundle <= bundles; ++bundle, x += k.bundle) {
+                    const int lanes = M == Maps::single ? kSingleTaps : bundle == bundles ? k.last_lanes : k.lanes;
                     const float* at = x;
 #pragma GCC unroll 4
                     for (int l = 0; l < lanes; ++l, ++w, at += k.lane) {
@@ -54,28 +57,6 @@ void forward_block(const Walk& k, const float* in, const V* kernels, V* out, lon
                             for (int b = 0; b < NB; ++b) sum[b][r] += at[r * kV] * weight[b];
                     }
                 }
-            }
-        }
-    }
-    for (int b = 0; b < NB; ++b)
-        for (int r = 0; r < R; ++r) out[b * out_bundle + r] = sum[b][r];
-}
-
-// The same of a single map and three taps along x, which stand for its lanes.
-template <int R, int NB>
-void single_block(const Walk& k, const float* in, const V* kernels, V* out, long out_bundle) {
-    V sum[NB][R];
-    clear(sum);
-    for (int jz = 0; jz < k.nz; ++jz) {
-        for (int jy = 0; jy < k.ny; ++jy) {
-            const float* at = in + jz * k.z + jy * k.y;
-            const V* w = kernels + jz * k.w_z + jy * k.w_y;
-#pragma GCC unroll 3
-            for (int l = 0; l < kSingleTaps; ++l, ++w, at += k.lane) {
-                V weight[NB];
-                for (int b = 0; b < NB; ++b) weight[b] = w[b * k.w_out];
-                for (int r = 0; r < R; ++r)
-                    for (int b = 0; b < NB; ++b) sum[b][r] += at[r * kV] * weight[b];
             }
         }
     }
@@ -118,8 +99,6 @@ void few_block(const Walk& k, const float* in, const V* kernels, V* out, long) {
 
 using RowFunction = void (*)(const Walk&, const float*, const V*, V*, long);
 
-enum class Maps { many, single, few };  // single: one map comes in; few: few go out
-
 // The block function of R rows, for a register block of group NB (few: O maps).
 template <int NB, Maps M, int R = 1>
 RowFunction row_function(int rows) {
@@ -129,10 +108,8 @@ RowFunction row_function(int rows) {
     }
     if constexpr (M == Maps::few)
         return few_block<R, NB>;
-    else if constexpr (M == Maps::single)
-        return single_block<R, NB>;
     else
-        return forward_block<R, NB>;
+        return forward_block<R, NB, M>;
 }
 
 template <Maps M>
