@@ -63,4 +63,13 @@ bool pin_this_thread(int processor) {
     return pthread_setaffinity_np(pthread_self(), sizeof set, &set) == 0;
 }
 
+PinnedThread::PinnedThread(int processor) {
+    if (processor < 0 || pthread_getaffinity_np(pthread_self(), sizeof before_, &before_) != 0) return;
+    pinned_ = pin_this_thread(processor);
+}
+
+PinnedThread::~PinnedThread() {
+    if (pinned_) pthread_setaffinity_np(pthread_self(), sizeof before_, &before_);
+}
+
 }  // namespace znn

@@ -1,5 +1,7 @@
 // Which processors this process may use, and pinning. What cannot be found out is a value, not an error.
 #pragma once
+#include <sched.h>
+
 #include <vector>
 
 namespace znn {
@@ -13,5 +15,18 @@ std::vector<int> usable_processors();
 
 // Pins the calling thread. False if the system refuses.
 bool pin_this_thread(int processor);
+
+// Pins the calling thread while it lives; a negative processor pins nothing.
+class PinnedThread {
+public:
+    explicit PinnedThread(int processor);
+    ~PinnedThread();
+    PinnedThread(const PinnedThread&) = delete;
+    PinnedThread& operator=(const PinnedThread&) = delete;
+
+private:
+    cpu_set_t before_;
+    bool pinned_ = false;
+};
 
 }  // namespace znn

@@ -64,7 +64,8 @@ void BundledNetwork::build_nodes() {
         n.bundles = (n.d.maps + V_ - 1) / V_;
         n.volume = n.d.extent.volume();
         n.stride = n.volume * V_;
-        n.chunks = int((n.stride + chunk_floats - 1) / chunk_floats);
+        n.chunk = chunk_floats(n.stride * n.bundles * options_.patches);
+        n.chunks = int((n.stride + n.chunk - 1) / n.chunk);
         n.has_backward = !n.absorbed() && (options_.input_gradient || n.d.output || n.d.bias);
         n.image = AlignedFloats(n.stride * n.bundles * options_.patches);
         n.bias = AlignedFloats(std::size_t(n.bundles) * V_);

@@ -130,7 +130,7 @@ Stage* BundledNetwork::transfer_forward(Nodes& n, Stage* previous) {
     Stage* stage = add(Pass::forward, label(Pass::forward, int(WorkKind::node), n.index),
                        n.chunks * n.bundles * options_.patches, [this, &n](int piece, Worker&) {
                            const int part = piece % n.chunks, image = piece / n.chunks, bundle = image % n.bundles;
-                           const std::size_t first = chunk_floats * part, count = std::min(chunk_floats, n.stride - first);
+                           const std::size_t first = n.chunk * part, count = std::min(n.chunk, n.stride - first);
                            kernels::table().transfer_forward(n.image.data() + image * n.stride + first, count,
                                                              n.bias.data() + std::size_t(bundle) * V_, V_, n.d.transfer);
                        });
@@ -252,8 +252,8 @@ Stage* BundledNetwork::transfer_backward(Nodes& n, Pass pass, kernels::Transfer 
     // Pieces are numbered chunk by chunk of a bundle, then bundle by bundle.
     Stage* stage = add(pass, label(pass, int(WorkKind::node), n.index), count, [this, &n, f](int piece, Worker&) {
         const int part = piece % n.chunks, image = piece / n.chunks;
-        const std::size_t first = image * n.stride + chunk_floats * part;
-        const std::size_t length = std::min(chunk_floats, n.stride - chunk_floats * part);
+        const std::size_t first = image * n.stride + n.chunk * part;
+        const std::size_t length = std::min(n.chunk, n.stride - n.chunk * part);
         kernels::table().transfer_backward(n.gradient.data() + first, n.image.data() + first, length, V_, f,
                                            &n.bias_sums[std::size_t(piece) * V_]);
     });
@@ -344,11 +344,11 @@ void BundledNetwork::update_conv(int e) {
     product->when_done([&conv](Worker* worker) { conv.operands_free.open(worker); });
     Stage* applied = inverse;
     if (options_.patches > 1) {
-        const std::size_t floats = conv.kernels.size();
-        const int parts = int((floats + chunk_floats - 1) / chunk_floats);
+        const std::size_t floats = conv.kernels.size(), chunk = chunk_floats(floats);
+        const int parts = int((floats + chunk - 1) / chunk);
         applied = add(Pass::update, label(Pass::update, int(EdgeKind::conv), e), parts,
-                      [this, &conv, floats](int piece, Worker&) {
-                          const std::size_t first = chunk_floats * piece, count = std::min(chunk_floats, floats - first);
+                      [this, &conv, floats, chunk](int piece, Worker&) {
+                          const std::size_t first = chunk * piece, count = std::min(chunk, floats - first);
                           float* sum = conv.gradient.data() + first;
                           for (int patch = 1; patch < options_.patches; ++patch)
                               kernels::table().add(sum, sum + patch * floats, count);

@@ -1,6 +1,7 @@
 #include "tasks/executor.hpp"
 
 #include <algorithm>
+#include <optional>
 
 #include "base/spin_lock.hpp"
 #include "base/topology.hpp"
@@ -50,7 +51,7 @@ Executor::Executor(const ExecutorOptions& options)
     for (int i = 0; i < options.threads; ++i) workers_.push_back(std::make_unique<Worker>(*this, i));
     set_trace(options.trace);
     try {
-        for (int i = 0; i < options.threads; ++i)
+        for (int i = 1; i < options.threads; ++i)
             threads_.emplace_back([this, i] { work(*workers_[i], processors_.empty() ? -1 : processors_[i]); });
     } catch (...) {  // the system refused a thread: end those that run
         {
@@ -82,12 +83,18 @@ void Executor::submit(std::span<Task* const> tasks, Worker* worker) {
             const std::int64_t path = worker->path_now();
             if (task->path_ns.load(std::memory_order_relaxed) < path) task->path_ns.store(path);
         }
-    queue_->push(tasks, worker ? worker->index : -1);
+    push(tasks, worker ? worker->index : -1);
+}
+
+void Executor::push(std::span<Task* const> tasks, int worker) {
+    queue_->push(tasks, worker);
     available_.fetch_add(std::int64_t(tasks.size()), std::memory_order_seq_cst);
-    if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-        { std::lock_guard guard(sleep_mutex_); }
-        tasks.size() == 1 ? work_arrived_.notify_one() : work_arrived_.notify_all();
-    }
+    const int sleepers = sleepers_.load(std::memory_order_seq_cst);
+    const bool caller_too = caller_sleeps_.load(std::memory_order_seq_cst) && int(tasks.size()) > sleepers;
+    if (sleepers == 0 && !caller_too) return;
+    { std::lock_guard guard(sleep_mutex_); }
+    if (sleepers > 0) tasks.size() == 1 ? work_arrived_.notify_one() : work_arrived_.notify_all();
+    if (caller_too) something_done_.notify_all();
 }
 
 Task* Executor::next_task(Worker& worker) {
@@ -97,36 +104,59 @@ Task* Executor::next_task(Worker& worker) {
     return task;
 }
 
-Task* Executor::wait_for_task(Worker& worker) {
+Task* Executor::look_for_task(Worker& worker, const std::function<bool()>& enough) {
     // Work usually arrives within microseconds while a round runs: look for a while before sleeping.
     constexpr int looks = 2000;
-    while (!stop_.load(std::memory_order_relaxed)) {
-        for (int i = 0; i < looks; ++i) {
-            if (Task* task = next_task(worker)) return task;
-            cpu_relax();
-        }
-        std::unique_lock lock(sleep_mutex_);
-        sleepers_.fetch_add(1, std::memory_order_seq_cst);
-        if (available_.load(std::memory_order_seq_cst) <= 0 && !stop_.load()) work_arrived_.wait(lock);
-        sleepers_.fetch_sub(1, std::memory_order_relaxed);
+    for (int i = 0; i < looks && !enough(); ++i) {
+        if (Task* task = next_task(worker)) return task;
+        cpu_relax();
     }
     return nullptr;
 }
 
+bool Executor::run_next(Worker& worker, const std::function<bool()>& enough) {
+    // Tracing may be switched on while this worker looks for a task: then `before` is not a time.
+    const std::int64_t before = worker.tracing() ? now_ns() : 0;
+    Task* task = next_task(worker);
+    std::int64_t WorkerCounters::*spent = task ? &WorkerCounters::queue_ns : &WorkerCounters::idle_ns;
+    if (!task) task = look_for_task(worker, enough);
+    if (worker.tracing() && before) worker.counters.*spent += now_ns() - before;
+    if (task) execute(task, worker);
+    return task;
+}
+
 void Executor::work(Worker& worker, int processor) {
     if (processor >= 0) pin_this_thread(processor);
-    while (!stop_.load(std::memory_order_relaxed)) {
-        // Tracing may be switched on while this worker looks for a task: then `before` is not a time.
+    const std::function<bool()> stopped = [this] { return stop_.load(std::memory_order_relaxed); };
+    while (!stopped()) {
+        if (run_next(worker, stopped)) continue;
         const std::int64_t before = worker.tracing() ? now_ns() : 0;
-        Task* task = next_task(worker);
-        if (task) {
-            if (worker.tracing() && before) worker.counters.queue_ns += now_ns() - before;
-        } else {
-            task = wait_for_task(worker);
-            if (!task) return;
-            if (worker.tracing() && before) worker.counters.idle_ns += now_ns() - before;
+        std::unique_lock lock(sleep_mutex_);
+        sleepers_.fetch_add(1, std::memory_order_seq_cst);
+        if (available_.load(std::memory_order_seq_cst) <= 0 && !stop_.load()) work_arrived_.wait(lock);
+        sleepers_.fetch_sub(1, std::memory_order_relaxed);
+        if (worker.tracing() && before) worker.counters.idle_ns += now_ns() - before;
+    }
+}
+
+// The calling thread is worker 0 until `over()`: nobody has to be woken for the first task or the last.
+void Executor::work_until(const std::function<bool()>& over) {
+    if (over()) return;
+    std::unique_lock seat(seat_, std::defer_lock);  // another caller may have it: then this one only waits
+    std::optional<PinnedThread> pinned;
+    while (!over()) {
+        if (seat.owns_lock() || seat.try_lock()) {
+            if (!pinned) pinned.emplace(processors_.empty() ? -1 : processors_[0]);
+            if (run_next(*workers_[0], over) || over()) continue;
         }
-        execute(task, worker);
+        const bool idle = seat.owns_lock() && workers_[0]->tracing();
+        const std::int64_t before = idle ? now_ns() : 0;
+        std::unique_lock lock(sleep_mutex_);
+        if (seat.owns_lock()) caller_sleeps_.store(true, std::memory_order_seq_cst);
+        const bool work = seat.owns_lock() && available_.load(std::memory_order_seq_cst) > 0;
+        if (!work && !over()) something_done_.wait_for(lock, std::chrono::milliseconds(100));
+        if (seat.owns_lock()) caller_sleeps_.store(false, std::memory_order_relaxed);
+        if (idle) workers_[0]->counters.idle_ns += now_ns() - before;
     }
 }
 
@@ -168,12 +198,7 @@ void Executor::execute(Task* task, Worker& worker) {
             if (n == 0) {
                 task = follower;
             } else {
-                queue_->push(std::span<Task* const>(&follower, 1), worker.index);
-                available_.fetch_add(1, std::memory_order_seq_cst);
-                if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-                    { std::lock_guard guard(sleep_mutex_); }
-                    work_arrived_.notify_one();
-                }
+                push(std::span<Task* const>(&follower, 1), worker.index);
             }
             follower = after;
         }
@@ -214,14 +239,11 @@ void Executor::wake() {
 }
 
 void Executor::wait(const std::function<bool()>& done) {
-    std::unique_lock lock(sleep_mutex_);
-    while (!done() && !failed()) something_done_.wait_for(lock, std::chrono::milliseconds(100));
+    work_until([&] { return done() || failed(); });
 }
 
 void Executor::drain() {
-    std::unique_lock lock(sleep_mutex_);
-    while (outstanding_.load(std::memory_order_acquire) != 0)
-        something_done_.wait_for(lock, std::chrono::milliseconds(100));
+    work_until([this] { return outstanding_.load(std::memory_order_acquire) == 0; });
 }
 
 void Executor::rethrow_failure() {

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <thread>
 #include <vector>
@@ -74,6 +75,8 @@ struct ExecutorOptions {
     bool trace = false;
 };
 
+// `threads` workers: threads of its own, and in place of worker 0 whichever thread waits for the work. So one worker runs only
+// while somebody waits, and a round needs no other thread to be woken before its first task and after its last.
 class Executor {
 public:
     explicit Executor(const ExecutorOptions& options);
@@ -93,10 +96,11 @@ public:
     // False: another worker is running it (or it is not ready yet) and will run `follower` when it completes.
     bool force(Task& task, Task& follower, Worker& worker);
 
-    // Blocks until `done()` holds or a task failed. `done` is re-evaluated after every call of wake() and now and then.
+    // Runs tasks as worker 0 until `done()` holds or a task failed. `done` is re-evaluated after every task, after every call of
+    // wake() and now and then. A second thread that waits meanwhile only waits.
     void wait(const std::function<bool()>& done);
     void wake();
-    // Blocks until no task is queued or running.
+    // The same until no task is queued or running.
     void drain();
     // Rethrows what a task threw (after draining) and forgets it.
     void rethrow_failure();
@@ -109,9 +113,12 @@ public:
     void reset_counters();
 
 private:
+    void push(std::span<Task* const> tasks, int worker);
     void work(Worker& worker, int processor);
+    void work_until(const std::function<bool()>& over);
+    bool run_next(Worker& worker, const std::function<bool()>& enough);
     Task* next_task(Worker& worker);
-    Task* wait_for_task(Worker& worker);
+    Task* look_for_task(Worker& worker, const std::function<bool()>& enough);
     void execute(Task* task, Worker& worker);
     void run_body(Task& task, Worker& worker);
     void finish(std::int64_t count);
@@ -123,9 +130,10 @@ private:
 
     alignas(64) std::atomic<std::int64_t> available_{0};    // tasks in the queue
     alignas(64) std::atomic<std::int64_t> outstanding_{0};  // tasks queued, running or delegated
-    alignas(64) std::atomic<int> sleepers_{0};
+    alignas(64) std::atomic<int> sleepers_{0};              // of the executor's own threads
+    std::atomic<bool> caller_sleeps_{false};
     std::atomic<bool> stop_{false}, failed_{false};
-    std::mutex sleep_mutex_;
+    std::mutex sleep_mutex_, seat_;  // seat_: of worker 0
     std::condition_variable work_arrived_, something_done_;
     std::mutex failure_mutex_;
     std::exception_ptr failure_;

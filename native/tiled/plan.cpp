@@ -247,17 +247,28 @@ int expanded_chunk(const LayerPlan& p, int maps, int bundles, const Machine& mac
     return clamp_count(0.5 * double(machine.l2_bytes) / one, bundles);
 }
 
+// What a piece of a phase of `all` seconds should take: little work is cut finer, so that it still keeps workers busy, but not
+// so fine that handing pieces out (about a microsecond each) is felt.
+double piece_aim(double all, const Machine& machine) {
+    return std::min(machine.piece_s, std::max(all / 16, 1e-5));
+}
+
+// How many units of `one` second make a piece, of `count` there are.
+int units_per_piece(double one, double count, int most, const Machine& machine) {
+    return clamp_count(piece_aim(one * count, machine) / one, most);
+}
+
 void size_tiled_pieces(LayerPlan& p, const Machine& machine) {
     const int in = p.problem.in_maps, out = p.problem.out_maps;
-    const double aim = machine.piece_s;
     p.chunk_out = expanded_chunk(p, in, p.out_bundles, machine);
     p.chunk_in = expanded_chunk(p, out, p.in_bundles, machine);
-    p.transform_tiles = clamp_count(aim / transform_seconds(p, false, false, machine), p.tiles_per_slab);
+    const double transform = transform_seconds(p, false, false, machine), bundles = std::min(p.in_bundles, p.out_bundles);
+    p.transform_tiles = units_per_piece(transform, p.tiles * bundles, p.tiles_per_slab, machine);
     const double product = product_seconds(p, in, p.out_bundles, machine) / (double(p.pencils) * p.slabs);
-    p.product_pencils = clamp_count(aim / product, p.pencils);
+    p.product_pencils = units_per_piece(product, double(p.pencils) * p.slabs, p.pencils, machine);
     const double kernel = kernel_seconds(p, 1, 1, machine);
-    p.kernel_maps_in = clamp_count(aim / kernel, in);
-    p.kernel_maps_out = clamp_count(aim / kernel / p.bundle, p.out_bundles) * p.bundle;
+    p.kernel_maps_in = units_per_piece(kernel, double(in) * p.out_bundles, in, machine);
+    p.kernel_maps_out = units_per_piece(kernel * p.bundle, double(out) * p.in_bundles / p.bundle, p.out_bundles, machine) * p.bundle;
 
     auto set = [&](Phase phase, int count) { p.pieces[int(phase)] = count; };
     auto of_tiles = [&](int bundles) {
@@ -364,10 +375,11 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     const double forward = direct_seconds(p, out_row, out_row, in, out_bundles, machine);
     const double backward = direct_seconds(p, in_row, in_row, out, std::min(3, p.in_bundles), machine);
     const int out_rows = row_count(p, p.output), in_rows = row_count(p, problem.input);
-    p.rows_forward = clamp_count(machine.piece_s / forward, out_rows);
-    p.rows_backward = clamp_count(machine.piece_s / backward, in_rows);
-    p.kernel_maps_in = clamp_count(machine.piece_s / (1e-9 * p.bundle * taps), in);
-    p.kernel_maps_out = clamp_count(machine.piece_s / (4e-9 * p.bundle * p.bundle * taps), p.out_bundles) * p.bundle;
+    p.rows_forward = units_per_piece(forward, out_rows, out_rows, machine);
+    p.rows_backward = units_per_piece(backward, in_rows, in_rows, machine);
+    p.kernel_maps_in = units_per_piece(1e-9 * p.bundle * taps, double(in) * p.out_bundles, in, machine);
+    p.kernel_maps_out = p.bundle * units_per_piece(4e-9 * p.bundle * p.bundle * taps, double(p.out_bundles) * p.in_bundles,
+                                                   p.out_bundles, machine);
 
     auto set = [&](Phase phase, int count) { p.pieces[int(phase)] = count; };
     const int out_groups = group_count(p.out_bundles, p.group_out), in_groups = group_count(p.in_bundles, p.group_in);
@@ -380,7 +392,7 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     // Enough chunks for many workers where there are few pairs of bundles, none shorter than a piece.
     const int pairs = p.few_outputs || problem.depthwise ? in_groups : p.in_bundles * out_groups;
     const double all = direct_seconds(p, out_row, double(p.output.volume()), in, p.out_bundles, machine);
-    p.update_chunks = clamp_count(std::min(all / machine.piece_s, 64.0) / pairs, PatchGrid(p).count());
+    p.update_chunks = clamp_count(std::min(all / piece_aim(all, machine), 64.0) / pairs, PatchGrid(p).count());
     set(Phase::update_product, pairs * p.update_chunks);
     set(Phase::update_inverse, p.few_outputs ? p.in_bundles : p.out_bundles * ceil_div(in, p.kernel_maps_in));
 
