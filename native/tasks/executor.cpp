@@ -106,7 +106,7 @@ Task* Executor::next_task(Worker& worker) {
 
 Task* Executor::look_for_task(Worker& worker, const std::function<bool()>& enough) {
     // Work usually arrives within microseconds while a round runs: look for a while before sleeping.
-    constexpr int looks = 2000;
+    constexpr int looks = 8000;
     for (int i = 0; i < looks && !enough(); ++i) {
         if (Task* task = next_task(worker)) return task;
         cpu_relax();
