@@ -28,9 +28,10 @@ FUSED_MAPS = 4  # most input maps of the fused method (native/tiled/tiled.hpp)
 # The phases of native/tiled/tiled.hpp in the passes that the engine runs them in: kernels are transformed after the update.
 PASSES = {"forward": (2, 3, 4), "backward": (5, 6, 7, 8), "update": (9, 10, 0, 1)}
 INPUT_TRANSFORM, GRADIENT_TRANSFORM, UPDATE_PRODUCT = 2, 5, 9
-# Its buffers: those of a layer, and those that layers share.
-OWN, OF_BACKWARD, SHARED_SPECTRA, HALO = (0, 2, 4, 7), 1, (3, 5), 6
+# Its buffers: those of a layer, those that layers share, and the sums of kernel gradients, which are either.
+OWN, OF_BACKWARD, SHARED_SPECTRA, HALO, SUMS = (0, 2, 4, 7), 1, (3, 5), 6, 7
 
+SHARED_SUMS_BYTES = _core.SHARED_SUMS_BYTES  # a layer's buffer of kernel gradients, from which on layers share one
 SMALL_WINDOW = _core.SMALL_WINDOW  # voxels of the largest max-filter whose windows are compared at once
 EXPLORED, REFINED = 4, 2  # candidates timed: that differ, and like the best of those
 ALIKE = 1.3  # ratio of the tiles' volumes
@@ -178,10 +179,10 @@ class Layer:
         return sum(phases) + count / (peaks.cache_bytes if 4 * whole < walls()[0].l3_bytes / 2 else peaks.memory_bytes)
 
     def recomputed(self, candidate: Candidate, phases: Sequence[float]) -> list[float]:
-        """Phases with the transforms that are made once more for the update where spectra are not kept."""
+        """Phases with the input's transforms, made once more for the update where spectra are not kept."""
         found = list(phases)
         if not self.keeps(candidate):
-            found[UPDATE_PRODUCT] += found[INPUT_TRANSFORM] + found[GRADIENT_TRANSFORM] * self.backward
+            found[UPDATE_PRODUCT] += found[INPUT_TRANSFORM]
         return found
 
     def keeps(self, candidate: Candidate) -> bool:
@@ -243,9 +244,8 @@ class Layer:
             rate, what = (peaks.cache_bytes, "cache") if fits else (peaks.memory_bytes, "memory")
             found.append(max((part * flops / peaks.flops, "arithmetic"), (part * count / rate, what)))
         if not self.keeps(candidate):
-            again = found[INPUT_TRANSFORM][0] + found[GRADIENT_TRANSFORM][0] * self.backward
             product = found[UPDATE_PRODUCT]
-            found[UPDATE_PRODUCT] = product[0] + again, product[1]
+            found[UPDATE_PRODUCT] = product[0] + found[INPUT_TRANSFORM][0], product[1]
         return found
 
 

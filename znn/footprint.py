@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from znn.bundled import GRADIENT_TRANSFORM, HALO, OF_BACKWARD, OWN, SHARED_SPECTRA, SMALL_WINDOW, Candidate, Layer
+from znn.bundled import (GRADIENT_TRANSFORM, HALO, OF_BACKWARD, OWN, SHARED_SPECTRA, SHARED_SUMS_BYTES, SMALL_WINDOW, SUMS,
+                         Candidate, Layer)
 from znn.cost import gradient_nodes
 from znn.errors import PlanError
 from znn.graph import Graph, GraphEdge
@@ -56,7 +57,8 @@ class Setting:
                                  if layer.pool and layer.native(chosen[layer.name]).pools}),
             parameters=sum(part.parameters for part in parts),
             spectra=sum(part.spectra for part in parts),
-            shared=self.patches * (max((part.shared for part in parts), default=0) + max((part.halo for part in parts), default=0)),
+            shared=self.patches * sum(max((getattr(part, buffer) for part in parts), default=0)
+                                      for buffer in ("shared", "halo", "sums")),
             scratch=self.threads * max(scratch, self._simple_scratch()),
         )
 
@@ -103,13 +105,15 @@ class LayerBytes:
     spectra: int
     shared: int
     halo: int
+    sums: int
 
 
 def layer_bytes(layer: Layer, candidate: Candidate, patches: int = 1, moments: int = 1) -> LayerBytes:
-    """Bytes of one layer; `halo` and `shared` of one patch."""
+    """Bytes of one layer; `shared`, `halo` and `sums` of one patch."""
     native = layer.native(candidate)
     buffers, kernels = native.buffer_bytes, native.kernel_bytes
-    own = buffers[0] + patches * sum(buffers[i] for i in OWN[1:])
+    sums = buffers[SUMS] if buffers[SUMS] >= SHARED_SUMS_BYTES else 0
+    own = buffers[0] + patches * (sum(buffers[i] for i in OWN[1:]) - sums)
     if not native.takes_part(GRADIENT_TRANSFORM, layer.backward):  # allocated, never touched
         own -= patches * buffers[4]
     back, forth = SHARED_SPECTRA[1], SHARED_SPECTRA[0]
@@ -118,6 +122,7 @@ def layer_bytes(layer: Layer, candidate: Candidate, patches: int = 1, moments: i
         spectra=own + buffers[OF_BACKWARD] * layer.backward,
         shared=max(buffers[forth], buffers[back] * layer.backward),
         halo=buffers[HALO] * layer.backward,
+        sums=sums,
     )
 
 

@@ -104,6 +104,7 @@ void register_tiled(py::module_& module) {
              py::call_guard<py::gil_scoped_release>());
     module.attr("TILED_PHASES") = tiled::kPhases;
     module.attr("SMALL_WINDOW") = kernels::small_window;
+    module.attr("SHARED_SUMS_BYTES") = tiled::shared_sums_bytes;
 }
 
 }  // namespace znn::bindings

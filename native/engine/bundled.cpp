@@ -54,6 +54,9 @@ void BundledNetwork::start_forward(const std::vector<const float*>& inputs, bool
     prepare_kernels();
     input_data_ = inputs;
     training_ = training;
+    for (auto& conv : convs_)
+        if (conv)
+            for (auto& buffers : conv->buffers) buffers.keep = training;
     forward_done_.store(false);
     backward_done_.store(false);
     forward_path_ns_.store(0);

@@ -69,9 +69,11 @@ private:
         Gate kernels_ready;                               // transformed kernels are those of the newest parameters
         Gate operands_free;                               // the update has read images and gradients
         Stage *prepare_forward = nullptr, *prepare_backward = nullptr;
-        std::vector<Stage*> gradient_transforms;          // what the update waits for
+        std::vector<Stage*> gradient_transforms;          // what the update waits for, slab by slab
+        Stage *sums_begin = nullptr, *sums_end = nullptr;  // the first and last stage of the update that use update_spectra
+        bool shares_sums = false;                         // with the other layers where they are large, in turns
         bool has_backward = false, stale = true;
-        // Whether the update finds all spectra of images and gradients; else it makes them once more, slab by slab.
+        // Whether the update finds all spectra of images; else it makes them once more, slab by slab.
         bool keeps() const { return plan.kept_slabs == plan.slabs; }
 
         AlignedFloats& state(Which which) {
@@ -123,6 +125,7 @@ private:
     bool takes_derivative_at_maxima(int edge) const;
     void update_conv(int edge);
     Stage* update_products(Conv& conv);
+    void take_turns_in_sums();
     TaskLabel label(Pass pass, int kind, int group) const;
 
     // ---- pieces
@@ -165,7 +168,7 @@ private:
     std::vector<std::unique_ptr<Conv>> convs_;      // per edge group, or null
     std::vector<std::unique_ptr<Simple>> simples_;  // per edge group, or null
     std::vector<int> inputs_, outputs_;
-    AlignedFloats shared_spectra_, shared_halo_;
+    AlignedFloats shared_spectra_, shared_halo_, shared_sums_;
 
     std::vector<std::unique_ptr<Stage>> stages_[passes];
     std::vector<std::pair<Stage*, Gate*>> gated_;   // forward stages that wait for the last round's updates

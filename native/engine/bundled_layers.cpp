@@ -116,19 +116,23 @@ void BundledNetwork::build_conv(int e) {
 }
 
 // Transformed kernels, spectra of images and gradients belong to a layer; results on their way back from the frequency
-// domain do not outlive their layer's turn, so all layers share one buffer for them.
+// domain do not outlive their layer's turn, so all layers share one buffer for them. The sums of the kernels' gradients are
+// shared only where they are large: with turns to take, small updates could not fill the gaps that others leave.
 void BundledNetwork::share_buffers() {
-    std::size_t spectra = 0, halo = 0;
+    std::size_t spectra = 0, halo = 0, sums = 0;
     const std::size_t patches = options_.patches;
     for (auto& conv : convs_) {
         if (!conv) continue;
         const auto bytes = [&](Work b) { return tiled::buffer_bytes(conv->plan, b); };
         spectra = std::max({spectra, bytes(Work::output_spectra), bytes(Work::input_gradient_spectra)});
         halo = std::max(halo, bytes(Work::halo));
+        conv->shares_sums = bytes(Work::update_spectra) >= tiled::shared_sums_bytes;
+        if (conv->shares_sums) sums = std::max(sums, bytes(Work::update_spectra));
     }
     const auto floats = [](std::size_t bytes) { return (bytes + 63) / 64 * 16; };
     shared_spectra_ = AlignedFloats(floats(spectra) * patches);
     shared_halo_ = AlignedFloats(floats(halo) * patches);
+    shared_sums_ = AlignedFloats(floats(sums) * patches);
     for (auto& conv : convs_) {
         if (!conv) continue;
         for (const Work b : {Work::kernels_forward, Work::kernels_backward}) {
@@ -136,6 +140,7 @@ void BundledNetwork::share_buffers() {
             for (auto& buffers : conv->buffers) buffers.work[int(b)] = conv->own.back().data();
         }
         for (const Work b : {Work::input_spectra, Work::gradient_spectra, Work::update_spectra}) {
+            if (b == Work::update_spectra && conv->shares_sums) continue;
             const std::size_t each = floats(tiled::buffer_bytes(conv->plan, b));
             conv->own.emplace_back(each * patches);
             for (std::size_t p = 0; p < patches; ++p) conv->buffers[p].work[int(b)] = conv->own.back().data() + p * each;
@@ -144,6 +149,7 @@ void BundledNetwork::share_buffers() {
             conv->buffers[p].work[int(Work::output_spectra)] = shared_spectra_.data() + p * floats(spectra);
             conv->buffers[p].work[int(Work::input_gradient_spectra)] = shared_spectra_.data() + p * floats(spectra);
             conv->buffers[p].work[int(Work::halo)] = shared_halo_.data() + p * floats(halo);
+            if (conv->shares_sums) conv->buffers[p].work[int(Work::update_spectra)] = shared_sums_.data() + p * floats(sums);
         }
     }
 }

@@ -75,8 +75,10 @@ std::vector<BundledNetwork::Slab> BundledNetwork::add_slabs(Pass pass, int e, co
         slab.product->before(*slab.inverse);
         slab.inverse->before(*around.end);
         if (around.turn) around.turn->before(*slab.product);
-        if (i >= plan.passing_slabs) slabs[i - plan.passing_slabs].inverse->before(*slab.product);
-        if (i >= plan.kept_slabs) slabs[i - plan.kept_slabs].product->before(*slab.transform);
+        if (i >= plan.passing_slabs) {
+            slabs[i - plan.passing_slabs].inverse->before(*slab.product);
+            slabs[i - plan.passing_slabs].product->before(*slab.transform);
+        }
         if (around.previous) around.previous->before(*slab.inverse);
         slabs.push_back(slab);
     }
@@ -204,8 +206,7 @@ Stage* BundledNetwork::conv_backward(int e, bool accumulate, bool last, Stage* p
     Stage* joined = add_conv(Pass::backward, e, PieceOf::backward_join, -1);
     Stage* turn = std::exchange(backward_turn_, joined);
     for (const Slab& slab : add_slabs(Pass::backward, e, {target.gradient_ready, turn, previous, joined}))
-        if (conv.keeps()) conv.gradient_transforms.push_back(slab.transform);
-    if (!conv.keeps()) conv.gradient_transforms = {joined};
+        conv.gradient_transforms.push_back(slab.transform);
     return joined;
 }
 
@@ -304,24 +305,27 @@ void BundledNetwork::build_backward() {
 
 // ---- update
 
-// The products of all slabs, which add to one sum; returns the last.
+// The products of all slabs, which add to one sum; returns the last. Each comes before the gradient's spectra are overwritten
+// by those of a later slab.
 Stage* BundledNetwork::update_products(Conv& conv) {
+    Stage* gradient_ready = nodes_[edges_[conv.edge].target]->gradient_ready;
+    const int passing = conv.plan.passing_slabs;
     std::vector<Stage*> products;
-    for (int slab = 0; slab < conv.plan.slabs; ++slab) {
-        std::vector<Stage*> before = conv.gradient_transforms;
-        if (!conv.keeps()) {
-            before = {add_conv(Pass::update, conv.edge, PieceOf::input_transform, slab),
-                      add_conv(Pass::update, conv.edge, PieceOf::gradient_transform, slab)};
-            for (Stage* transform : before) {
-                for (Stage* stage : conv.gradient_transforms) stage->before(*transform);
-                if (slab >= conv.plan.kept_slabs) products[slab - conv.plan.kept_slabs]->before(*transform);
-            }
-        }
+    for (int slab = 0; slab < int(conv.gradient_transforms.size()); ++slab) {
         Stage* product = add_conv(Pass::update, conv.edge, PieceOf::update_product, slab);
-        for (Stage* transform : before) transform->before(*product);
+        Stage* transform = conv.gradient_transforms[slab];
+        transform->before(*product);
+        if (slab >= passing) products[slab - passing]->before(*transform);
+        if (!conv.keeps()) {
+            Stage* again = add_conv(Pass::update, conv.edge, PieceOf::input_transform, slab);
+            gradient_ready->before(*again);
+            again->before(*product);
+            if (slab >= passing) products[slab - passing]->before(*again);
+        }
         if (!products.empty()) products.back()->before(*product);
         products.push_back(product);
     }
+    conv.sums_begin = products.front();
     return products.back();
 }
 
@@ -332,15 +336,17 @@ void BundledNetwork::update_conv(int e) {
     Stage* forward = add_conv(Pass::update, e, PieceOf::kernels_forward, -1);
     conv.prepare_forward = add_conv(Pass::prepare, e, PieceOf::kernels_forward, -1);
     conv.prepare_forward->await(1);
-    const bool direct = conv.plan.method == tiled::Method::direct;
-    if (conv.plan.fused || (!conv.has_backward && (direct || !conv.keeps()))) {
+    if (conv.plan.fused || (!conv.has_backward && conv.plan.method == tiled::Method::direct)) {
         conv.gradient_transforms = {target.gradient_ready};
     } else if (!conv.has_backward) {
-        conv.gradient_transforms.push_back(add_conv(Pass::update, e, PieceOf::gradient_transform, -1));
-        target.gradient_ready->before(*conv.gradient_transforms.back());
+        for (int slab = 0; slab < conv.plan.slabs; ++slab) {
+            conv.gradient_transforms.push_back(add_conv(Pass::update, e, PieceOf::gradient_transform, slab));
+            target.gradient_ready->before(*conv.gradient_transforms.back());
+        }
     }
     Stage* product = update_products(conv);
     product->before(*inverse);
+    conv.sums_end = inverse;
     product->when_done([&conv](Worker* worker) { conv.operands_free.open(worker); });
     Stage* applied = inverse;
     if (options_.patches > 1) {
@@ -371,10 +377,21 @@ void BundledNetwork::update_conv(int e) {
     backward->before(*update_end_);
 }
 
+// The last layer's gradient is there first.
+void BundledNetwork::take_turns_in_sums() {
+    Stage* turn = nullptr;
+    for (auto conv = convs_.rbegin(); conv != convs_.rend(); ++conv) {
+        if (!*conv || !(*conv)->shares_sums) continue;
+        if (turn) turn->before(*(*conv)->sums_begin);
+        turn = (*conv)->sums_end;
+    }
+}
+
 void BundledNetwork::build_update() {
     update_end_ = join(Pass::update, label(Pass::update, int(WorkKind::node), 0));
     for (std::size_t e = 0; e < convs_.size(); ++e)
         if (convs_[e]) update_conv(int(e));
+    take_turns_in_sums();
     for (auto& stage : stages_[int(Pass::update)])
         if (stage->label.kind == int(WorkKind::node) && stage.get() != update_end_) stage->before(*update_end_);
     backward_end_->before(*update_end_);

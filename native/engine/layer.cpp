@@ -257,6 +257,7 @@ public:
         const std::size_t floats = carve_forward(nullptr, buffers_, space_);
         carve_forward(turn.space(floats), buffers_, space_);
         forward_ = call;
+        buffers_.keep = call.kept != nullptr;
         float* const own = buffers_.work[int(Work::input_spectra)];
         run(forward_graph_, call.batch, turn, [&] {
             const auto& graph = forward_graph_;
@@ -271,6 +272,7 @@ public:
         const std::size_t floats = carve_backward(nullptr, buffers_, space_);
         carve_backward(turn.space(floats), buffers_, space_);
         backward_ = call;
+        buffers_.keep = call.kept != nullptr;
         to_input_ = call.input_gradient.data != nullptr;
         to_kernels_ = call.kernel_gradient != nullptr;
         again_ = to_kernels_ && !call.kept;
@@ -297,7 +299,12 @@ private:
     }
 
     void carve(Carver& carver, tiled::Buffers& b, std::initializer_list<Work> buffers) const {
-        for (const Work w : buffers) b.work[int(w)] = carver.take(work_floats_[int(w)]);
+        for (const Work w : buffers) {
+            std::size_t floats = work_floats_[int(w)];
+            // The input's spectra are kept in the caller's memory, if at all.
+            if (w == Work::input_spectra) floats = std::min(floats, whole_lines(plan_.in_slab * plan_.passing_slabs));
+            b.work[int(w)] = carver.take(floats);
+        }
     }
     std::size_t carve_forward(float* base, tiled::Buffers& b, Space& s) const {
         Carver carver{base};
@@ -348,8 +355,10 @@ private:
             transform->before(*product);
             kernels->before(*product);
             product->before(*inverse);
-            if (slab >= plan_.kept_slabs) products[slab - plan_.kept_slabs]->before(*transform);
-            if (slab >= plan_.passing_slabs) inverses[slab - plan_.passing_slabs]->before(*product);
+            if (slab >= plan_.passing_slabs) {
+                products[slab - plan_.passing_slabs]->before(*transform);
+                inverses[slab - plan_.passing_slabs]->before(*product);
+            }
             inverse->before(*store);
             products.push_back(product);
             inverses.push_back(inverse);
@@ -413,14 +422,13 @@ private:
             transform->before(*sum);
             again->before(*sum);
             if (slab > 0) updates[slab - 1]->before(*sum);
-            if (slab >= plan_.kept_slabs) {
-                const int earlier = slab - plan_.kept_slabs;
-                for (Stage* later : {transform, again}) {
-                    products[earlier]->before(*later);
-                    updates[earlier]->before(*later);
-                }
+            if (slab >= plan_.passing_slabs) {
+                const int earlier = slab - plan_.passing_slabs;
+                products[earlier]->before(*transform);
+                updates[earlier]->before(*transform);
+                updates[earlier]->before(*again);
+                inverses[earlier]->before(*product);
             }
-            if (slab >= plan_.passing_slabs) inverses[slab - plan_.passing_slabs]->before(*product);
             products.push_back(product);
             inverses.push_back(inverse);
             updates.push_back(sum);

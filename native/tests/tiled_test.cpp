@@ -42,14 +42,14 @@ struct Case {
     bool direct;
     Extent tile;
     Transfer transfer, activation;
-    bool bias, accumulate_output, accumulate_gradient, derivative, update, small_caches, memoize, fused;
+    bool bias, accumulate_output, accumulate_gradient, derivative, update, small_caches, memoize, keep, fused;
 
     std::string text() const {
         const Problem& q = problem;
         return std::to_string(q.in_maps) + "->" + std::to_string(q.out_maps) + " input " + to_string(q.input) + " kernel " +
                to_string(q.kernel) + " sparsity " + to_string(q.sparsity) + " bundle " + std::to_string(bundle) +
                (direct ? " direct" : " tile " + to_string(tile)) + " transfer " + std::to_string(int(transfer)) +
-               (problem.pool.volume() > 1 ? " pool " + to_string(problem.pool) : "") + (small_caches ? " slabs" : "") + (memoize ? "" : " not memoized") + (fused ? " fused" : "") +
+               (problem.pool.volume() > 1 ? " pool " + to_string(problem.pool) : "") + (small_caches ? " slabs" : "") + (memoize ? "" : " not memoized") + (keep ? "" : " not kept") + (fused ? " fused" : "") +
                (q.depthwise ? " depthwise" : "");
     }
 };
@@ -189,15 +189,13 @@ private:
     void run_rounds() {
         run_phase(Phase::kernels_forward, 0);
         run_phase(Phase::kernels_backward, 0);
+        b_.keep = c_.keep;
         run_slabs({Phase::input_transform, Phase::forward_product, Phase::forward_inverse});
-        const bool memoized = plan_.kept_slabs == plan_.slabs;
-        if (memoized) {
-            run_slabs({Phase::gradient_transform, Phase::backward_product, Phase::backward_inverse});
-            run_slabs({Phase::update_product});
-        } else {
+        if (c_.keep && plan_.kept_slabs == plan_.slabs)
+            run_slabs({Phase::gradient_transform, Phase::backward_product, Phase::backward_inverse, Phase::update_product});
+        else
             run_slabs({Phase::input_transform, Phase::gradient_transform, Phase::backward_product,
                        Phase::backward_inverse, Phase::update_product});
-        }
         run_phase(Phase::backward_join, 0);
         run_phase(Phase::update_inverse, 0);
     }
@@ -361,7 +359,7 @@ Case random_case(std::mt19937& random) {
         c.transfer = Transfer(pick(0, 3)), c.activation = Transfer(pick(0, 3));
         c.bias = pick(0, 1), c.accumulate_output = pick(0, 2) == 0, c.accumulate_gradient = pick(0, 2) == 0;
         c.derivative = pick(0, 1), c.update = pick(0, 1), c.small_caches = pick(0, 2) == 0;
-        c.memoize = pick(0, 1), c.fused = q.in_maps <= 4 && pick(0, 1);
+        c.memoize = pick(0, 1), c.keep = pick(0, 2) > 0, c.fused = q.in_maps <= 4 && pick(0, 1);
         if (c.direct || pick(0, 1)) return c;
         const LayerPlan plan = plan_tiled(q, c.bundle, c.tile);
         for (int Extent::*axis : {&Extent::z, &Extent::y, &Extent::x}) {

@@ -232,7 +232,7 @@ void arrange_tiles(LayerPlan& p, const Machine& machine, bool memoize) {
     p.slabs = ceil_div(p.strips, strips);
     p.tiles_per_slab = ceil_div(p.strips, p.slabs) * p.tiles_per_strip;
     p.slabs = ceil_div(p.tiles, p.tiles_per_slab);
-    p.passing_slabs = std::min(p.slabs, 2);
+    p.passing_slabs = p.slabs > 3 ? 2 : 1;  // two, so that workers find work where one slab's ends; of few, large ones too dear
     p.kept_slabs = memoize ? p.slabs : p.passing_slabs;
     const long pad = 16;
     p.in_pencil = long(p.in_bundles) * p.tiles_per_slab * p.line * 2 * p.bundle + pad;
@@ -435,7 +435,7 @@ std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
         case Buffer::kernels_forward: floats = p.out_bundles * pencils * in_kernels; break;
         case Buffer::kernels_backward: floats = p.in_bundles * pencils * out_kernels; break;
         case Buffer::input_spectra: floats = p.in_slab * p.kept_slabs; break;
-        case Buffer::gradient_spectra: floats = p.out_slab * p.kept_slabs; break;
+        case Buffer::gradient_spectra: floats = p.out_slab * p.passing_slabs; break;
         case Buffer::input_gradient_spectra: floats = p.in_slab * p.passing_slabs; break;
         case Buffer::output_spectra: floats = p.out_slab * p.passing_slabs; break;
         case Buffer::halo: floats = p.axis[p.split].tiles > 1 ? p.in_bundles * p.strips * HaloShape(p).volume * V : 0; break;

@@ -196,11 +196,11 @@ void product_of(const LayerPlan& p, const Buffers& b, int tiles, SpectraView spe
 void product(const LayerPlan& p, bool forward, int slab, int p0, int p1, const Buffers& b, float* scratch) {
     const int tiles = p.slab_tiles(slab);
     if (forward)
-        product_of<true>(p, b, tiles, {b.at(Buffer::input_spectra) + p.kept_in(slab), p.in_pencil},
+        product_of<true>(p, b, tiles, {b.at(Buffer::input_spectra) + p.input_place(slab, b.keep), p.in_pencil},
                          {b.at(Buffer::output_spectra) + p.passing_out(slab), p.out_pencil}, p0, p1, 0, p.out_bundles,
                          scratch);
     else
-        product_of<false>(p, b, tiles, {b.at(Buffer::gradient_spectra) + p.kept_out(slab), p.out_pencil},
+        product_of<false>(p, b, tiles, {b.at(Buffer::gradient_spectra) + p.passing_out(slab), p.out_pencil},
                           {b.at(Buffer::input_gradient_spectra) + p.passing_in(slab), p.in_pencil}, p0, p1, 0,
                           p.in_bundles, scratch);
 }
@@ -226,8 +226,8 @@ void update_product(const LayerPlan& p, int slab, int p0, int p1, const Buffers&
     V* taps = sums + p.in_bundles * kV * step;
     V* buffer = taps + kernel;
     for (int pencil = p0; pencil < p1; ++pencil) {
-        const float* x = b.at(Buffer::input_spectra) + p.kept_in(slab) + pencil * p.in_pencil;
-        const float* gradient = b.at(Buffer::gradient_spectra) + p.kept_out(slab) + pencil * p.out_pencil;
+        const float* x = b.at(Buffer::input_spectra) + p.input_place(slab, b.keep) + pencil * p.in_pencil;
+        const float* gradient = b.at(Buffer::gradient_spectra) + p.passing_out(slab) + pencil * p.out_pencil;
         const long steps = long(T) * p.out_bundles;
         const bool next = pencil + 1 < p1 && std::max(p.in_pencil, p.out_pencil) <= kPrefetchFloats;
         Prefetcher inputs(x + p.in_pencil, p.in_pencil, steps, next), gradients(gradient + p.out_pencil, p.out_pencil, steps, next);

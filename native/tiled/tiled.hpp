@@ -41,10 +41,11 @@ struct Problem {
 // What must be complete before a phase's pieces may start: all pieces of the phases named, of the same slab.
 //
 // Slabs. Layers whose spectra outgrow L3 are cut into slabs of tiles; a phase's pieces are numbered slab by slab
-// (first_piece) and are best run so: transform, product, inverse of slab 0, then of slab 1. Spectra that only pass from
-// product to inverse have room for plan.passing_slabs slabs, those of inputs and gradients for plan.kept_slabs: slab i
-// overwrites slab i - passing_slabs (or kept_slabs). With kept_slabs < slabs the input's spectra are not memoized; run
-// the input_transform pieces of a slab again before its update_product.
+// (first_piece) and are best run so: transform, product, inverse of slab 0, then of slab 1. There is room for the spectra of
+// plan.passing_slabs slabs, where slab i overwrites slab i - passing_slabs; so the update_product of a slab comes before the
+// gradient_transform of the one that takes its place. Only the spectra of inputs are kept from forward to update: there is
+// room for plan.kept_slabs of them. With kept_slabs < slabs they are not memoized; run the input_transform pieces of a slab
+// again before its update_product.
 enum class Phase : int {
     kernels_forward,     // weights -> Buffer::kernels_forward
     kernels_backward,    // weights -> Buffer::kernels_backward (maps exchanged)
@@ -67,6 +68,7 @@ enum class Buffer : int {
     update_spectra,
 };
 inline constexpr int kBuffers = 8;
+inline constexpr std::size_t shared_sums_bytes = std::size_t{4} << 20;  // update_spectra from here on are shared by layers
 
 struct Buffers {
     const float* input = nullptr;
@@ -95,6 +97,8 @@ struct Buffers {
     const float* activation = nullptr;
     Transfer activation_transfer = Transfer::linear;
     bool accumulate_input_gradient = false;
+
+    bool keep = true;            // the input's spectra, for the update; false: they pass like the others
 
     float* work[kBuffers] = {};  // each 64-byte aligned, buffer_bytes() long
     float* at(Buffer b) const { return work[int(b)]; }
@@ -161,8 +165,9 @@ struct LayerPlan {
     bool pools() const { return problem.pool.volume() > 1; }
     bool self_conjugate(int f2) const { return f2 == 0 || 2 * f2 == axis[2].T; }
     // Where a slab's spectra begin, floats.
-    std::size_t kept_in(int slab) const { return std::size_t(slab % kept_slabs) * in_slab; }
-    std::size_t kept_out(int slab) const { return std::size_t(slab % kept_slabs) * out_slab; }
+    std::size_t input_place(int slab, bool keep) const {
+        return std::size_t(slab % (keep ? kept_slabs : passing_slabs)) * in_slab;
+    }
     std::size_t passing_in(int slab) const { return std::size_t(slab % passing_slabs) * in_slab; }
     std::size_t passing_out(int slab) const { return std::size_t(slab % passing_slabs) * out_slab; }
     int slab_tiles(int slab) const {

@@ -280,8 +280,8 @@ namespace {
 
 void transform_tiles(const LayerPlan& p, bool gradient, int index, const Buffers& b, float* scratch) {
     const TilePiece piece = tile_piece(p, index, gradient ? p.out_bundles : p.in_bundles, p.transform_tiles);
-    float* spectra = gradient ? b.at(Buffer::gradient_spectra) + p.kept_out(piece.slab)
-                              : b.at(Buffer::input_spectra) + p.kept_in(piece.slab);
+    float* spectra = gradient ? b.at(Buffer::gradient_spectra) + p.passing_out(piece.slab)
+                              : b.at(Buffer::input_spectra) + p.input_place(piece.slab, b.keep);
     const long pencil = (gradient ? p.out_pencil : p.in_pencil) / kV;
     for (int t = piece.first; t < piece.last; ++t) {
         const TilePlace place = tile_place(p, piece.slab * p.tiles_per_slab + t);
