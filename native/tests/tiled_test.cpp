@@ -349,7 +349,7 @@ Case random_case(std::mt19937& random) {
         c.direct = q.depthwise || pick(0, 2) == 0;
         auto tile = [&](int n, int k, int s) {
             for (;;) {
-                const int T = pick(0, 5) ? pick(k, std::min(64, std::max(k, (n + s - 1) / s + 2))) : pick(k, k + 8);
+                const int T = pick(0, 5) ? pick(k, std::min(128, std::max(k, (n + s - 1) / s + 2))) : pick(k, k + (pick(0, 3) ? 8 : 80));
                 if (has_transform(T)) return T;
             }
         };

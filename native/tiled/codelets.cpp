@@ -9,6 +9,7 @@ namespace znn::tiled::ZNN_VARIANT {
 
 // Extents are checked when a plan is made.
 const Codelets& codelets(int extent) {
+    if (extent > 64) return long_codelets(extent);
     const Codelets* c = kCodelets;
     while (c->n != extent) ++c;
     return *c;

@@ -317,7 +317,7 @@ int preferred_bundle(int in_maps, int out_maps) {
 }
 
 bool has_transform(int extent) {
-    return (extent >= 1 && extent <= 32) || extent == 40 || extent == 48 || extent == 56 || extent == 64;
+    return extent >= 1 && (extent <= 32 || (extent <= 128 && extent % 8 == 0));
 }
 
 LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Machine& machine, bool memoize) {
@@ -325,7 +325,7 @@ LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Mach
     const Extent k = problem.kernel;
     if (problem.depthwise) throw std::invalid_argument("convolution layer: is depthwise, which only the direct method does");
     if (!has_transform(tile.z) || !has_transform(tile.y) || !has_transform(tile.x))
-        throw std::invalid_argument("convolution layer: tile extents must be 1 to 32, 40, 48, 56 or 64, got " + to_string(tile));
+        throw std::invalid_argument("convolution layer: tile extents must be 1 to 32, or multiples of 8 up to 128, got " + to_string(tile));
     if (tile.z < k.z || tile.y < k.y || tile.x < k.x)
         throw std::invalid_argument("convolution layer: the kernel " + to_string(k) + " does not fit the tile " + to_string(tile));
     p.method = Method::tiled;
@@ -574,6 +574,8 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
     return c;
 }
 
+constexpr int kLongKernel = 8;  // from here on tiles beyond 64 are worth a look
+
 std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Machine& machine, int count, bool backward,
                                     bool fused) {
     check(problem, bundle);
@@ -582,11 +584,11 @@ std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Ma
     auto options = [](int n, int k, int s) {
         std::vector<int> extents;
         if (k == 1) return std::vector<int>{1};
-        const int m = ceil_div(n - s * (k - 1), s);
+        const int m = ceil_div(n - s * (k - 1), s), most = k < kLongKernel ? 64 : 128;
         for (int tiles = 1; tiles <= m; ++tiles) {
             int T = ceil_div(m, tiles) + k - 1;
-            while (T <= 64 && !has_transform(T)) ++T;
-            if (T > 64 || (T < k + 1 && !extents.empty())) continue;
+            while (T <= most && !has_transform(T)) ++T;
+            if (T > most || (T < k + 1 && !extents.empty())) continue;
             if (extents.empty() || extents.back() != T) extents.push_back(T);
         }
         return extents;

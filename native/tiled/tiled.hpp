@@ -194,7 +194,7 @@ const char* isa();
 bool has_bundle(int bundle);
 int preferred_bundle(int in_maps, int out_maps);
 
-// Extents that have a codelet: 1 to 32, 40, 48, 56, 64.
+// Extents that have a codelet: 1 to 32, 40, 48, ..., 128.
 bool has_transform(int extent);
 // Tile extents worth a trial per axis (kernel < T <= codelet limit, nothing larger than the image needs), cheapest first by
 // the cost model; at most `count`, none for depthwise layers. `backward`: the input's gradient is wanted; `fused`: for plan_fused.

@@ -31,6 +31,7 @@ struct Codelets {
     int r2c_ops, c2c_ops, c2r_ops;
 };
 const Codelets& codelets(int extent);
+const Codelets& long_codelets(int extent);  // those beyond 64
 TransformOps transform_ops(int extent);
 
 }  // namespace znn::tiled::ZNN_VARIANT
