@@ -52,9 +52,10 @@ class Setting:
         """The whole network's."""
         parts = [layer_bytes(layer, chosen[layer.name], self.patches, self.moments) for layer in layers]
         scratch = max((layer.native(chosen[layer.name]).scratch_bytes for layer in layers), default=0)
+        packing = {layer.name for layer in layers if layer.native(chosen[layer.name]).packs_input}
         return Footprint(
             images=self._images({layer.pool.name for layer in layers
-                                 if layer.pool and layer.native(chosen[layer.name]).pools}),
+                                 if layer.pool and layer.native(chosen[layer.name]).pools}, packing),
             parameters=sum(part.parameters for part in parts),
             spectra=sum(part.spectra for part in parts),
             shared=self.patches * sum(max((getattr(part, buffer) for part in parts), default=0)
@@ -71,19 +72,26 @@ class Setting:
         found = self.graph.nodes[node]
         return 4 * self.bundle * -(-found.maps // self.bundle) * math.prod(found.extent)
 
-    def _images(self, pooled: set[str]) -> int:
+    def _images(self, pooled: set[str], packing: set[str]) -> int:
         """pooled: the max-pooling edges that the convolutions before them do: their sources are as large as their targets,
-        which are gone, and a byte per voxel says where a maximum was.
+        which are gone, and a byte per voxel says where a maximum was. packing: the convolutions that read a single map as it
+        comes in, without the rest of its bundle.
         """
         gone = {edge.source: edge.target for edge in self.graph.edges if edge.name in pooled}
         count = 0
         for i in range(len(self.graph.nodes)):
             if i not in gone.values():
-                size = self._voxel_bytes(gone.get(i, i))
+                size = self._voxel_bytes(gone.get(i, i)) // (self.bundle if self._is_packed(i, packing) else 1)
                 count += size * (1 + self.wanted[i]) + (size // 4 if i in gone else 0)
         states = sum(self._voxel_bytes(e.target) // (4 if has_small_window(e) else 1)
                      for e in self.graph.edges if e.kind in STATEFUL and e.name not in pooled)
         return self.patches * (count + states)
+
+    def _is_packed(self, node: int, packing: set[str]) -> bool:
+        """As in native/engine/bundled_layers.cpp, packs."""
+        found = self.graph.nodes[node]
+        return (found.name in self.graph.inputs and found.name not in self.graph.outputs and found.maps == 1
+                and not self.input_gradient and all(e.name in packing for e in self.graph.edges if e.source == node))
 
     def _simple_scratch(self) -> int:
         """Of max-filters, whose rows and planes are filtered one axis after the other, in one bundle."""

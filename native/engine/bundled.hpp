@@ -41,6 +41,7 @@ private:
     struct Nodes {
         NodeGroupDescription d;
         int index = 0, bundles = 0, chunks = 1;  // chunks: parts into which pointwise work on one bundle is cut
+        int lanes = 0;                           // of the image: V, or 1 where a single map is packed
         bool has_backward = false;
         std::size_t volume = 0, stride = 0, chunk = 0;  // voxels; floats of one bundle and of each part but the last
         AlignedFloats image, gradient;           // [patch][bundle][z][y][x][V]
@@ -92,6 +93,7 @@ private:
 
     // ---- construction
     void build_nodes();
+    bool packs(int node) const;
     void build_forward();
     void build_backward();
     void build_update();

@@ -55,6 +55,16 @@ void BundledNetwork::absorb(int pool) {
     groups_[pooled].extent = {0, 0, 0};
 }
 
+// A single map that comes in and that only convolutions read stays as it comes: in a bundle it would be moved V-fold.
+bool BundledNetwork::packs(int node) const {
+    const NodeGroupDescription& d = groups_[node];
+    if (!d.input || d.output || d.bias || d.maps > 1 || d.transfer != kernels::Transfer::linear || options_.input_gradient)
+        return false;
+    for (std::size_t e = 0; e < edges_.size(); ++e)
+        if (edges_[e].source == node && !(convs_[e] && tiled::packs_input(convs_[e]->plan))) return false;
+    return true;
+}
+
 void BundledNetwork::build_nodes() {
     for (std::size_t i = 0; i < groups_.size(); ++i) {
         nodes_.push_back(std::make_unique<Nodes>());
@@ -63,7 +73,8 @@ void BundledNetwork::build_nodes() {
         n.index = int(i);
         n.bundles = (n.d.maps + V_ - 1) / V_;
         n.volume = n.d.extent.volume();
-        n.stride = n.volume * V_;
+        n.lanes = packs(int(i)) ? 1 : V_;
+        n.stride = n.volume * n.lanes;
         n.chunk = chunk_floats(n.stride * n.bundles * options_.patches);
         n.chunks = int((n.stride + n.chunk - 1) / n.chunk);
         n.has_backward = !n.absorbed() && (options_.input_gradient || n.d.output || n.d.bias);
@@ -97,6 +108,7 @@ void BundledNetwork::build_conv(int e) {
         tiled::Buffers b;
         b.input = source.image.data() + std::size_t(patch) * source.bundles * source.stride;
         b.input_stride = source.stride;
+        b.packed_input = source.lanes == 1;
         b.output = target.image.data() + std::size_t(patch) * target.bundles * target.stride;
         b.output_stride = target.stride;
         if (conv->plan.pools()) b.largest = conv->largest.data() + std::size_t(patch) * target.bundles * target.stride;

@@ -8,7 +8,7 @@
 
 namespace znn {
 
-// [patch][map][voxel] -> [patch][bundle][voxel][V], one chunk of one bundle.
+// [patch][map][voxel] -> [patch][bundle][voxel][lanes], one chunk of one bundle.
 void BundledNetwork::load(const Nodes& n, const float* data, int piece) {
     const int part = piece % n.chunks, image = piece / n.chunks, patch = image / n.bundles, bundle = image % n.bundles;
     const std::size_t first = n.volume * part / n.chunks, end = n.volume * (part + 1) / n.chunks;
@@ -16,6 +16,10 @@ void BundledNetwork::load(const Nodes& n, const float* data, int piece) {
     float* out = n.image.data() + std::size_t(image) * n.stride;
     for (int lane = 0; lane < lanes; ++lane) {
         const float* in = data + (std::size_t(patch) * n.d.maps + bundle * V_ + lane) * n.volume;
+        if (n.lanes == 1) {
+            std::copy(in + first, in + end, out + first);
+            continue;
+        }
         for (std::size_t i = first; i < end; ++i) out[i * V_ + lane] = in[i];
     }
 }

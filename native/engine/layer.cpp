@@ -235,7 +235,9 @@ struct Carver {
 class BundledLayer final : public Layer {
 public:
     BundledLayer(Team& team, const LayerProblem& problem, tiled::LayerPlan plan, bool keep)
-        : Layer(team, problem), plan_(std::move(plan)), keep_(keep), inputs_(problem.group_in(), problem.padded(), plan_.bundle),
+        : Layer(team, problem), plan_(std::move(plan)), keep_(keep),
+          inputs_(problem.group_in(), problem.padded(), tiled::packs_input(plan_) ? 1 : plan_.bundle),
+          input_gradients_(problem.group_in(), problem.padded(), plan_.bundle),
           outputs_(problem.group_out(), problem.output(), plan_.bundle), forward_graph_(plan_), backward_graph_(plan_) {
         for (int i = 0; i < tiled::kBuffers; ++i)
             work_floats_[i] = whole_lines(tiled::buffer_bytes(plan_, Work(i)) / sizeof(float));
@@ -314,6 +316,7 @@ private:
         b.kernels = s.kernels = carver.take(tiled::kernel_floats(plan_));
         b.bias = s.bias = carver.take(std::size_t(outputs_.bundles) * plan_.bundle);
         b.input_stride = inputs_.stride(), b.output_stride = outputs_.stride();
+        b.packed_input = inputs_.V == 1;
         carve(carver, b, {Work::kernels_forward, Work::input_spectra, Work::output_spectra});
         return carver.used;
     }
@@ -322,10 +325,12 @@ private:
         b = {};
         b.input = s.input = carver.take(inputs_.floats());
         b.output_gradient = s.output = carver.take(outputs_.floats());
-        b.input_gradient = carver.take(inputs_.floats());
+        b.input_gradient = carver.take(input_gradients_.floats());
         b.kernels = s.kernels = carver.take(tiled::kernel_floats(plan_));
         b.kernel_gradient = carver.take(tiled::kernel_floats(plan_));
-        b.input_stride = b.input_gradient_stride = inputs_.stride(), b.output_gradient_stride = outputs_.stride();
+        b.input_stride = inputs_.stride(), b.input_gradient_stride = input_gradients_.stride();
+        b.output_gradient_stride = outputs_.stride();
+        b.packed_input = inputs_.V == 1;
         carve(carver, b, {Work::kernels_backward, Work::input_spectra, Work::gradient_spectra, Work::input_gradient_spectra,
                           Work::halo, Work::update_spectra});
         return carver.used;
@@ -388,9 +393,9 @@ private:
         Stage* kernels = g.add(Phase::kernels_backward, -1, buffers_, kernels_for_input_);
         weights->before(*kernels);
         Stage* join = g.add(Phase::backward_join, -1, buffers_, to_input_);
-        Stage* store = g.add(inputs_.pieces(), [this, &g](int piece, Worker&) {
+        Stage* store = g.add(input_gradients_.pieces(), [this, &g](int piece, Worker&) {
             if (to_input_)
-                store_piece(inputs_, piece, buffers_.input_gradient, problem_.before, problem_.input, backward_.input_gradient,
+                store_piece(input_gradients_, piece, buffers_.input_gradient, problem_.before, problem_.input, backward_.input_gradient,
                             g.image, g.group * inputs_.maps);
         });
         join->before(*store);
@@ -478,7 +483,7 @@ private:
 
     const tiled::LayerPlan plan_;
     const bool keep_;
-    const Bundled inputs_, outputs_;  // of one group, padding included
+    const Bundled inputs_, input_gradients_, outputs_;  // of one group, padding included; a single input map may be packed
     std::size_t work_floats_[tiled::kBuffers];
     ImageGraph forward_graph_, backward_graph_;
 

@@ -28,6 +28,7 @@ TiledProbe::TiledProbe(const tiled::LayerPlan& plan, const tiled::Machine& machi
     buffers_.largest = largest_.data();
     buffers_.kernels = make(tiled::kernel_floats(plan_)).data();
     buffers_.momenta = make(tiled::kernel_floats(plan_)).data();
+    buffers_.packed_input = tiled::packs_input(plan_);
     buffers_.update = true;  // with a rate of zero: the work without the change
     for (int b = 0; b < tiled::kBuffers; ++b)
         buffers_.work[b] = make((tiled::buffer_bytes(plan_, tiled::Buffer(b)) + 63) / 64 * 16).data();

@@ -42,14 +42,14 @@ struct Case {
     bool direct;
     Extent tile;
     Transfer transfer, activation;
-    bool bias, accumulate_output, accumulate_gradient, derivative, update, small_caches, memoize, keep, fused;
+    bool bias, accumulate_output, accumulate_gradient, derivative, update, small_caches, memoize, keep, fused, packed;
 
     std::string text() const {
         const Problem& q = problem;
         return std::to_string(q.in_maps) + "->" + std::to_string(q.out_maps) + " input " + to_string(q.input) + " kernel " +
                to_string(q.kernel) + " sparsity " + to_string(q.sparsity) + " bundle " + std::to_string(bundle) +
                (direct ? " direct" : " tile " + to_string(tile)) + " transfer " + std::to_string(int(transfer)) +
-               (problem.pool.volume() > 1 ? " pool " + to_string(problem.pool) : "") + (small_caches ? " slabs" : "") + (memoize ? "" : " not memoized") + (keep ? "" : " not kept") + (fused ? " fused" : "") +
+               (problem.pool.volume() > 1 ? " pool " + to_string(problem.pool) : "") + (small_caches ? " slabs" : "") + (memoize ? "" : " not memoized") + (keep ? "" : " not kept") + (packed ? " packed" : "") + (fused ? " fused" : "") +
                (q.depthwise ? " depthwise" : "");
     }
 };
@@ -148,6 +148,10 @@ private:
         b_.output_gradient = images_[2].data, b_.input_gradient = images_[3].data;
         b_.input_stride = b_.input_gradient_stride = n_.volume() * V_;
         b_.output_stride = b_.output_gradient_stride = pooled_.volume() * V_;
+        b_.packed_input = c_.packed && packs_input(plan_);
+        packed_.clear();
+        for (std::size_t i = 0; b_.packed_input && i < n_.volume(); ++i) packed_.push_back(images_[0].data[i * V_]);
+        if (b_.packed_input) b_.input = packed_.data();
         largest_.assign(images_[1].floats, -1);
         b_.largest = largest_.data();
         b_.kernels = images_[4].data;
@@ -306,6 +310,7 @@ private:
     LayerPlan plan_;
     Extent n_, m_, w_, pooled_;
     std::vector<std::int8_t> largest_;
+    std::vector<float> packed_;
     Buffers b_;
     std::vector<Aligned> images_, work_, scratch_;
     double output_size_ = 1e-30, gradient_size_ = 1e-30;  // largest values before f and times f'
@@ -359,7 +364,7 @@ Case random_case(std::mt19937& random) {
         c.transfer = Transfer(pick(0, 3)), c.activation = Transfer(pick(0, 3));
         c.bias = pick(0, 1), c.accumulate_output = pick(0, 2) == 0, c.accumulate_gradient = pick(0, 2) == 0;
         c.derivative = pick(0, 1), c.update = pick(0, 1), c.small_caches = pick(0, 2) == 0;
-        c.memoize = pick(0, 1), c.keep = pick(0, 2) > 0, c.fused = q.in_maps <= 4 && pick(0, 1);
+        c.memoize = pick(0, 1), c.keep = pick(0, 2) > 0, c.fused = q.in_maps <= 4 && pick(0, 1), c.packed = pick(0, 1);
         if (c.direct || pick(0, 1)) return c;
         const LayerPlan plan = plan_tiled(q, c.bundle, c.tile);
         for (int Extent::*axis : {&Extent::z, &Extent::y, &Extent::x}) {

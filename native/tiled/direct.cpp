@@ -33,11 +33,16 @@ struct Walk {
     long w_z, w_y, w_tap, w_out;    // steps of the kernels; lanes and bundles are consecutive
 };
 
-enum class Maps { many, single, few };  // single: one map comes in, whose kSingleTaps x taps are its lanes; few: few go out
+// single: one map comes in, whose kSingleTaps x taps are its lanes; packed: one comes in with its voxels side by side, and
+// packed_single both; few: few go out.
+enum class Maps { many, single, packed, packed_single, few };
+constexpr bool is_single(Maps m) { return m == Maps::single || m == Maps::packed_single; }
+constexpr int voxel_step(Maps m) { return m == Maps::packed || m == Maps::packed_single ? 1 : kV; }  // floats
 
 template <int R, int NB, Maps M>
 void forward_block(const Walk& k, const float* in, const V* kernels, V* out, long out_bundle) {
-    const int nx = M == Maps::single ? 1 : k.nx, bundles = M == Maps::single ? 1 : k.bundles;
+    constexpr int step = voxel_step(M);
+    const int nx = is_single(M) ? 1 : k.nx, bundles = is_single(M) ? 1 : k.bundles;
     V sum[NB][R];
     clear(sum);
     for (int jz = 0; jz < k.nz; ++jz) {
@@ -47,14 +52,14 @@ void forward_block(const Walk& k, const float* in, const V* kernels, V* out, lon
             for (int jx = 0; jx < nx; ++jx, row += k.x) {
                 const float* x = row;
                 for (int bundle = 1; bundle <= bundles; ++bundle, x += k.bundle) {
-                    const int lanes = M == Maps::single ? kSingleTaps : bundle == bundles ? k.last_lanes : k.lanes;
+                    const int lanes = is_single(M) ? kSingleTaps : bundle == bundles ? k.last_lanes : k.lanes;
                     const float* at = x;
 #pragma GCC unroll 4
                     for (int l = 0; l < lanes; ++l, ++w, at += k.lane) {
                         V weight[NB];
                         for (int b = 0; b < NB; ++b) weight[b] = w[b * k.w_out];
                         for (int r = 0; r < R; ++r)
-                            for (int b = 0; b < NB; ++b) sum[b][r] += at[r * kV] * weight[b];
+                            for (int b = 0; b < NB; ++b) sum[b][r] += at[r * step] * weight[b];
                     }
                 }
             }
@@ -127,6 +132,8 @@ RowFunction row_function(Maps maps, int group, int rows) {
     switch (maps) {
         case Maps::few: return row_function<Maps::few>(group, rows);
         case Maps::single: return row_function<Maps::single>(group, rows);
+        case Maps::packed: return row_function<Maps::packed>(group, rows);
+        case Maps::packed_single: return row_function<Maps::packed_single>(group, rows);
         default: return row_function<Maps::many>(group, rows);
     }
 }
@@ -140,13 +147,13 @@ void convolve_row(const Walk& k, Maps maps, int group, const float* in, const V*
     for (int i = 0; i < blocks; ++i) {
         const int r = i < larger ? rows + 1 : rows;
         (i < larger ? more : even)(k, in, kernels, out, out_bundle);
-        in += r * kV;
+        in += r * voxel_step(maps);
         out += r;
     }
 }
 
 // Input steps of one map become steps of x taps where there is only one map: the inner loop stays long.
-Maps set_maps(Walk& k, int maps) {
+Maps set_maps(Walk& k, int maps, bool packed) {
     k.bundles = ceil_div(maps, kV);
     k.lanes = kV;
     k.last_lanes = maps - (k.bundles - 1) * kV;
@@ -156,7 +163,8 @@ Maps set_maps(Walk& k, int maps) {
         k.lane = k.x;
         k.nx = 1;
     }
-    return maps == 1 && k.last_lanes == kSingleTaps ? Maps::single : Maps::many;
+    const bool single = maps == 1 && k.last_lanes == kSingleTaps;
+    return packed ? (single ? Maps::packed_single : Maps::packed) : single ? Maps::single : Maps::many;
 }
 
 void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
@@ -165,10 +173,10 @@ void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const int rows = row_count(p, m), first = index / groups * p.rows_forward;
     const GroupRange group = p.few_outputs ? GroupRange{0, 1} : group_range(p.out_bundles, p.group_out, index % groups);
     const int nb = group.last - group.first, volume = int(m.volume()), taps = int(k.volume());
-    const long per_tap = p.few_outputs ? long(p.in_bundles) * p.problem.out_maps : maps;
-    Walk walk{k.z, k.y, k.x, p.in_bundles, kV, kV, long(s.z) * n.y * n.x * kV, long(s.y) * n.x * kV, long(s.x) * kV,
+    const long per_tap = p.few_outputs ? long(p.in_bundles) * p.problem.out_maps : maps, step = b.packed_input ? 1 : kV;
+    Walk walk{k.z, k.y, k.x, p.in_bundles, kV, kV, long(s.z) * n.y * n.x * step, long(s.y) * n.x * step, long(s.x) * step,
               long(b.input_stride), 1, long(k.y) * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
-    const Maps kind = p.few_outputs ? Maps::few : set_maps(walk, maps);
+    const Maps kind = p.few_outputs ? Maps::few : set_maps(walk, maps, b.packed_input);
     const V* kernels = vec(b.at(Buffer::kernels_forward)) + group.first * taps * per_tap;
     V* row = vec(scratch);
     for (int i = first; i < std::min(rows, first + p.rows_forward); ++i) {
@@ -176,7 +184,7 @@ void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
         const long in_start = pointwise ? long(i) * kRowVoxels : (long(i / m.y) * n.y + i % m.y) * n.x;
         const long out_start = pointwise ? in_start : long(i) * m.x;
         const int voxels = pointwise ? std::min(kRowVoxels, volume - i * kRowVoxels) : m.x;
-        convolve_row(walk, kind, p.few_outputs ? p.problem.out_maps : nb, b.input + in_start * kV, kernels,
+        convolve_row(walk, kind, p.few_outputs ? p.problem.out_maps : nb, b.input + in_start * step, kernels,
                      voxels, row, voxels);
         for (int o = 0; o < nb; ++o) {
             const int bundle = group.first + o;
@@ -219,7 +227,7 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
         if (tz.count > 0 && ty.count > 0) {
             Walk walk{tz.count, ty.count, k.x, 1, kV, kV, -long(s.z) * m.y * length * kV, -long(s.y) * length * kV,
                       long(s.x) * kV, bundle_step, 1, long(k.y) * k.x * maps, long(k.x) * maps, maps, long(taps) * maps};
-            const Maps kind = set_maps(walk, maps);
+            const Maps kind = set_maps(walk, maps, false);
             const long from = pointwise ? start
                                         : (long(z - s.z * tz.first) * m.y + (y - s.y * ty.first)) * length;
             const V* kernels = vec(b.at(Buffer::kernels_backward)) +
@@ -277,7 +285,7 @@ void pack_backward(const LayerPlan& p, int index, const Buffers& b, float* scrat
 struct Patch {
     int rows, columns;
     const float* a;
-    long a_r, a_row, a_y;
+    long a_r, a_x, a_row, a_y;
     const V* g;
     long g_bundle, g_row;
     V* sums;
@@ -292,7 +300,7 @@ void update_block(const Patch& k) {
         const float* a = k.a + y * k.a_row;
         const V* g = k.g + y * k.g_row;
 #pragma GCC unroll 2
-        for (int x = 0; x < k.columns; ++x, a += kV, ++g) {
+        for (int x = 0; x < k.columns; ++x, a += k.a_x, ++g) {
             V value[NB];
             for (int b = 0; b < NB; ++b) value[b] = g[b * k.g_bundle];
             for (int r = 0; r < R; ++r)
@@ -346,7 +354,7 @@ void single_update_block(const Patch& k) {
     for (int y = 0; y < k.rows; ++y) {
         const float* a = k.a + y * k.a_row;
         const V* g = k.g + y * k.g_row;
-        for (int x = 0; x < k.columns; ++x, a += kV, ++g) {
+        for (int x = 0; x < k.columns; ++x, a += k.a_x, ++g) {
             V value[NB];
             for (int b = 0; b < NB; ++b) value[b] = g[b * k.g_bundle];
             for (int r = 0; r < R; ++r)
@@ -417,9 +425,11 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b) {
     const Extent from = pointwise ? m : n;
     const float* image = b.input + (few ? group.first : in_bundle) * b.input_stride;
     const float* gradient = b.output_gradient + (few ? 0 : group.first) * b.output_gradient_stride;
-    patch.a_r = over_taps ? long(s.x) * kV : 1;
-    patch.a_row = long(few ? m.x : from.x) * kV;
-    patch.a_y = long(s.y) * from.x * kV;
+    const long step = b.packed_input ? 1 : kV;
+    patch.a_r = over_taps ? s.x * step : 1;
+    patch.a_x = step;
+    patch.a_row = (few ? m.x : from.x) * step;
+    patch.a_y = s.y * from.x * step;
     patch.g_row = few ? from.x : m.x;
     patch.g_bundle = long(few ? b.input_stride : b.output_gradient_stride) / kV;
 
@@ -432,7 +442,7 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b) {
         const float* g = gradient + ((long(z) * m.y + y) * m.x + x) * kV;
         for (long j = 0; j < taps; j += single ? long(k.y) * k.x : over_taps ? k.x : 1) {
             const int jz = int(j / (k.y * k.x)), jy = int(j / k.x % k.y), jx = int(j % k.x);
-            const float* in = image + ((long(z + s.z * jz) * from.y + y + s.y * jy) * from.x + x + s.x * jx) * kV;
+            const float* in = image + ((long(z + s.z * jz) * from.y + y + s.y * jy) * from.x + x + s.x * jx) * step;
             patch.a = few ? g : in;
             patch.g = vec(few ? in : g);
             patch.sums = sums + j * tap_step;

@@ -27,16 +27,16 @@ struct FusedScratch {
 };
 
 // One map of `tiles` tiles, tile by lane; voxels beyond the image are zero.
-void gather_tiles(const LayerPlan& p, const float* image, int first, int tiles, V* box) {
+void gather_tiles(const LayerPlan& p, const float* image, long voxel_floats, int first, int tiles, V* box) {
     const long T1 = p.axis[1].T, T2 = p.axis[2].T;
     std::fill_n(box, p.axis[0].T * T1 * T2, V{});
     for (int lane = 0; lane < tiles; ++lane) {
-        const Box from = input_box(p, tile_place(p, first + lane), image);
+        const Box from = input_box(p, tile_place(p, first + lane), image, voxel_floats);
         for (int z = 0; z < from.count[0]; ++z)
             for (int y = 0; y < from.count[1]; ++y) {
-                const float* in = from.origin + (z * from.step[0] + y * from.step[1]) * kV;
+                const float* in = from.origin + (z * from.step[0] + y * from.step[1]) * voxel_floats;
                 float* out = reinterpret_cast<float*>(box + (z * T1 + y) * T2) + lane;
-                for (int x = 0; x < from.count[2]; ++x) out[x * kV] = in[x * from.step[2] * kV];
+                for (int x = 0; x < from.count[2]; ++x) out[x * kV] = in[x * from.step[2] * voxel_floats];
             }
     }
 }
@@ -46,7 +46,7 @@ void transform_inputs(const LayerPlan& p, const Buffers& b, const FusedScratch& 
     const int T0 = p.axis[0].T, T1 = p.axis[1].T, T2 = p.axis[2].T;
     const Box whole{reinterpret_cast<const float*>(f.box), {long(T1) * T2, T2, 1}, {T0, T1, T2}, {0, 0, 0}};
     for (int i = 0; i < p.problem.in_maps; ++i) {
-        gather_tiles(p, b.input + i / kV * b.input_stride + i % kV, first, tiles, f.box);
+        gather_tiles(p, b.input + i / kV * b.input_stride + i % kV, b.packed_input ? 1 : kV, first, tiles, f.box);
         forward_tile(p, whole, f.inputs + i * 2 * p.line, f.sizes.pencil, f.rest);
     }
 }

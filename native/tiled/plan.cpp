@@ -250,7 +250,7 @@ int expanded_chunk(const LayerPlan& p, int maps, int bundles, const Machine& mac
 // What a piece of a phase of `all` seconds should take: little work is cut finer, so that it still keeps workers busy, but not
 // so fine that handing pieces out (about a microsecond each) is felt.
 double piece_aim(double all, const Machine& machine) {
-    return std::min(machine.piece_s, std::max(all / 16, 1e-5));
+    return std::min(machine.piece_s, std::max(all / 32, 1e-5));
 }
 
 // How many units of `one` second make a piece, of `count` there are.
@@ -411,6 +411,11 @@ bool can_pool(const LayerPlan& p, Extent window) {
         if (axis.m % length || (axis.tiles > 1 && axis.M < length)) return false;
     }
     return true;
+}
+
+bool packs_input(const LayerPlan& p) {
+    if (p.problem.in_maps > 1 || p.problem.depthwise) return false;
+    return p.method == Method::direct ? !p.few_outputs : p.fused;
 }
 
 std::size_t kernel_floats(const LayerPlan& p) {

@@ -73,6 +73,7 @@ inline constexpr std::size_t shared_sums_bytes = std::size_t{4} << 20;  // updat
 struct Buffers {
     const float* input = nullptr;
     std::size_t input_stride = 0;  // floats from bundle to bundle
+    bool packed_input = false;         // [z][y][x], one map without the rest of its bundle; only where packs_input(plan)
     float* output = nullptr;           // pooled where the problem pools, and so is output_gradient
     std::size_t output_stride = 0;
     std::int8_t* largest = nullptr;    // pooled: voxel of each window, laid out as output; written forward, read backward
@@ -193,6 +194,9 @@ struct Machine {
 const char* isa();
 bool has_bundle(int bundle);
 int preferred_bundle(int in_maps, int out_maps);
+
+// Whether run_piece takes the input packed: a single map, as data comes.
+bool packs_input(const LayerPlan& plan);
 
 // Extents that have a codelet: 1 to 32, 40, 48, ..., 128.
 bool has_transform(int extent);

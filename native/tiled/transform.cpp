@@ -173,7 +173,7 @@ void inverse_rows(const LayerPlan& p, const TileScratch& t, int i0, int first, i
 
 }  // namespace
 
-Box input_box(const LayerPlan& p, const TilePlace& place, const float* image) {
+Box input_box(const LayerPlan& p, const TilePlace& place, const float* image, long voxel_floats) {
     Box box;
     long offset = 0;
     for (int a = 0; a < 3; ++a) {
@@ -184,7 +184,7 @@ Box input_box(const LayerPlan& p, const TilePlace& place, const float* image) {
         box.step[a] = axis.in_step * axis.s;
         offset += axis.in_step * (place.r[a] + long(axis.s) * first);
     }
-    box.origin = image + offset * kV;
+    box.origin = image + offset * voxel_floats;
     return box;
 }
 

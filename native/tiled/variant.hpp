@@ -29,7 +29,7 @@ struct Box {
     int count[3], at[3];
     const std::int8_t* largest = nullptr;  // of a pooled gradient: Buffers::largest from the origin on; steps are pooled ones
 };
-Box input_box(const LayerPlan& plan, const TilePlace& place, const float* image);
+Box input_box(const LayerPlan& plan, const TilePlace& place, const float* image, long voxel_floats = kV);
 Box output_box(const LayerPlan& plan, const TilePlace& place, const float* image);
 Box gradient_box(const LayerPlan& plan, const TilePlace& place, const Buffers& b, int bundle);
 // Spectra of one tile: pencils `out_line` vectors apart.
