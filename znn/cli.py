@@ -267,23 +267,18 @@ def plan(options) -> None:
 
 
 def _exhaustive(net) -> str:
-    """The plan beside the best that there is: every candidate timed, and those of both plans once more, in turns."""
-    from znn import bundled
-    from znn.plan import tiled_autotune_plan
+    """The plan beside the best that there is."""
+    from znn.plan import exhaustive_search
 
     if net.bundle == 1:
         raise SpecError("--exhaustive is for bundles of maps; expected --bundle 8 or auto")
-    best = tiled_autotune_plan(net.graph, net.plan_request, exhaustive=True)
+    found = exhaustive_search(net.graph, net.plan, net.plan_request)
     lines = [f"\n{'layer':<12}{'chosen':<24}{'ms/round':>10}  {'best of all':<24}{'ms/round':>10}{'ratio':>8}{'timed':>7}"]
-    total = [0.0, 0.0]
-    for layer in bundled.layers(net.graph, net.bundle, net.plan_request.input_gradient):
-        pair = [found.layers[layer.name].candidate for found in (net.plan, best)]
-        again = layer.timed_again(pair)
-        seconds = [layer.total(candidate, again[candidate]) for candidate in pair]
-        total = [a + b for a, b in zip(total, seconds)]
-        (a, b), count = seconds, len(layer.everything())
-        lines.append(f"{layer.name:<12}{pair[0].describe():<24}{a * 1e3:>10.3f}  {pair[1].describe():<24}{b * 1e3:>10.3f}{a / b:>8.3f}{count:>7}")
-    lines.append(f"{'all':<36}{total[0] * 1e3:>10.3f}  {'':<24}{total[1] * 1e3:>10.3f}{total[0] / total[1]:>8.3f}")
+    for row in found:
+        a, b = row.seconds[0], row.best_seconds[0]
+        lines.append(f"{row.layer:<12}{row.chosen:<24}{a * 1e3:>10.3f}  {row.best:<24}{b * 1e3:>10.3f}{a / b:>8.3f}{row.candidates:>7}")
+    a, b = sum(row.seconds[0] for row in found), sum(row.best_seconds[0] for row in found)
+    lines.append(f"{'all':<36}{a * 1e3:>10.3f}  {'':<24}{b * 1e3:>10.3f}{a / b:>8.3f}")
     return "\n".join(lines)
 
 

@@ -27,7 +27,7 @@ class Network:
     """A network with extents, parameters and workers, ready to be trained or used.
 
     spec       a NetworkSpec or a Graph; with a spec, `output` or `input` gives the extents (see `Graph.build`)
-    threads    workers; default: one per usable physical core
+    threads    workers, the calling thread among them; default: one per usable physical core
     bundle     maps per node: 1 is the paper's engine, 8 (or 16) the bundled one, "auto" the fastest that this network,
                plan and processor allow; policy, sum, memoize and allocator are matters of the paper's engine
     plan       "model", "autotune", a method's name (bundle 1: direct, fft; bundles: direct, tiled, in depthwise layers

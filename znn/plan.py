@@ -432,6 +432,31 @@ def tiled_autotune_plan(graph: Graph, request: Request, exhaustive: bool = False
     return _tiled_plan("autotune", graph, request, layers, seconds)
 
 
+@dataclass(frozen=True)
+class Search:
+    """A layer's choice beside the best of `candidates` that were all timed: seconds of a round of both, taken in turns."""
+
+    layer: str
+    chosen: str
+    best: str
+    seconds: tuple[float, ...]
+    best_seconds: tuple[float, ...]
+    candidates: int
+
+
+def exhaustive_search(graph: Graph, plan: Plan, request: Request, repeats: int = 1) -> list[Search]:
+    """Time all candidates of every layer that are not hopeless by the model, then the best and the plan's once more, in turns,
+    `repeats` times. Minutes; for networks of bundles. Raises PlanError.
+    """
+    best, found = tiled_autotune_plan(graph, request, exhaustive=True), []
+    for layer in bundled.layers(graph, request.bundle, request.input_gradient):
+        pair = [p.layers[layer.name].candidate for p in (plan, best)]
+        again = [layer.timed_again(pair) for _ in range(repeats)]
+        seconds = [tuple(layer.total(candidate, phases[candidate]) for phases in again) for candidate in pair]
+        found.append(Search(layer.name, pair[0].describe(), pair[1].describe(), *seconds, len(layer.everything())))
+    return found
+
+
 def _tiled_plan(source: str, graph: Graph, request: Request, layers: Sequence[bundled.Layer],
                 seconds: Mapping[str, Mapping[Candidate, float]]) -> Plan:
     """The fastest candidates, or those within the memory limit."""

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "base/spin_lock.hpp"
 #include "base/topology.hpp"
@@ -115,14 +116,17 @@ Task* Executor::look_for_task(Worker& worker, const std::function<bool()>& enoug
 }
 
 bool Executor::run_next(Worker& worker, const std::function<bool()>& enough) {
-    // Tracing may be switched on while this worker looks for a task: then `before` is not a time.
-    const std::int64_t before = worker.tracing() ? now_ns() : 0;
+    const bool waited = worker.looking_since_ != 0;
+    // Tracing may be switched on while this worker looks for a task: then there is no time since when.
+    if (!waited && worker.tracing()) worker.looking_since_ = now_ns();
     Task* task = next_task(worker);
-    std::int64_t WorkerCounters::*spent = task ? &WorkerCounters::queue_ns : &WorkerCounters::idle_ns;
+    const auto spent = task && !waited ? &WorkerCounters::queue_ns : &WorkerCounters::idle_ns;
     if (!task) task = look_for_task(worker, enough);
-    if (worker.tracing() && before) worker.counters.*spent += now_ns() - before;
-    if (task) execute(task, worker);
-    return task;
+    if (!task) return false;  // and nothing is counted: others may read the counters while nothing runs
+    const std::int64_t since = std::exchange(worker.looking_since_, 0);
+    if (worker.tracing() && since) worker.counters.*spent += now_ns() - since;
+    execute(task, worker);
+    return true;
 }
 
 void Executor::work(Worker& worker, int processor) {
@@ -130,12 +134,10 @@ void Executor::work(Worker& worker, int processor) {
     const std::function<bool()> stopped = [this] { return stop_.load(std::memory_order_relaxed); };
     while (!stopped()) {
         if (run_next(worker, stopped)) continue;
-        const std::int64_t before = worker.tracing() ? now_ns() : 0;
         std::unique_lock lock(sleep_mutex_);
         sleepers_.fetch_add(1, std::memory_order_seq_cst);
         if (available_.load(std::memory_order_seq_cst) <= 0 && !stop_.load()) work_arrived_.wait(lock);
         sleepers_.fetch_sub(1, std::memory_order_relaxed);
-        if (worker.tracing() && before) worker.counters.idle_ns += now_ns() - before;
     }
 }
 
@@ -149,15 +151,13 @@ void Executor::work_until(const std::function<bool()>& over) {
             if (!pinned) pinned.emplace(processors_.empty() ? -1 : processors_[0]);
             if (run_next(*workers_[0], over) || over()) continue;
         }
-        const bool idle = seat.owns_lock() && workers_[0]->tracing();
-        const std::int64_t before = idle ? now_ns() : 0;
         std::unique_lock lock(sleep_mutex_);
         if (seat.owns_lock()) caller_sleeps_.store(true, std::memory_order_seq_cst);
         const bool work = seat.owns_lock() && available_.load(std::memory_order_seq_cst) > 0;
         if (!work && !over()) something_done_.wait_for(lock, std::chrono::milliseconds(100));
         if (seat.owns_lock()) caller_sleeps_.store(false, std::memory_order_relaxed);
-        if (idle) workers_[0]->counters.idle_ns += now_ns() - before;
     }
+    if (seat.owns_lock()) workers_[0]->looking_since_ = 0;  // the time between calls is not the engine's
 }
 
 void Executor::run_body(Task& task, Worker& worker) {

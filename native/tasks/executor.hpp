@@ -62,6 +62,7 @@ private:
 
     std::atomic<bool> tracing_{false};  // idle workers look at it while it is set
     bool in_event_ = false;
+    std::int64_t looking_since_ = 0;  // for a task; 0: not, or not traced
     TaskLabel label_;
     std::int64_t event_start_ = 0, path_base_ = 0, path_start_ = 0;
     std::vector<TraceEvent> events_;

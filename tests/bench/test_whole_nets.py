@@ -26,7 +26,7 @@ def results(tmp_path):
             return record
         return dataclasses.replace(record, samples_s=[s / 6 for s in record.samples_s], peak_rss_bytes=int(4e8),
                                    metrics=record.metrics | {"bound_s": 1e-4})
-    synthetic.write(tmp_path, "paper", cores=2, only={"whole_nets"}, change=faster)
+    synthetic.write(tmp_path, "paper", cores=2, only={"whole_nets", "plan_search"}, change=faster)
     return tmp_path
 
 
@@ -71,6 +71,8 @@ def test_rows_hold_ratios_speedups_memory_and_the_bound(found):
     assert row.room.low <= row.room.value <= row.room.high and row.room.value == pytest.approx(
         row.speedup.value * 2 * 5 / 6, rel=0.1)  # two copies a round, each a fifth of what theirs takes, ours a sixth
     one = row_of(found, "3d_3, output 8x8x8, width 40", threads=1)
+    assert one.search.value == pytest.approx(1.02) and one.verdict("search") == "yes" and row.search is None
+    assert dataclasses.replace(one, asked={"search": 1.01}).verdict("search") == "no"
     assert one.speedup is None and one.room is None and one.verdict("speedup") == ""
     assert row_of(found, "3d_3, output 8x8x8, width 40", "forward").papers is None
     lost = row_of(found, "2d_40, output 1x1x1, width 40")

@@ -20,6 +20,7 @@ from .stats import Estimate
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT, OURS, THEIRS, PAPERS, COPIES = "whole_nets", "znn_bundled", "torch_cpu", "znn", "znn_copies"
+SEARCH = "plan_search"
 PASSED, FAILED, OPEN = "yes", "no", "open"
 PHASES = {"round": "training", "forward": "forward"}
 
@@ -27,7 +28,8 @@ PHASES = {"round": "training", "forward": "forward"}
 @dataclass(frozen=True)
 class Row:
     """One net, phase and number of threads. Ratios are the competitor's value over ours; speedup is one thread's time over
-    this number's; room: the speedup of as many networks of one worker side by side, which share nothing but the machine."""
+    this number's; room: the speedup of as many networks of one worker side by side, which share nothing but the machine;
+    search: a round by the plan's choices over one by the best of an exhaustive search, on one core."""
 
     machine: str
     net: str
@@ -40,6 +42,7 @@ class Row:
     memory: float | None = None
     speedup: Estimate | None = None
     room: Estimate | None = None
+    search: Estimate | None = None
     bound_s: float | None = None
     error: float | None = None
     reason: str = ""
@@ -48,13 +51,15 @@ class Row:
     samples: int = 0
 
     def verdict(self, what: str) -> str:
-        """Of ratio, memory or speedup; empty where nothing is asked or known."""
+        """Of ratio, memory, speedup or search; empty where nothing is asked or known."""
         if what == "memory":
             limit = self.asked.get("memory")
             return "" if limit is None or self.memory is None else (PASSED if self.memory <= limit else FAILED)
         value, limit = getattr(self, what), self.limit(what)
         if value is None or limit is None:
             return ""
+        if what == "search":
+            return PASSED if value.high <= limit else FAILED if value.low > limit else OPEN
         return PASSED if value.low >= limit else FAILED if value.high < limit else OPEN
 
     def limit(self, what: str) -> float | None:
@@ -86,7 +91,8 @@ def rows(records: Sequence[Record], tables: Sequence[dict[str, Any]] | None = No
     tables = requirements() if tables is None else tables
     mine = [r for r in records if r.experiment == EXPERIMENT]
     ours = [r for r in mine if r.adapter_name == OURS and r.status == "ok"]
-    return [_row(record, mine, tables) for record in sorted(ours, key=lambda record: _place(record, tables))]
+    searches = [r for r in records if r.adapter_name == SEARCH and r.status == "ok"]
+    return [_row(record, mine, tables, searches) for record in sorted(ours, key=lambda record: _place(record, tables))]
 
 
 def _place(record: Record, tables: Sequence[dict[str, Any]]) -> tuple:
@@ -96,7 +102,7 @@ def _place(record: Record, tables: Sequence[dict[str, Any]]) -> tuple:
             str(problem.get("net")), problem.get("width") or 0, record.options["threads"])
 
 
-def _row(ours: Record, records: Sequence[Record], tables: Sequence[dict[str, Any]]) -> Row:
+def _row(ours: Record, records: Sequence[Record], tables: Sequence[dict[str, Any]], searches: Sequence[Record]) -> Row:
     def other(adapter: str, threads: int) -> Record | None:
         return next((r for r in records if r.machine_id == ours.machine_id and r.problem == ours.problem
                      and r.adapter_name == adapter and r.options.get("threads") == threads), None)
@@ -115,6 +121,7 @@ def _row(ours: Record, records: Sequence[Record], tables: Sequence[dict[str, Any
         memory=ours.peak_rss_bytes / theirs.peak_rss_bytes if good and theirs.peak_rss_bytes else None,
         speedup=paired(one, ours) if one is not None and one.status == "ok" and threads > 1 else None,
         room=_room(one, copies, threads) if threads > 1 else None,
+        search=_search(ours, searches) if threads == 1 and ours.problem.get("phase", "round") == "round" else None,
         bound_s=bound / threads if bound else None,
         error=(ours.check or {}).get("max_rel_err"),
         reason="" if good else f"PyTorch: {theirs.status}: {theirs.reason}" if theirs else "PyTorch: not measured",
@@ -128,6 +135,16 @@ def _room(one: Record | None, copies: Record | None, threads: int) -> Estimate |
     if one is None or copies is None or "ok" != one.status or "ok" != copies.status:
         return None
     return stats.unpaired_ratio(one.samples_s, [seconds / threads for seconds in copies.metrics["round_s"]])
+
+
+def _search(ours: Record, searches: Sequence[Record]) -> Estimate | None:
+    """Seconds of the chosen plan over those of the best, all layers together."""
+    layers = next((r.metrics["layers"] for r in searches if r.machine_id == ours.machine_id and all(
+        r.problem.get(axis) == ours.problem.get(axis) for axis in ("net", "output", "width"))), None)
+    if not layers:
+        return None
+    chosen, best = ([sum(turn) for turn in zip(*(layer[which] for layer in layers))] for which in ("seconds", "best_seconds"))
+    return stats.ratio(chosen, best)
 
 
 def paired(numerator: Record, denominator: Record) -> Estimate:
@@ -158,15 +175,16 @@ def to_markdown(found: Sequence[Row], machines: dict[str, str], provenance: str 
              "A round of training is backward, update and forward. Ratios are PyTorch's seconds over ours, with 95 % intervals over "
              "paired rounds; bound: the least time that arithmetic, caches and memory allow the methods chosen, as a share of the time "
              "taken; room: the speedup of as many networks of one worker each, side by side, which is what the machine has room "
-             "for; memory: our peak over PyTorch's; largest error: of the outputs of the same net, reduced, after its rounds, against "
+             "for; over best plan: a round by the plan's choices over one by the best of an exhaustive search, layer by layer on one core "
+             "(experiment `plan_search`); memory: our peak over PyTorch's; largest error: of the outputs of the same net, reduced, after its rounds, against "
              "float64 (native/tests/tiled_test.cpp holds single operations to 2e-6).", ""]
     for machine in dict.fromkeys(row.machine for row in found):
         mine = [row for row in found if row.machine == machine]
         lines += [f"## {machines.get(machine, machine)}", "",
                   "| net | phase | threads | seconds | PyTorch | paper's engine | times faster | asked | passed | memory | passed | "
-                  "speedup | passed | room | bound | largest error |", "|---|---|---" + "|---:" * 13 + "|"]
+                  "speedup | passed | room | over best plan | passed | bound | largest error |", "|---|---|---" + "|---:" * 15 + "|"]
         lines += [_line(row) for row in mine]
-        for what, text in (("ratio", "times faster"), ("memory", "memory"), ("speedup", "speedup")):
+        for what, text in (("ratio", "times faster"), ("memory", "memory"), ("speedup", "speedup"), ("search", "over best plan")):
             verdicts = [row.verdict(what) for row in mine if row.verdict(what)]
             if verdicts:
                 lines += ["", f"{text}: {verdicts.count(PASSED)} of {len(verdicts)} pass, {verdicts.count(OPEN)} open."]
@@ -180,7 +198,7 @@ def _line(row: Row) -> str:
     cells = [row.net, row.phase, str(row.threads), f"{row.seconds.value:.4g}", f"{row.theirs.value:.4g}" if row.theirs else "–",
              f"{row.papers.value:.4g}" if row.papers else "–", _interval(row.ratio), _number(row.asked.get("ratio")),
              row.verdict("ratio"), _number(row.memory, ".2f"), row.verdict("memory"), _interval(row.speedup),
-             row.verdict("speedup"), _interval(row.room), f"{row.bound_s / row.seconds.value:.0%}" if row.bound_s else "–", _number(row.error, ".1e")]
+             row.verdict("speedup"), _interval(row.room), _interval(row.search), row.verdict("search"), f"{row.bound_s / row.seconds.value:.0%}" if row.bound_s else "–", _number(row.error, ".1e")]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -194,7 +212,8 @@ def _number(value: float | None, form: str = "g") -> str:
 
 COLUMNS = ("machine", "net", "phase", "threads", "samples", "seconds", "seconds_low", "seconds_high", "torch_seconds",
            "paper_seconds", "ratio", "ratio_low", "ratio_high", "asked", "aim", "ratio_passed", "memory_ratio", "memory_passed",
-           "speedup", "speedup_low", "speedup_high", "speedup_passed", "room", "room_low", "room_high", "bound_seconds", "error", "versions", "reason")
+           "speedup", "speedup_low", "speedup_high", "speedup_passed", "room", "room_low", "room_high", "search", "search_low",
+           "search_high", "search_passed", "bound_seconds", "error", "versions", "reason")
 
 
 def to_dict(row: Row) -> dict[str, Any]:
@@ -208,7 +227,8 @@ def to_dict(row: Row) -> dict[str, Any]:
         "paper_seconds": row.papers.value if row.papers else None, **three("ratio", row.ratio), "asked": row.asked.get("ratio"),
         "aim": row.asked.get("aim"), "ratio_passed": row.verdict("ratio"), "memory_ratio": row.memory,
         "memory_passed": row.verdict("memory"), **three("speedup", row.speedup), "speedup_passed": row.verdict("speedup"),
-        **three("room", row.room), "bound_seconds": row.bound_s, "error": row.error, "versions": row.versions, "reason": row.reason,
+        **three("room", row.room), **three("search", row.search),
+        "search_passed": row.verdict("search"), "bound_seconds": row.bound_s, "error": row.error, "versions": row.versions, "reason": row.reason,
     }
     return {column: found.get(column) for column in COLUMNS}
 
