@@ -157,8 +157,9 @@ void Node::complete_forward(Buffer image, Worker& worker) {
     context.executor->submit(forward.followers, &worker);
     if (!d.output) return;
     raise_to(context.forward_path_ns, worker.path_now());
+    const bool ends_here = context.after_forward.empty();  // once nothing is left, the next round may be under way
     if (context.forward_left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-    if (context.after_forward.empty())
+    if (ends_here)
         context.executor->wake();
     else
         context.executor->submit(context.after_forward, &worker);
