@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -181,3 +182,27 @@ def test_sync_may_be_called_at_any_time(rng):
             n.sync()
             n.sync()
         assert_close(net.parameters(), expected.parameters(), NETWORK_TOLERANCE)
+
+
+@pytest.mark.parametrize("bundle", [1, 8])
+def test_the_caller_works_pinned_and_leaves_as_it_came(rng, bundle):
+    graph, before = wide_graph(), os.sched_getaffinity(0)
+    with znn.Network(graph, threads=1, bundle=bundle, pin=True, trace=True) as net:
+        threads = len(psutil.Process().threads())
+        net.train_step(random_inputs(graph, rng), random_targets(graph, rng))
+        assert len(psutil.Process().threads()) == threads, "one worker: the caller, and no thread besides"
+        assert os.sched_getaffinity(0) == before
+        assert set(net.trace().events["worker"]) == {0}
+
+
+def test_inference_between_rounds_of_training_disturbs_neither(rng):
+    """The queued updates of a bundled network still read what the forward pass kept when inference begins."""
+    graph = small_graph("multiscale_small")
+    rounds = [(random_inputs(graph, rng), random_targets(graph, rng)) for _ in range(6)]
+    with (znn.Network(graph, threads=2, bundle=8, plan="tiled", seed=3) as disturbed,
+          znn.Network(graph, threads=2, bundle=8, plan="tiled", seed=3) as alone):
+        for image, target in rounds:
+            losses = disturbed.train_step(image, target), alone.train_step(image, target)
+            disturbed.forward(image)
+            assert losses[0] == losses[1]
+        assert_identical(disturbed.parameters(), alone.parameters(), "with inference in between")

@@ -26,6 +26,11 @@ BundledNetwork::BundledNetwork(std::vector<NodeGroupDescription> nodes, std::vec
     build_forward();
     build_backward();
     build_update();
+    for (auto& conv : convs_) {
+        if (!conv) continue;
+        conv->inference = conv->buffers;
+        for (auto& buffers : conv->inference) buffers.keep = false;
+    }
     set_priorities();
 }
 
@@ -54,9 +59,6 @@ void BundledNetwork::start_forward(const std::vector<const float*>& inputs, bool
     prepare_kernels();
     input_data_ = inputs;
     training_ = training;
-    for (auto& conv : convs_)
-        if (conv)
-            for (auto& buffers : conv->buffers) buffers.keep = training;
     forward_done_.store(false);
     backward_done_.store(false);
     forward_path_ns_.store(0);

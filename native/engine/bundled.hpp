@@ -66,7 +66,7 @@ private:
         std::vector<std::int8_t> largest;                 // where the plan pools: see tiled::Buffers
         AlignedFloats kernels, momentum, second_moment, gradient;  // gradient: one per patch, where there are several
         std::vector<AlignedFloats> own;                   // buffers that only this layer uses
-        std::vector<tiled::Buffers> buffers;              // one per patch
+        std::vector<tiled::Buffers> buffers, inference;   // one per patch; for inference, where no update follows, the same
         Gate kernels_ready;                               // transformed kernels are those of the newest parameters
         Gate operands_free;                               // the update has read images and gradients
         Stage *prepare_forward = nullptr, *prepare_backward = nullptr;

@@ -43,8 +43,9 @@ Stage* BundledNetwork::add_conv(Pass pass, int e, tiled::Phase phase, int slab) 
     const int count = end - first, patches = kernels ? 1 : options_.patches;
     const std::size_t scratch = (tiled::scratch_bytes(conv.plan) + 63) / 64 * 16;
     return add(pass, label(pass, int(EdgeKind::conv), e), count * patches,
-               [&conv, phase, first, count, scratch](int piece, Worker& worker) {
-                   tiled::run_piece(conv.plan, phase, first + piece % count, conv.buffers[piece / count],
+               [this, &conv, pass, phase, first, count, scratch](int piece, Worker& worker) {
+                   const auto& buffers = pass == Pass::forward && !training_ ? conv.inference : conv.buffers;
+                   tiled::run_piece(conv.plan, phase, first + piece % count, buffers[piece / count],
                                     worker.scratch.get(scratch, 0));
                });
 }

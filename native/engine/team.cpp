@@ -40,9 +40,9 @@ void Team::set_threads(int threads) {
 Team::Turn::Turn(Team& team) : team_(team.process_ == getpid() ? team : throw std::runtime_error(
                                          "a convolution layer made before a fork cannot be used after it")),
                                lock_(team.mutex_) {
-    // Not pinned: the cores are shared with the caller's own threads.
+    // Not pinned, and soon asleep: the cores are shared with the caller's own threads.
     if (!team.executor_)
-        team.executor_ = std::make_unique<Executor>(ExecutorOptions{team.threads_, Policy::fifo, 1, false, false});
+        team.executor_ = std::make_unique<Executor>(ExecutorOptions{team.threads_, Policy::fifo, 1, false, false, 2000});
 }
 
 float* Team::Turn::space(std::size_t floats) {

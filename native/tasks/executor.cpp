@@ -42,7 +42,7 @@ void Worker::join_path(std::int64_t path_ns) {
 // ---------------------------------------------------------------- Executor
 
 Executor::Executor(const ExecutorOptions& options)
-    : queue_(make_queue(options.policy, options.threads, options.priorities)) {
+    : looks_(options.looks), queue_(make_queue(options.policy, options.threads, options.priorities)) {
     if (options.pin) {
         // More workers than cores are left to the system.
         processors_ = usable_physical_cores();
@@ -106,9 +106,7 @@ Task* Executor::next_task(Worker& worker) {
 }
 
 Task* Executor::look_for_task(Worker& worker, const std::function<bool()>& enough) {
-    // Work usually arrives within microseconds while a round runs: look for a while before sleeping.
-    constexpr int looks = 8000;
-    for (int i = 0; i < looks && !enough(); ++i) {
+    for (int i = 0; i < looks_ && !enough(); ++i) {
         if (Task* task = next_task(worker)) return task;
         cpu_relax();
     }

@@ -74,6 +74,7 @@ struct ExecutorOptions {
     int priorities = 1;
     bool pin = true;
     bool trace = false;
+    int looks = 8000;  // for a task before a worker sleeps, about 25 ns each: rounds follow one another within microseconds
 };
 
 // `threads` workers: threads of its own, and in place of worker 0 whichever thread waits for the work. So one worker runs only
@@ -124,6 +125,7 @@ private:
     void run_body(Task& task, Worker& worker);
     void finish(std::int64_t count);
 
+    const int looks_;
     std::unique_ptr<ReadyQueue> queue_;
     std::vector<std::unique_ptr<Worker>> workers_;
     std::vector<int> processors_;

@@ -26,6 +26,7 @@ COMPUTE_OPTIONS = {
     "theory": {"widths": [3, 5], "methods": ["fft", "direct"]},
     "simulate": {"workers": [2, 8], "laps": 3, "plan": "fft"},
     "trace": {"threads": 2, "plan": "fft"},
+    "plan_search": {},
 }
 
 
@@ -118,6 +119,9 @@ def test_computed_adapters_give_json(name):
         events = metrics["events"]
         assert len({len(events[k]) for k in events if k != "names"}) == 1 and set(events["worker"]) <= {0, 1}
         assert {"forward", "backward", "update"} <= set(events["names"]["phase"])
+    if name == "plan_search":
+        for row in metrics["layers"]:
+            assert len(row["seconds"]) == len(row["best_seconds"]) > 1 and min(row["seconds"]) > 0 < row["candidates"]
     if name == "simulate":
         assert metrics["validation"][0]["workers"] == 1 and len(metrics["predicted"]) == 4
 
