@@ -8,7 +8,7 @@ from typing import Any
 from ..problem import Problem
 from .base import Computed
 
-REPEATS = 5
+REPEATS = 15  # turns: a slow moment of the machine is longer than one
 
 
 class PlanSearchAdapter(Computed):
