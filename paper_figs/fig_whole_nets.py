@@ -74,7 +74,7 @@ def _label(net):
     """3d_3, output 8x8x8, width 40 -> four short lines."""
     name, output, width = net.split(", ")
     sides = output.removeprefix("output ").split("x")
-    flat = len(sides) == 3 and sides[0] == "1" and sides[1:] != ["1", "1"]
+    flat = len(sides) == 3 and sides[0] == "1" and ("2d" in name or sides[1:] != ["1", "1"])  # a single voxel tells nothing
     side = sides[-1] + ("²" if flat else "³") if len(set(sides[flat:])) == 1 else "×".join(sides)
     head, _, rest = name.rpartition("_")
     return f"{head}\n{rest}\n{side}\n{width.removeprefix('width ')}" if head == "scaling" else f"{name}\n\n{side}\n{width[6:]}"
