@@ -173,7 +173,7 @@ void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const int rows = row_count(p, m), first = index / groups * p.rows_forward;
     const GroupRange group = p.few_outputs ? GroupRange{0, 1} : group_range(p.out_bundles, p.group_out, index % groups);
     const int nb = group.last - group.first, volume = int(m.volume()), taps = int(k.volume());
-    const long per_tap = p.few_outputs ? long(p.in_bundles) * p.problem.out_maps : maps, step = b.packed_input ? 1 : kV;
+    const long per_tap = p.few_outputs ? long(p.in_bundles) * p.problem.out_maps : maps, step = input_step(b);
     Walk walk{k.z, k.y, k.x, p.in_bundles, kV, kV, long(s.z) * n.y * n.x * step, long(s.y) * n.x * step, long(s.x) * step,
               long(b.input_stride), 1, long(k.y) * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
     const Maps kind = p.few_outputs ? Maps::few : set_maps(walk, maps, b.packed_input);
@@ -425,7 +425,7 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b) {
     const Extent from = pointwise ? m : n;
     const float* image = b.input + (few ? group.first : in_bundle) * b.input_stride;
     const float* gradient = b.output_gradient + (few ? 0 : group.first) * b.output_gradient_stride;
-    const long step = b.packed_input ? 1 : kV;
+    const long step = input_step(b);
     patch.a_r = over_taps ? s.x * step : 1;
     patch.a_x = step;
     patch.a_row = (few ? m.x : from.x) * step;

@@ -46,7 +46,7 @@ void transform_inputs(const LayerPlan& p, const Buffers& b, const FusedScratch& 
     const int T0 = p.axis[0].T, T1 = p.axis[1].T, T2 = p.axis[2].T;
     const Box whole{reinterpret_cast<const float*>(f.box), {long(T1) * T2, T2, 1}, {T0, T1, T2}, {0, 0, 0}};
     for (int i = 0; i < p.problem.in_maps; ++i) {
-        gather_tiles(p, b.input + i / kV * b.input_stride + i % kV, b.packed_input ? 1 : kV, first, tiles, f.box);
+        gather_tiles(p, b.input + i / kV * b.input_stride + i % kV, input_step(b), first, tiles, f.box);
         forward_tile(p, whole, f.inputs + i * 2 * p.line, f.sizes.pencil, f.rest);
     }
 }

@@ -18,6 +18,9 @@ ZNN_INLINE void store_bytes(VI x, std::int8_t* p) {
 void run_tiled(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
 void run_direct(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
 
+// Floats from voxel to voxel of the input.
+inline long input_step(const Buffers& b) { return b.packed_input ? 1 : kV; }
+
 // depthwise.cpp: those phases of the direct method that are its own.
 void run_depthwise(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
 

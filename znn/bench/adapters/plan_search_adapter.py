@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib import metadata
 from typing import Any
 
 from ..problem import Problem
@@ -17,8 +18,6 @@ class PlanSearchAdapter(Computed):
     name = "plan_search"
 
     def version(self) -> str:
-        from importlib import metadata
-
         return metadata.version("znn")
 
     def predicted_bytes(self, problem: Problem, options: dict[str, Any]) -> int:
