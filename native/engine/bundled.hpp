@@ -137,6 +137,11 @@ private:
         std::size_t in_first, out_first;   // floats from the beginning of all images
         int first_voxel;                   // of the part in the input image
     };
+    struct PartOf {
+        int image, part, parts;
+        int sum() const { return image * parts + part; }  // place in the source's bias_sums
+    };
+    PartOf part_of(int edge, int piece, bool forward) const;
     Cut cut_of(int edge, int piece, bool forward) const;
     void load(const Nodes& nodes, const float* data, int piece);
     void run_loss(int output, int piece, Worker& worker);

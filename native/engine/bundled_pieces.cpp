@@ -95,12 +95,19 @@ int BundledNetwork::parts(int e, bool forward) const {
     return std::clamp(target.d.extent.z / (1 + 4 * d.sparsity.z * (d.window.z - 1)), 1, target.chunks);
 }
 
+// Pieces of simple edges go part by part through all images, so that a worker's share of them is, as in convolutions, a region
+// of all maps.
+BundledNetwork::PartOf BundledNetwork::part_of(int e, int piece, bool forward) const {
+    const int images = nodes_[edges_[e].target]->bundles * options_.patches;
+    return {piece % images, piece / images, parts(e, forward)};
+}
+
 // Which part of which bundle a piece of a simple edge is about: extents there, and where it begins.
 BundledNetwork::Cut BundledNetwork::cut_of(int e, int piece, bool forward) const {
     const EdgeGroupDescription& d = edges_[e];
     const Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
-    const int cuts = parts(e, forward), part = piece % cuts;
-    Cut cut{piece / cuts, source.d.extent, target.d.extent, 0, 0, 0};
+    const auto [image, part, cuts] = part_of(e, piece, forward);
+    Cut cut{image, source.d.extent, target.d.extent, 0, 0, 0};
     const int first = cut.out.z * part / cuts, end = cut.out.z * (part + 1) / cuts;
     cut.in_first = cut.image * source.stride;
     cut.out_first = cut.image * target.stride + std::size_t(first) * cut.out.y * cut.out.x * V_;
@@ -161,7 +168,7 @@ void BundledNetwork::simple_backward_piece(int e, int piece, bool accumulate, Wo
         case EdgeKind::max_filter:
             if (simples_[e]->derivative_at_maxima)
                 f.transfer_backward(gradient, target.image.data() + out_first, out.volume() * V_, V_,
-                                    source.d.transfer, &source.bias_sums[std::size_t(piece) * V_]);
+                                    source.d.transfer, &source.bias_sums[std::size_t(part_of(e, piece, false).sum()) * V_]);
             std::memset(result, 0, floats * sizeof(float));
             f.max_backward(gradient, reinterpret_cast<std::int32_t*>(state), out.volume(), V_, result);
             break;
@@ -191,8 +198,8 @@ struct Rows {
 void BundledNetwork::small_filter_forward_piece(int e, int piece, bool accumulate, Worker& worker) {
     const EdgeGroupDescription& d = edges_[e];
     const Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
-    const int cuts = parts(e, true), image = piece / cuts;
-    const Rows rows(target.d.extent, V_, piece % cuts, cuts);
+    const auto [image, part, cuts] = part_of(e, piece, true);
+    const Rows rows(target.d.extent, V_, part, cuts);
     const std::size_t first = image * target.stride + rows.begin;
     float* to = target.image.data() + first;
     float* result = accumulate ? worker.scratch.get(rows.floats, 1) : to;
@@ -205,8 +212,9 @@ void BundledNetwork::small_filter_forward_piece(int e, int piece, bool accumulat
 void BundledNetwork::small_filter_backward_piece(int e, int piece, bool accumulate, Worker& worker) {
     const EdgeGroupDescription& d = edges_[e];
     Nodes &source = *nodes_[d.source], &target = *nodes_[d.target];
-    const int cuts = parts(e, false), image = piece / cuts;
-    const Rows rows(source.d.extent, V_, piece % cuts, cuts);
+    const PartOf place = part_of(e, piece, false);
+    const auto [image, part, cuts] = place;
+    const Rows rows(source.d.extent, V_, part, cuts);
     const std::size_t first = image * source.stride + rows.begin, out = image * target.stride;
     float* to = source.gradient.data() + first;
     float* result = accumulate ? worker.scratch.get(rows.floats, 1) : to;
@@ -217,7 +225,7 @@ void BundledNetwork::small_filter_backward_piece(int e, int piece, bool accumula
     if (accumulate) f.add(to, result, rows.floats);
     if (simples_[e]->derivative_at_maxima)  // while the rows are in the cache
         f.transfer_backward(to, source.image.data() + first, rows.floats, V_, source.d.transfer,
-                            &source.bias_sums[std::size_t(piece) * V_]);
+                            &source.bias_sums[std::size_t(place.sum()) * V_]);
 }
 
 // Adds up the parts' sums in a fixed order and takes the step. `parts` are [patch][bundle][part of a bundle].

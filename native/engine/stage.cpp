@@ -4,26 +4,52 @@
 
 namespace znn {
 
-Stage::Stage(TaskLabel label, int pieces, Body body) : label(label), body_(std::move(body)) {
+Stage::Stage(TaskLabel label, int pieces, Body body) : label(label), body_(std::move(body)), pieces_(pieces) {
     for (int i = 0; i < pieces; ++i) {
-        pieces_.push_back(std::make_unique<Piece>(*this, i));
-        pieces_.back()->label = label;
-        pieces_.back()->label.a = i;
-        tasks_.push_back(pieces_.back().get());
+        tickets_.push_back(std::make_unique<Ticket>(*this));
+        tickets_.back()->label = label;
+        tasks_.push_back(tickets_.back().get());
     }
 }
 
-void Stage::Piece::run(Worker& worker) {
+void Stage::set_executor(Executor* executor) {
+    executor_ = executor;
+    ranges_ = std::make_unique<Range[]>(executor->threads());
+}
+
+int Stage::Range::take(bool from_end) {
+    std::uint64_t left = pieces.load(std::memory_order_relaxed);
+    for (;;) {
+        const std::uint64_t first = left & 0xffffffff, end = left >> 32;
+        if (first == end) return -1;
+        const std::uint64_t rest = from_end ? (end - 1) << 32 | first : end << 32 | (first + 1);
+        if (pieces.compare_exchange_weak(left, rest, std::memory_order_relaxed)) return int(from_end ? end - 1 : first);
+    }
+}
+
+// There are as many tickets as pieces, so whoever holds one finds a piece.
+int Stage::next_piece(int worker) {
+    int piece = ranges_[worker].take(false);
+    for (int i = 1; piece < 0; ++i) piece = ranges_[(worker + i) % executor_->threads()].take(true);
+    return piece;
+}
+
+void Stage::Ticket::run(Worker& worker) {
+    Stage& stage = stage_;
+    const int piece = stage.next_piece(worker.index);
+    TaskLabel label = stage.label;
+    label.a = piece;
+    worker.name_event(label);
     // After a failure the rest of the round is only counted down, so that it ends.
-    if (!stage_.executor_->failed()) {
+    if (!stage.executor_->failed()) {
         try {
-            stage_.body_(index_, worker);
+            stage.body_(piece, worker);
         } catch (...) {
-            if (stage_.left_.fetch_sub(1, std::memory_order_acq_rel) == 1) stage_.complete(&worker);
+            if (stage.left_.fetch_sub(1, std::memory_order_acq_rel) == 1) stage.complete(&worker);
             throw;
         }
     }
-    if (stage_.left_.fetch_sub(1, std::memory_order_acq_rel) == 1) stage_.complete(&worker);
+    if (stage.left_.fetch_sub(1, std::memory_order_acq_rel) == 1) stage.complete(&worker);
 }
 
 void Stage::before(Stage& later) {
@@ -32,11 +58,14 @@ void Stage::before(Stage& later) {
 }
 
 void Stage::set_priority(int priority) {
-    for (auto& piece : pieces_) piece->priority = priority;
+    for (auto& ticket : tickets_) ticket->priority = priority;
 }
 
 void Stage::arm() {
-    left_.store(int(pieces_.size()), std::memory_order_relaxed);
+    const std::uint64_t workers = executor_->threads(), count = pieces_;
+    for (std::uint64_t i = 0; i < workers; ++i)
+        ranges_[i].pieces.store(count * (i + 1) / workers << 32 | count * i / workers, std::memory_order_relaxed);
+    left_.store(pieces_, std::memory_order_relaxed);
     waiting_.store(predecessors_, std::memory_order_release);
 }
 

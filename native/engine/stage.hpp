@@ -1,6 +1,9 @@
 // Stages: sets of equal tasks ("pieces") with what must come before and what follows. The bundled engine's task graph.
+// Every worker has its part of a stage's pieces, the same share of every stage, and takes others' only when its own are gone:
+// neighbouring stages cut the same image, so it mostly reads what it wrote itself, which is still in its own cache.
 #pragma once
 #include <atomic>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -22,7 +25,7 @@ public:
     // Run by the worker that finishes the last piece, before the followers start.
     void when_done(std::function<void(Worker*)> action) { done_actions_.push_back(std::move(action)); }
 
-    void set_executor(Executor* executor) { executor_ = executor; }
+    void set_executor(Executor* executor);
     void set_priority(int priority);
     // It starts only after `arrivals` more, from gates or from the caller.
     void await(int arrivals) { predecessors_ += arrivals; }
@@ -30,26 +33,35 @@ public:
     void arm();
     void arrive(Worker* worker);
 
-    int pieces() const { return int(pieces_.size()); }
+    int pieces() const { return pieces_; }
     const TaskLabel label;
 
 private:
-    class Piece final : public Task {
+    // The right to run one piece: which, is settled when a worker takes it up.
+    class Ticket final : public Task {
     public:
-        Piece(Stage& stage, int index) : stage_(stage), index_(index) { essential = true; }
+        explicit Ticket(Stage& stage) : stage_(stage) { essential = true; }
         void run(Worker& worker) override;
 
     private:
         Stage& stage_;
-        int index_;
     };
 
+    // Pieces first, ..., end - 1 that nobody has begun, packed into one word: end << 32 | first.
+    struct alignas(64) Range {
+        std::atomic<std::uint64_t> pieces{0};
+        int take(bool from_end);  // -1: none is left
+    };
+
+    int next_piece(int worker);
     void complete(Worker* worker);
 
     Body body_;
     Executor* executor_ = nullptr;
-    std::vector<std::unique_ptr<Piece>> pieces_;
+    int pieces_;
+    std::vector<std::unique_ptr<Ticket>> tickets_;
     std::vector<Task*> tasks_;
+    std::unique_ptr<Range[]> ranges_;  // one per worker
     std::vector<Stage*> followers_;
     std::vector<std::function<void(Worker*)>> done_actions_;
     int predecessors_ = 0;

@@ -44,6 +44,8 @@ public:
     bool tracing() const { return tracing_.load(std::memory_order_relaxed); }
     // Ends the event in hand and begins one with another label (a task whose tail is another kind of work).
     void relabel(TaskLabel label);
+    // What the event in hand turns out to be.
+    void name_event(TaskLabel label) { label_ = label; }
     // Time that preceded this moment on the longest path through the tasks that led here.
     std::int64_t path_now() const { return tracing() ? path_base_ + (now_ns() - path_start_) : 0; }
     // A predecessor with a longer path has been met (the other contributions of a sum).
