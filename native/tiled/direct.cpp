@@ -54,7 +54,7 @@ void forward_block(const Walk& k, const float* in, const V* kernels, V* out, lon
                 for (int bundle = 1; bundle <= bundles; ++bundle, x += k.bundle) {
                     const int lanes = is_single(M) ? kSingleTaps : bundle == bundles ? k.last_lanes : k.lanes;
                     const float* at = x;
-#pragma GCC unroll 4
+#pragma GCC unroll 2
                     for (int l = 0; l < lanes; ++l, ++w, at += k.lane) {
                         V weight[NB];
                         for (int b = 0; b < NB; ++b) weight[b] = w[b * k.w_out];
