@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -206,3 +207,18 @@ def test_inference_between_rounds_of_training_disturbs_neither(rng):
             disturbed.forward(image)
             assert losses[0] == losses[1]
         assert_identical(disturbed.parameters(), alone.parameters(), "with inference in between")
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_every_piece_of_a_layer_runs_once_whichever_worker_takes_it(rng, threads):
+    graph = wide_graph()
+
+    def pieces(threads: int) -> Counter:
+        with znn.Network(graph, threads=threads, bundle=8, trace=True) as net:
+            for _ in range(5):
+                net.train_step(random_inputs(graph, rng), random_targets(graph, rng))
+            net.sync()
+            events = net.trace().events
+            return Counter(zip(*(events[field].tolist() for field in ("phase", "kind", "group", "a")), strict=True))
+
+    assert pieces(threads) == pieces(1)
