@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -207,6 +208,17 @@ def test_inference_between_rounds_of_training_disturbs_neither(rng):
             disturbed.forward(image)
             assert losses[0] == losses[1]
         assert_identical(disturbed.parameters(), alone.parameters(), "with inference in between")
+
+
+@pytest.mark.parametrize("bundle", [1, 8])
+def test_with_one_worker_a_round_leaves_nothing_queued(rng, bundle):
+    graph = wide_graph()
+    with znn.Network(graph, threads=1, bundle=bundle, trace=True) as net:
+        net.train_step(random_inputs(graph, rng), random_targets(graph, rng))
+        returned = time.perf_counter_ns()
+        trace = net.trace()
+    assert "update" in {trace.names["phase"][phase] for phase in trace.events["phase"]}
+    assert trace.events["end_ns"].max() <= returned
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])

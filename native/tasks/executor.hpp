@@ -100,7 +100,7 @@ public:
     bool force(Task& task, Task& follower, Worker& worker);
 
     // Runs tasks as worker 0 until `done()` holds or a task failed. `done` is re-evaluated after every task, after every call of
-    // wake() and now and then. A second thread that waits meanwhile only waits.
+    // wake() and now and then. A second thread that waits meanwhile only waits. With one worker everything queued is done then.
     void wait(const std::function<bool()>& done);
     void wake();
     // The same until no task is queued or running.
