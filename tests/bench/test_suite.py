@@ -171,7 +171,7 @@ def tiny_disk(tmp_path):
     if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("a file system cannot be mounted here (needs root)")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a process of the suite may be about to close its file
 
 
 def test_a_full_disk_ends_in_one_sentence_and_the_next_run_goes_on(experiments, tmp_path, tiny_disk, capsys):
