@@ -25,9 +25,10 @@ def caption(rows):
 def draw(rows, plt):
     machines = sorted({r["machine"] for r in rows})
     figure, axes = panels(plt, rows)
+    widths, legend = sorted({r["width"] for r in rows}), {}  # one colour per width in all panels
     for axis, net in axes:
         mine = [r for r in rows if r["net"] == net]
-        widths, most = sorted({r["width"] for r in mine}), max(r["threads"] for r in mine)
+        most = max(r["threads"] for r in mine)
         axis.plot([1, most], [1, most], color="0.6", lw=0.8)
         for colour, width in zip(style.sequence(len(widths)), widths):
             for marker, machine in zip(style.MARKERS, machines):
@@ -45,6 +46,7 @@ def draw(rows, plt):
                 )
                 if all(r["brent"] != "" for r in line):
                     axis.plot(threads, [r["brent"] for r in line], color=colour, ls="--", lw=0.7)
+        legend |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels())}
         ticks = sorted({r["threads"] for r in mine})
         axis.set(
             title=net,
@@ -52,8 +54,8 @@ def draw(rows, plt):
             xticks=ticks if len(ticks) <= 12 else ticks[:: len(ticks) // 8],
         )
     axes[0][0].set_ylabel("speedup over one worker")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    handles += [plt.Line2D([], [], color="0.3", ls="--", lw=0.7), plt.Line2D([], [], color="0.6", lw=0.8)]
-    figure.legend(handles, [*labels, "Brent's bound", "linear"], loc="outside right center")
+    legend["Brent's bound"] = plt.Line2D([], [], color="0.3", ls="--", lw=0.7)
+    legend["linear"] = plt.Line2D([], [], color="0.6", lw=0.8)
+    figure.legend(legend.values(), legend.keys(), loc="outside right center")
     style.name_machines(figure, machines, style.MARKER_NAMES)
     return figure
