@@ -14,7 +14,9 @@ Stage::Stage(TaskLabel label, int pieces, Body body) : label(label), body_(std::
 
 void Stage::set_executor(Executor* executor) {
     executor_ = executor;
-    ranges_ = std::make_unique<Range[]>(executor->threads());
+    if (workers_ == executor->threads()) return;  // a layer's stages get their executor before every call
+    workers_ = executor->threads();
+    ranges_ = std::make_unique<Range[]>(workers_);
 }
 
 int Stage::Range::take(bool from_end) {
@@ -30,7 +32,7 @@ int Stage::Range::take(bool from_end) {
 // There are as many tickets as pieces, so whoever holds one finds a piece.
 int Stage::next_piece(int worker) {
     int piece = ranges_[worker].take(false);
-    for (int i = 1; piece < 0; ++i) piece = ranges_[(worker + i) % executor_->threads()].take(true);
+    for (int i = 1; piece < 0; ++i) piece = ranges_[(worker + i) % workers_].take(true);
     return piece;
 }
 
@@ -62,7 +64,7 @@ void Stage::set_priority(int priority) {
 }
 
 void Stage::arm() {
-    const std::uint64_t workers = executor_->threads(), count = pieces_;
+    const std::uint64_t workers = workers_, count = pieces_;
     for (std::uint64_t i = 0; i < workers; ++i)
         ranges_[i].pieces.store(count * (i + 1) / workers << 32 | count * i / workers, std::memory_order_relaxed);
     left_.store(pieces_, std::memory_order_relaxed);

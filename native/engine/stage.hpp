@@ -58,7 +58,7 @@ private:
 
     Body body_;
     Executor* executor_ = nullptr;
-    int pieces_;
+    int pieces_, workers_ = 0;
     std::vector<std::unique_ptr<Ticket>> tickets_;
     std::vector<Task*> tasks_;
     std::unique_ptr<Range[]> ranges_;  // one per worker

@@ -238,9 +238,8 @@ void Executor::wake() {
 
 void Executor::wait(const std::function<bool()>& done) {
     // A single worker would only put off what else is queued: it does it now, while the operands are in the cache.
-    const bool all = threads() == 1;
     work_until([&] {
-        return (done() && (!all || outstanding_.load(std::memory_order_acquire) == 0)) || failed();
+        return failed() || (done() && (threads() > 1 || outstanding_.load(std::memory_order_acquire) == 0));
     });
 }
 
