@@ -18,6 +18,7 @@ def table(data):
                 "width": record.problem.get("width"),
                 "kind": "measured",
                 "engine": data.engine(record),
+                "adapter": record.adapter["name"],
                 "machine": data.machine(record.machine_id),
                 "output_side": output_side(record),
                 "seconds": e.value,
@@ -37,6 +38,7 @@ def table(data):
                         "width": 80,
                         "kind": "published",
                         "engine": "Titan X, cuDNN",
+                        "adapter": "",
                         "machine": "",
                         "output_side": side,
                         "seconds": float(row["seconds_per_patch"]),
@@ -90,9 +92,9 @@ def draw(rows, plt):
     nets = sorted({r["net"] for r in rows})
     figure, axes = plt.subplots(1, len(nets), figsize=(style.WIDE, 2.9), sharey=True, squeeze=False)
     lines = sorted(
-        {(r["engine"], r["machine"], r["width"]) for r in rows if r["kind"] == "measured"}, key=str
+        {(r["engine"], r["machine"], r["width"], r["adapter"]) for r in rows if r["kind"] == "measured"}, key=str
     )
-    several = len({machine for _, machine, _ in lines}) > 1
+    several = len({machine for _, machine, _, _ in lines}) > 1
     for axis, net in zip(axes[0], nets):
         published = [r for r in rows if r["net"] == net and r["kind"] == "published"]
         axis.plot(
@@ -105,8 +107,8 @@ def draw(rows, plt):
             ms=3,
             label="Titan X, cuDNN (published, width 80)",
         )
-        for colour, marker, line in zip(style.COLOURS, style.MARKERS[1:], lines):
-            mine = [r for r in rows if r["net"] == net and (r["engine"], r["machine"], r["width"]) == line]
+        for marker, line in zip(style.MARKERS[1:], lines):
+            mine = [r for r in rows if r["net"] == net and (r["engine"], r["machine"], r["width"], r["adapter"]) == line]
             label = (
                 line[0]
                 + ("" if line[2] == 80 else f", width {line[2]}")
@@ -116,7 +118,7 @@ def draw(rows, plt):
                 axis,
                 [r["output_side"] for r in mine],
                 [(r["seconds"], r["low"], r["high"]) for r in mine],
-                color=colour,
+                color=style.ENGINE_COLOURS.get(line[3], "0.5"),
                 marker=marker,
                 label=label,
             )

@@ -277,6 +277,16 @@ def test_describe_measures_layers_against_the_roofline(in_folder, capsys):
     assert "in bundles" not in run(capsys, "describe", "tiny.toml", "--bundle", 1)[1]
 
 
+def test_plan_and_describe_of_inference(in_folder, capsys):
+    for command in (["describe", "--measure", "--rounds", 1], ["plan", "--method", "model"]):
+        training = [*command, "scaling_3d", "--width", 8, "--output", 12]
+        code, out, _ = run(capsys, *training)
+        inference = run(capsys, *training, "--inference")
+        memory, less = (float(text[text.rindex("\nmemory ") :].split()[1]) for text in (out, inference[1]))
+        assert code == inference[0] == 0 and less < memory
+        assert "conv2" in inference[1] and " update " not in inference[1].split("in bundles")[-1]
+
+
 def test_plan_keeps_to_a_memory_limit(in_folder, capsys):
     code, out, _ = run(capsys, "plan", "tiny.toml", "--output", "8", "--method", "model", "--memory-limit", "1GiB")
     assert code == 0 and "memory" in out

@@ -12,7 +12,7 @@ from checks import assert_close
 from znn import bundled, cache, zoo
 from znn import plan as planning
 from znn.bundled import Candidate
-from znn.errors import PlanError, SpecError
+from znn.errors import EngineError, PlanError, SpecError
 from znn.graph import Graph
 from znn.plan import LayerPlan, Plan, Request
 
@@ -150,20 +150,72 @@ def test_within_a_memory_limit(graph, own_cache):
         planning.resolve(free, graph, limited)
 
 
-def test_the_networks_memory_is_what_its_plan_says(graph):
+@pytest.mark.parametrize("training", [True, False])
+def test_the_networks_memory_is_what_its_plan_says(graph, training):
     import psutil
 
     process = psutil.Process()
     x = np.ones((1, *graph.node("input").extent), np.float32)
     y = np.ones((2, 60, 70, 64), np.float32)
     before = process.memory_info().rss
-    with znn.Network(graph, bundle=8, plan=plan_of(graph, True), threads=2) as net:
+    with znn.Network(graph, bundle=8, plan=plan_of(graph, True), threads=2, training=training) as net:
         for _ in range(2):
-            net.train_step(x, y)
+            net.train_step(x, y) if training else net.forward(x)
         grown = process.memory_info().rss - before
         expected = planning.footprint(net.plan, graph, net.plan_request).total
     # Pages that were free in this process before are not seen to grow.
     assert 0.6 * expected <= grown <= 1.05 * expected
+
+
+def test_without_training_a_round_is_the_forward_pass(graph, own_cache):
+    for trained, layer in zip(bundled.layers(graph, 8), bundled.layers(graph, 8, training=False)):
+        for candidate in (Candidate("direct", None), Candidate("tiled", layer.first_tile())):
+            whole, forward = trained.phases(candidate), layer.phases(candidate)
+            assert [i for i, s in enumerate(forward) if s > 0] == [i for i in bundled.PASSES["forward"] if whole[i] > 0]
+            assert 0 < layer.predict(candidate) < trained.predict(candidate)
+            assert layer.keeps(candidate) and layer.key(candidate) != trained.key(candidate)
+            measured = layer.measured([candidate])[candidate]
+            assert sum(measured) > 0 and all(s == 0 for i, s in enumerate(measured) if i not in bundled.PASSES["forward"])
+
+
+@pytest.mark.parametrize("bundle", [1, 8])
+def test_a_network_for_inference_alone(graph, bundle):
+    small = Graph.build(graph.spec, output=(5, 6, 4))
+    x = np.random.default_rng(2).standard_normal((1, *small.node("input").extent), dtype=np.float32)
+    y = np.zeros((2, 5, 6, 4), np.float32)
+    with znn.Network(small, bundle=bundle) as both, znn.Network(small, bundle=bundle, training=False) as net:
+        assert sum(p.seconds for p in net.plan.layers.values()) < sum(p.seconds for p in both.plan.layers.values())
+        assert_close(net.forward(x), both.forward(x), 1e-5, "output")
+        for call in (lambda: net.train_step(x, y), lambda: net.forward(x, phase="train"), lambda: net.backward(y)):
+            with pytest.raises(EngineError, match="slabs.*training=False"):
+                call()
+        assert_close(net.forward(x), both.forward(x), 1e-5, "output afterwards")
+    with pytest.raises(SpecError, match="input_gradient is True with training=False"):
+        znn.Network(small, bundle=bundle, training=False, input_gradient=True)
+
+
+@pytest.mark.parametrize("method", ["direct", "tiled"])
+def test_training_after_inference_has_the_kernels_it_needs(graph, method):
+    """Inference leaves those of the backward pass as they were."""
+    small = Graph.build(graph.spec, output=(5, 6, 4))
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((1, *small.node("input").extent), dtype=np.float32), np.zeros((2, 5, 6, 4), np.float32)
+    found = []
+    for first in ("infer", "train"):
+        with znn.Network(small, bundle=8, plan=method, seed=1) as net:
+            start = net.parameters()
+            net.forward(x, phase=first)
+            net.train_step(x, y)
+            net.set_parameters(start)
+            net.forward(x, phase=first)
+            net.train_step(x, y)
+            found.append(net.parameters())
+    assert_close(found[0], found[1], 1e-6, "parameters")
+
+
+def test_a_lap_that_no_other_confirms_is_not_quiet():
+    assert not bundled._is_quiet([1.0]) and not bundled._is_quiet([1.0, 1.1, 1.2])
+    assert bundled._is_quiet([1.3, 1.0, 1.02])
 
 
 def test_limits_that_mean_nothing_are_refused():

@@ -29,7 +29,7 @@ FUSED_MAPS = 4  # most input maps of the fused method (native/tiled/tiled.hpp)
 PASSES = {"forward": (2, 3, 4), "backward": (5, 6, 7, 8), "update": (9, 10, 0, 1)}
 INPUT_TRANSFORM, GRADIENT_TRANSFORM, UPDATE_PRODUCT = 2, 5, 9
 # Its buffers: those of a layer, those that layers share, and the sums of kernel gradients, which are either.
-OWN, OF_BACKWARD, SHARED_SPECTRA, HALO, SUMS = (0, 2, 4, 7), 1, (3, 5), 6, 7
+OWN, OF_BACKWARD, INPUT_SPECTRA, SHARED_SPECTRA, HALO, SUMS = (0, 2, 4, 7), 1, 2, (3, 5), 6, 7
 
 SHARED_SUMS_BYTES = _core.SHARED_SUMS_BYTES  # a layer's buffer of kernel gradients, from which on layers share one
 SMALL_WINDOW = _core.SMALL_WINDOW  # voxels of the largest max-filter whose windows are compared at once
@@ -41,7 +41,9 @@ WORTH_SEARCHING = 2.0  # the same for an exhaustive search: beyond it the model 
 CLEARLY_SLOWER = 1.25  # times the best measured so far: not timed further
 NOISE = 0.03  # within this of the best measured, the model decides
 PROBE_S, TOGETHER = 0.02, 6  # about the seconds of one lap of a probe; probes held at once
-LAPS, ENOUGH_S = (2, 5), 0.08  # laps after the first, which meets cold memory: at least, at most, and how long in all
+# Laps after the first, which meets cold memory: at least, and at most; seconds of a probe that are enough if they were quiet, and
+# that are if not.
+LAPS, ENOUGH_S, PATIENCE_S = (2, 15), 0.08, 0.4
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,12 @@ def walls() -> tuple[Any, Any]:
 
 # ---- one layer --------------------------------------------------------------------------------------------
 class Layer:
-    """One convolution layer of a graph in bundles of maps; backward: the gradient of its input is wanted."""
+    """One convolution layer of a graph in bundles of maps; backward: the gradient of its input is wanted. Without training its
+    round is the forward pass alone.
+    """
 
-    def __init__(self, graph: Graph, edge: GraphEdge, bundle: int, backward: bool) -> None:
-        self.name, self.backward = edge.name, backward
+    def __init__(self, graph: Graph, edge: GraphEdge, bundle: int, backward: bool, training: bool = True) -> None:
+        self.name, self.backward, self.training = edge.name, backward, training
         self.maps = graph.nodes[edge.source].maps, graph.nodes[edge.target].maps
         self.depthwise = edge.spec.depthwise
         self.shape = (*self.maps, edge.in_extent, edge.kernel, edge.sparsity, self.depthwise, bundle)
@@ -122,7 +126,8 @@ class Layer:
 
     def key(self, candidate: Candidate) -> tuple:
         """What the candidate's timings depend on besides itself."""
-        return self.shape, self.backward, self._window if self.native(candidate).pools else None
+        round_of = self.backward if self.training else "forward pass"
+        return self.shape, round_of, self._window if self.native(candidate).pools else None
 
     def _call(self, function: Callable[..., Any], *rest: Any) -> Any:
         try:
@@ -155,10 +160,17 @@ class Layer:
 
     def phases(self, candidate: Candidate) -> list[float]:
         """Predicted seconds of every phase on one core; 0 for those that do not take part."""
-        return self.recomputed(candidate, self.native(candidate).predict(walls()[0], self.backward))
+        predicted = self.native(candidate).predict(walls()[0], self.backward)
+        return self.recomputed(candidate, [s if self.takes_part(candidate, i) else 0.0 for i, s in enumerate(predicted)])
+
+    def takes_part(self, candidate: Candidate, phase: int) -> bool:
+        """Whether a round has this phase."""
+        return (self.training or phase in PASSES["forward"]) and self.native(candidate).takes_part(phase, self.backward)
 
     def passes(self) -> dict[str, tuple[int, ...]]:
         """The phases by the pass in which this layer runs them: gradients that go no further are for the update alone."""
+        if not self.training:
+            return {"forward": PASSES["forward"], "backward": (), "update": ()}
         if self.backward:
             return PASSES
         return {"forward": PASSES["forward"], "backward": (), "update": (*PASSES["update"], *PASSES["backward"])}
@@ -174,7 +186,8 @@ class Layer:
         if not self._pooled or self.native(candidate).pools:
             return sum(phases)
         whole, pooled = self._pooled
-        count = 4 * ((whole + 2 * pooled) + (2 * whole + pooled))  # forward; backward: zeros first, then the gradients
+        # Forward; backward: zeros first, then the gradients.
+        count = 4 * ((whole + 2 * pooled) + (2 * whole + pooled) * self.training)
         peaks = walls()[1]
         return sum(phases) + count / (peaks.cache_bytes if 4 * whole < walls()[0].l3_bytes / 2 else peaks.memory_bytes)
 
@@ -187,7 +200,7 @@ class Layer:
 
     def keeps(self, candidate: Candidate) -> bool:
         """Whether all spectra are there when the update comes, or are not needed."""
-        return candidate.method != "tiled" or self.native(candidate).kept_slabs == self.native(candidate).slabs
+        return not self.training or candidate.method != "tiled" or self.native(candidate).kept_slabs == self.native(candidate).slabs
 
     # ---- measuring
     def measured(self, candidates: Iterable[Candidate] | None = None,
@@ -239,7 +252,7 @@ class Layer:
         native, peaks = self.native(candidate), walls()[1]
         found = []
         for phase, (flops, count) in enumerate(zip(native.flops, native.bytes)):
-            part = native.takes_part(phase, self.backward)
+            part = self.takes_part(candidate, phase)
             fits = count <= _core.TiledMachine().l3_bytes / 2 or native.slabs > 1
             rate, what = (peaks.cache_bytes, "cache") if fits else (peaks.memory_bytes, "memory")
             found.append(max((part * flops / peaks.flops, "arithmetic"), (part * count / rate, what)))
@@ -307,10 +320,10 @@ class Timings:
         the best leaves early.
         """
         probes = {c: _core.TiledProbe(self._layer.native(c), walls()[0], PROBE_S) for c in candidates}
-        part = {c: [self._layer.native(c).takes_part(phase, self._layer.backward) for phase in range(_core.TILED_PHASES)]
-                for c in probes}
+        part = {c: [self._layer.takes_part(c, phase) for phase in range(_core.TILED_PHASES)] for c in probes}
         least = {c: [math.inf] * _core.TILED_PHASES for c in probes}
-        total = lambda c: self._layer.total(c, self._layer.recomputed(c, least[c]))  # noqa: E731
+        totals: dict[Candidate, list[float]] = {c: [] for c in probes}  # of the laps
+        total = lambda c, phases: self._layer.total(c, self._layer.recomputed(c, phases))  # noqa: E731
         spent = 0.0
         for lap in range(-1, LAPS[1]):
             begin = time.perf_counter()
@@ -318,16 +331,23 @@ class Timings:
                 laps = [probe.run(phase) if part[candidate][phase] else 0.0 for phase in range(_core.TILED_PHASES)]
                 if lap >= 0:
                     least[candidate] = list(map(min, least[candidate], laps))
+                    totals[candidate].append(total(candidate, laps))
             if lap >= 0:
                 spent += (time.perf_counter() - begin) / len(probes)
-                limit = CLEARLY_SLOWER * min(best, *map(total, least))
-                probes = {c: probe for c, probe in probes.items() if total(c) <= limit}
-            if not probes or (lap + 1 >= LAPS[0] and spent > ENOUGH_S):
+                limit = CLEARLY_SLOWER * min(best, *(total(c, phases) for c, phases in least.items()))
+                probes = {c: probe for c, probe in probes.items() if total(c, least[c]) <= limit}
+            enough = ENOUGH_S if all(_is_quiet(totals[c]) for c in probes) else PATIENCE_S
+            if not probes or (lap + 1 >= LAPS[0] and spent > enough):
                 break
         return least
 
 
-def layers(graph: Graph, bundle: int, input_gradient: bool = False) -> list[Layer]:
+def _is_quiet(seconds: Sequence[float]) -> bool:
+    """Whether the shortest lap was no accident: another one was as short."""
+    return len(seconds) > 1 and sorted(seconds)[1] <= (1 + NOISE) * min(seconds)
+
+
+def layers(graph: Graph, bundle: int, input_gradient: bool = False, training: bool = True) -> list[Layer]:
     """The convolution layers of a graph, in its order."""
     wanted = gradient_nodes(graph, input_gradient)
-    return [Layer(graph, edge, bundle, wanted[edge.source]) for edge in graph.edges if edge.kind == "conv"]
+    return [Layer(graph, edge, bundle, training and wanted[edge.source], training) for edge in graph.edges if edge.kind == "conv"]

@@ -185,6 +185,7 @@ def _describe_bundles(graph: Graph, options) -> None:
         memory_limit=options.memory_limit,
         trace=options.measure,
         progress=_say,
+        training=not options.inference,
     ) as network:
         if network.bundle == 1:
             return
@@ -214,7 +215,10 @@ def _traced_rounds(network, rounds: int) -> dict:
     )
     traces = []
     for _ in range(rounds + 2):
-        network.train_step(inputs, targets)
+        if network.plan_request.training:
+            network.train_step(inputs, targets)
+        else:
+            network.forward(inputs)
         network.sync()
         traces.append(network.trace())
     return roofline.measured(traces[2:])
@@ -254,6 +258,7 @@ def plan(options) -> None:
         plan=options.method,
         memory_limit=options.memory_limit,
         progress=_say,
+        training=not options.inference,
     ) as net:
         print(net.plan)
         if net.bundle != 1:
@@ -384,7 +389,7 @@ def bench(options) -> None:
     methods = options.methods or ["model", "direct", "fft", "bundled"]
     cases = [(method, count) for method in methods for count in threads]
     rounds, phase = options.rounds or 7, "infer" if options.forward else "train"
-    nets = [znn.Network(graph, threads=count, **_engine_of(method)) for method, count in cases]
+    nets = [znn.Network(graph, threads=count, training=not options.forward, **_engine_of(method)) for method, count in cases]
     samples: list[list[float]] = [[] for _ in cases]
     try:
         for net in nets:
@@ -690,6 +695,7 @@ def _add_describe(commands) -> None:
     parser.add_argument("--rounds", type=_positive, default=5, help="rounds measured (default 5)")
     _add_engine(parser, bundle="auto")
     _add_memory_limit(parser)
+    _add_inference(parser)
 
 
 def _add_memory_limit(parser) -> None:
@@ -701,6 +707,10 @@ def _add_memory_limit(parser) -> None:
     )
 
 
+def _add_inference(parser) -> None:
+    parser.add_argument("--inference", action="store_true", help="of forward passes alone, instead of training rounds")
+
+
 def _add_plan(commands) -> None:
     parser = _command(
         commands,
@@ -709,6 +719,7 @@ def _add_plan(commands) -> None:
         "plan scaling_3d --width 20 --save plan.json",
         "plan my-net.toml --output 8 --method model",
         "plan 3d_5 --output 8 --memory-limit 700MiB",
+        "plan 3d_5 --output 8 --inference --save infer.json",
         "plan 3d_3 --output 8 --exhaustive      # how far from the best of all candidates?",
     )
     _add_net(parser)
@@ -722,6 +733,7 @@ def _add_plan(commands) -> None:
         "--exhaustive", action="store_true", help="time all candidates, minutes, and compare the choice with the best"
     )
     _add_memory_limit(parser)
+    _add_inference(parser)
 
 
 def _add_train(commands) -> None:

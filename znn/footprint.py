@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from znn.bundled import (GRADIENT_TRANSFORM, HALO, OF_BACKWARD, OWN, SHARED_SPECTRA, SHARED_SUMS_BYTES, SMALL_WINDOW, SUMS,
+from znn.bundled import (GRADIENT_TRANSFORM, HALO, INPUT_SPECTRA, OF_BACKWARD, OWN, SHARED_SPECTRA, SHARED_SUMS_BYTES, SMALL_WINDOW, SUMS,
                          Candidate, Layer)
 from znn.cost import gradient_nodes
 from znn.errors import PlanError
@@ -39,7 +39,9 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a network's memory depends on besides its layers' candidates. moments: of the optimiser, per parameter."""
+    """What a network's memory depends on besides its layers' candidates. moments: of the optimiser, per parameter. Without
+    training no gradient and no moment is ever touched, and spectra pass by.
+    """
 
     graph: Graph
     bundle: int
@@ -47,6 +49,7 @@ class Setting:
     threads: int = 1
     moments: int = 1
     input_gradient: bool = False
+    training: bool = True
 
     def footprint(self, layers: Sequence[Layer], chosen: Mapping[str, Candidate]) -> Footprint:
         """The whole network's."""
@@ -66,7 +69,7 @@ class Setting:
     @property
     def wanted(self) -> list[bool]:
         """Of which nodes the gradient is computed."""
-        return gradient_nodes(self.graph, self.input_gradient)
+        return gradient_nodes(self.graph, self.input_gradient) if self.training else [False] * len(self.graph.nodes)
 
     def _voxel_bytes(self, node: int) -> int:
         found = self.graph.nodes[node]
@@ -120,6 +123,9 @@ def layer_bytes(layer: Layer, candidate: Candidate, patches: int = 1, moments: i
     """Bytes of one layer; `shared`, `halo` and `sums` of one patch."""
     native = layer.native(candidate)
     buffers, kernels = native.buffer_bytes, native.kernel_bytes
+    if not layer.training:
+        passing = buffers[INPUT_SPECTRA] * native.passing_slabs // native.kept_slabs
+        return LayerBytes(kernels, buffers[OWN[0]] + patches * passing, buffers[SHARED_SPECTRA[0]], 0, 0)
     sums = buffers[SUMS] if buffers[SUMS] >= SHARED_SUMS_BYTES else 0
     own = buffers[0] + patches * (sum(buffers[i] for i in OWN[1:]) - sums)
     if not native.takes_part(GRADIENT_TRANSFORM, layer.backward):  # allocated, never touched

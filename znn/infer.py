@@ -217,7 +217,7 @@ class _Trials:
     def engine(self, patch: Extent):
         import znn
 
-        return znn.Network(self.spec, output=patch, parameters=self.parameters, **self.engine_options)
+        return znn.Network(self.spec, output=patch, parameters=self.parameters, training=False, **self.engine_options)
 
     def expected_bytes(self, patch: Extent) -> int:
         """What a patch will take, going by the trials so far: memory grows with the input's voxels or slower."""

@@ -46,6 +46,7 @@ class Network:
     memory_limit    bytes that a network of bundles may take besides what the process holds already: plans "model" and
                     "autotune" then recompute spectra where that costs least; PlanError names the least that is possible
     progress        called with a line about what is measured, while planning
+    training        False: for inference alone; plan and memory are made for forward passes, and to train raises EngineError
 
     Arrays are float32 in C order, (maps, z, y, x), or (patches, maps, z, y, x); with several inputs or outputs,
     dicts of them by node name. Calls may come from any thread; they run one after the other.
@@ -57,7 +58,7 @@ class Network:
                  memoize: Iterable[str] = options.MEMOIZE, allocator: str = "pools", patches: int = 1, seed: int = 0,
                  parameters: Mapping[str, np.ndarray] | None = None, optimiser: SGD | Adam = SGD(), trace: bool = False,
                  pin: bool = True, input_gradient: bool = False, memory_limit: int | None = None,
-                 progress: Callable[[str], None] | None = None) -> None:
+                 progress: Callable[[str], None] | None = None, training: bool = True) -> None:
         self._lock = threading.RLock()
         self._core: Any = None
         self.graph = _graph(spec, output, input)
@@ -75,6 +76,8 @@ class Network:
         settings.bundle = self.bundle = _bundle(bundle, plan)
         settings.patches, settings.seed = self.patches, self.seed
         settings.pin, settings.trace, settings.input_gradient = bool(pin), bool(trace), bool(input_gradient)
+        if input_gradient and not training:
+            raise SpecError("input_gradient is True with training=False; expected training=True, gradients need a backward pass")
         if not isinstance(optimiser, (SGD, Adam)):
             raise SpecError(f"optimiser is {optimiser!r}, expected a znn.SGD or znn.Adam")
         self.optimiser = optimiser
@@ -82,7 +85,7 @@ class Network:
         if memory_limit is not None:
             options.whole("memory_limit", memory_limit, 1)
         self.plan_request = planning.Request(self.patches, kept, self.bundle, settings.threads, 1 + optimiser.second_moments,
-                                             settings.input_gradient, memory_limit, progress)
+                                             settings.input_gradient, memory_limit, progress, bool(training))
         self.plan = planning.resolve(plan, self.graph, self.plan_request)
         parameters = initial_parameters(self.graph, self.seed) if parameters is None else parameters
         self._check_state(parameters, complete=True)
@@ -105,7 +108,7 @@ class Network:
         Returns an array, or a dict by name where there are several outputs. Raises DataError, EngineError.
         """
         options.choice("phase", phase, ("infer", "train"))
-        with self._open():
+        with self._open(training=phase == "train"):
             given, batched = self._take_in(inputs, self.graph.inputs, "input")
             self._run(lambda: self._core.forward(given, phase == "train"))
             return self._hand_out({name: self._core.output(self.graph.node(name).index) for name in self.graph.outputs},
@@ -117,7 +120,7 @@ class Network:
         The gradients are divided by the output voxels (patches * z * y * x), as the paper divides the rate. The updates
         are left queued and overlap the next forward pass. Raises DataError, EngineError.
         """
-        with self._open():
+        with self._open(training=True):
             given, _ = self._take_in(output_gradients, self.graph.outputs, "gradient")
             self._run(lambda: self._core.backward(given))
 
@@ -127,7 +130,7 @@ class Network:
         targets: like the outputs. weights: like the outputs, multiply the voxels' terms of the loss (0: masked); softmax
         takes one weight per voxel, the same for all maps. Raises DataError, EngineError.
         """
-        with self._open():
+        with self._open(training=True):
             given, _ = self._take_in(inputs, self.graph.inputs, "input")
             wanted, _ = self._take_in(targets, self.graph.outputs, "target")
             factors: list[Any] = [None] * len(self.graph.outputs)
@@ -272,9 +275,12 @@ class Network:
         return f"<znn.Network {self.graph.spec.name!r}, {self.graph.parameter_count} parameters, {state}>"
 
     # ---- the border ---------------------------------------------------------------------------------------
-    def _open(self) -> threading.RLock:
+    def _open(self, training: bool = False) -> threading.RLock:
         if self._core is None:
             raise EngineError(f"network {self.graph.spec.name!r} is closed")
+        if training and not self.plan_request.training:
+            raise EngineError(f"network {self.graph.spec.name!r} was built with training=False, for inference alone; expected a "
+                              "forward pass in the phase 'infer'")
         return self._lock
 
     def _run(self, call: Callable[[], Any]) -> Any:

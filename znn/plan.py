@@ -19,7 +19,7 @@ from znn import _core, bundled, cache, fftw
 from znn.bundled import Candidate
 from znn.cost import MEMOIZE
 from znn.cost import METHODS as EDGE_METHODS
-from znn.cost import edge_cost, gradient_nodes, smooth_extent, transform_extent
+from znn.cost import PhaseCost, edge_cost, gradient_nodes, smooth_extent, transform_extent
 from znn.errors import PlanError
 from znn.files import atomic_write
 from znn.footprint import Footprint, Setting, within
@@ -189,7 +189,7 @@ def needs_single_maps(plan: Any) -> bool:
 @dataclass(frozen=True)
 class Request:
     """What a plan is made for. memory_limit: bytes that a network of bundles may take, besides what the process holds;
-    progress is told what is measured.
+    progress is told what is measured. Without training a round is a forward pass (inference).
     """
 
     patches: int = 1
@@ -200,9 +200,14 @@ class Request:
     input_gradient: bool = False
     memory_limit: int | None = None
     progress: Callable[[str], None] | None = None
+    training: bool = True
 
     def setting(self, graph: Graph) -> Setting:
-        return Setting(graph, self.bundle, self.patches, self.threads, self.moments, self.input_gradient)
+        return Setting(graph, self.bundle, self.patches, self.threads, self.moments, self.input_gradient, self.training)
+
+    def layers(self, graph: Graph) -> list[bundled.Layer]:
+        """The convolution layers, in bundles of maps."""
+        return bundled.layers(graph, self.bundle, self.input_gradient, self.training)
 
 
 def resolve(plan: Any, graph: Graph, request: Request | None = None, **asked: Any) -> Plan:
@@ -218,10 +223,9 @@ def resolve(plan: Any, graph: Graph, request: Request | None = None, **asked: An
     elif isinstance(plan, Mapping):
         result = Plan.of(graph, plan, bundle)
     elif plan == "model":
-        result = model_plan(graph, request.patches, request.memoize) if bundle == 1 else tiled_model_plan(graph, request)
+        result = model_plan(graph, request) if bundle == 1 else tiled_model_plan(graph, request)
     elif plan == "autotune":
-        result = (autotune_plan(graph, request.patches, request.memoize, request.progress) if bundle == 1
-                  else tiled_autotune_plan(graph, request))
+        result = autotune_plan(graph, request) if bundle == 1 else tiled_autotune_plan(graph, request)
     elif isinstance(plan, str) and plan in METHODS:
         result = Plan.uniform(graph, plan, bundle)
     elif isinstance(plan, os.PathLike) or (isinstance(plan, str) and (os.path.exists(plan) or plan.endswith(".json"))):
@@ -236,7 +240,7 @@ def resolve(plan: Any, graph: Graph, request: Request | None = None, **asked: An
 def footprint(plan: Plan, graph: Graph, request: Request) -> Footprint:
     """The memory of a network of bundles with this plan."""
     chosen = {name: layer.candidate for name, layer in plan.layers.items()}
-    return request.setting(graph).footprint(bundled.layers(graph, request.bundle, request.input_gradient), chosen)
+    return request.setting(graph).footprint(request.layers(graph), chosen)
 
 
 def _check_memory(plan: Plan, graph: Graph, request: Request) -> None:
@@ -251,14 +255,12 @@ def _check_memory(plan: Plan, graph: Graph, request: Request) -> None:
 
 
 # ---- the cost model ---------------------------------------------------------------------------------------
-def model_plan(graph: Graph, patches: int = 1, memoize: Iterable[str] = ("kernels", "images", "gradients")) -> Plan:
+def model_plan(graph: Graph, request: Request = Request()) -> Plan:
     """The method with fewer predicted seconds per layer, at fixed rates of operations."""
-    wanted = gradient_nodes(graph)
     layers = {}
     for name in conv_names(graph):
         edge = graph.edge(name)
-        seconds = {method: _model_seconds(graph, edge, method, frozenset(memoize), wanted[edge.source]) * patches
-                   for method in EDGE_METHODS}
+        seconds = {method: _model_seconds(graph, edge, method, request) * request.patches for method in EDGE_METHODS}
         best = min(seconds, key=seconds.get)
         extent = transform_extent(edge) if best == "fft" else None
         others = {method: value for method, value in seconds.items() if method != best}
@@ -266,18 +268,25 @@ def model_plan(graph: Graph, patches: int = 1, memoize: Iterable[str] = ("kernel
     return Plan(layers, "model")
 
 
-def _model_seconds(graph: Graph, edge: GraphEdge, method: str, memoize: frozenset[str], backward: bool) -> float:
-    cost = edge_cost(graph, edge, method, memoize, backward)
+def _phases(graph: Graph, edge: GraphEdge, method: str, request: Request) -> dict[str, PhaseCost]:
+    """The costs of the phases that a round has."""
+    backward = gradient_nodes(graph, request.input_gradient)[edge.source]
+    phases = edge_cost(graph, edge, method, request.memoize, backward).phases
+    return {name: phase for name, phase in phases.items() if request.training or name == "forward"}
+
+
+def _model_seconds(graph: Graph, edge: GraphEdge, method: str, request: Request) -> float:
+    phases = _phases(graph, edge, method, request).values()
     if method == "direct":
         # Rows shorter than a vector waste the rest of it.
         waste = max(1.0, 8 / edge.out_extent[2])
-        tasks = sum(phase.multiply_adds > 0 for phase in cost.phases.values()) * _pairs(graph, edge)
-        return cost.flop * waste / DIRECT_RATE + tasks * EDGE_OVERHEAD_S
-    extent = cost.transform_extent
+        tasks = sum(phase.multiply_adds > 0 for phase in phases) * _pairs(graph, edge)
+        return sum(phase.flop for phase in phases) * waste / DIRECT_RATE + tasks * EDGE_OVERHEAD_S
+    extent = transform_extent(edge)
     one = 2.5 * math.prod(extent) * math.log2(max(2, math.prod(extent)))
     lattices = math.prod(edge.sparsity)
     seconds = 0.0
-    for phase in cost.phases.values():
+    for phase in phases:
         whole = (phase.image_transforms + phase.inverse_transforms) * lattices
         seconds += (whole + PRUNED_SHARE * phase.kernel_transforms) * one / TRANSFORM_RATE
         seconds += 8 * phase.multiply_adds / PRODUCT_RATE
@@ -322,40 +331,37 @@ def _power_extent(n: int) -> int:
         size += 1
 
 
-def autotune_plan(graph: Graph, patches: int = 1, memoize: Iterable[str] = ("kernels", "images", "gradients"),
-                  progress: Callable[[str], None] | None = None) -> Plan:
+def autotune_plan(graph: Graph, request: Request = Request()) -> Plan:
     """Choose per layer by timing one edge of it in all phases, one candidate after the other in turns.
 
     The seconds of a layer are composed from those of its pieces (transforms, products, ...), so that a layer of f x f'
-    edges costs no more to tune than one edge. Timings are cached per machine. `progress` is told what is measured.
+    edges costs no more to tune than one edge. Timings are cached per machine.
     """
-    memoize, wanted, layers = frozenset(memoize), gradient_nodes(graph), {}
+    layers = {}
     fftw.load()
     for name in conv_names(graph):
         edge = graph.edge(name)
-        pieces = _measured_pieces(graph, edge, patches, progress)
-        seconds = {candidate: compose_seconds(graph, edge, candidate.method, piece, memoize, wanted[edge.source])
-                   for candidate, piece in pieces.items()}
+        pieces = _measured_pieces(graph, edge, request.patches, request.progress)
+        seconds = {candidate: compose_seconds(graph, edge, candidate.method, piece, request) for candidate, piece in pieces.items()}
         layers[name] = _layer_plan(min(seconds, key=seconds.get), seconds, 1)
     fftw.keep_wisdom()
     return Plan(layers, "autotune")
 
 
-def compose_seconds(graph: Graph, edge: GraphEdge, method: str, piece: Mapping[str, float], memoize: frozenset[str],
-                    backward: bool) -> float:
+def compose_seconds(graph: Graph, edge: GraphEdge, method: str, piece: Mapping[str, float], request: Request) -> float:
     """Seconds of a layer's round with one worker from the seconds of its pieces (counts: paper.md's table)."""
-    pairs, f, g = _pairs(graph, edge), graph.nodes[edge.source].maps, graph.nodes[edge.target].maps
-    total = pairs * (piece["forward"] + piece["update"] + EDGE_OVERHEAD_S)
+    pairs, g, phases = _pairs(graph, edge), graph.nodes[edge.target].maps, _phases(graph, edge, method, request)
+    done = [name for name, phase in phases.items() if phase.multiply_adds]
+    total = pairs * (sum(piece[name] for name in done) + EDGE_OVERHEAD_S)
     if method == "direct":
-        return total + (pairs * piece["backward"] + g * piece["encode_padding"]) * backward
-    cost = edge_cost(graph, edge, "fft", memoize, backward)
-    for name, phase in cost.phases.items():
+        return total + g * piece["encode_padding"] * ("backward" in done)
+    for name, phase in phases.items():
         images = "encode_gradient" if name == "backward" else "encode_image"
         inverse = "decode_backward" if name == "backward" else "decode_forward"
         total += phase.image_transforms * piece[images] + phase.inverse_transforms * piece[inverse]
         # The update's inverse kernel transforms are inside its piece; only those recomputed are counted here.
         total += (phase.kernel_transforms if name != "update" else 0) * piece["transform_kernel"]
-    return total + pairs * piece["backward"] * backward
+    return total
 
 
 def _measured_pieces(graph: Graph, edge: GraphEdge, patches: int,
@@ -418,14 +424,14 @@ def _interleave(samplers: list[_Sampler]) -> list[dict[str, float]]:
 # ---- bundles ----------------------------------------------------------------------------------------------
 def tiled_model_plan(graph: Graph, request: Request) -> Plan:
     """Per layer the method and tile extent with the fewest seconds predicted by the native cost model."""
-    layers = bundled.layers(graph, request.bundle, request.input_gradient)
+    layers = request.layers(graph)
     return _tiled_plan("model", graph, request, layers,
                        {layer.name: {c: layer.predict(c) for c in layer.explored(layer.ranked())} for layer in layers})
 
 
 def tiled_autotune_plan(graph: Graph, request: Request, exhaustive: bool = False) -> Plan:
     """Choose per layer by timing the likeliest candidates, phase by phase (see `znn.bundled`); exhaustive: all there are."""
-    layers, seconds = bundled.layers(graph, request.bundle, request.input_gradient), {}
+    layers, seconds = request.layers(graph), {}
     for layer in layers:
         measured = layer.measured(layer.everything() if exhaustive else None, request.progress)
         seconds[layer.name] = {candidate: layer.total(candidate, phases) for candidate, phases in measured.items()}
@@ -449,7 +455,7 @@ def exhaustive_search(graph: Graph, plan: Plan, request: Request, repeats: int =
     `repeats` times. Minutes; for networks of bundles. Raises PlanError.
     """
     best, found = tiled_autotune_plan(graph, request, exhaustive=True), []
-    for layer in bundled.layers(graph, request.bundle, request.input_gradient):
+    for layer in request.layers(graph):
         pair = [p.layers[layer.name].candidate for p in (plan, best)]
         again = [layer.timed_again(pair) for _ in range(repeats)]
         seconds = [tuple(layer.total(candidate, phases[candidate]) for phases in again) for candidate in pair]

@@ -39,7 +39,7 @@ class PassRow:
 
 def rows(graph: Graph, plan: Plan, request: Request) -> list[PassRow]:
     """Every edge group in every pass in which it has work, in the graph's order."""
-    layers = {layer.name: layer for layer in bundled.layers(graph, request.bundle, request.input_gradient)}
+    layers = {layer.name: layer for layer in request.layers(graph)}
     wanted = request.setting(graph).wanted
     done = {layer.pool.name for layer in layers.values() if layer.pool and layer.native(plan.layers[layer.name].candidate).pools}
     found = []

@@ -98,7 +98,8 @@ void register_tiled(py::module_& module) {
         .def_property_readonly("pools", &tiled::LayerPlan::pools)
         .def_property_readonly("packs_input", &tiled::packs_input)
         .def_readonly("slabs", &tiled::LayerPlan::slabs)
-        .def_readonly("kept_slabs", &tiled::LayerPlan::kept_slabs);
+        .def_readonly("kept_slabs", &tiled::LayerPlan::kept_slabs)
+        .def_readonly("passing_slabs", &tiled::LayerPlan::passing_slabs);
     py::class_<TiledProbe>(module, "TiledProbe")
         .def(py::init<const tiled::LayerPlan&, const Machine&, double>(), py::call_guard<py::gil_scoped_release>())
         .def("run", [](TiledProbe& probe, int phase) { return probe.run(static_cast<tiled::Phase>(phase)); },

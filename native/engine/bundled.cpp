@@ -40,23 +40,26 @@ BundledNetwork::~BundledNetwork() {
 
 // ---------------------------------------------------------------- rounds
 
-void BundledNetwork::prepare_kernels() {
+// Inference never touches the kernels that only backward reads.
+void BundledNetwork::prepare_kernels(bool training) {
     bool any = false;
-    for (auto& conv : convs_) {
-        if (!conv || !conv->stale) continue;
-        for (Stage* stage : {conv->prepare_forward, conv->prepare_backward})
-            if (stage) {
-                stage->arm();
-                stage->arrive(nullptr);
-            }
-        conv->stale = false;
+    const auto prepare = [&](Stage* stage, bool& stale) {
+        if (!stage || !stale) return;
+        stage->arm();
+        stage->arrive(nullptr);
+        stale = false;
         any = true;
+    };
+    for (auto& conv : convs_) {
+        if (!conv) continue;
+        prepare(conv->prepare_forward, conv->stale_forward);
+        if (training) prepare(conv->prepare_backward, conv->stale_backward);
     }
     if (any) sync();
 }
 
 void BundledNetwork::start_forward(const std::vector<const float*>& inputs, bool training) {
-    prepare_kernels();
+    prepare_kernels(training);
     input_data_ = inputs;
     training_ = training;
     forward_done_.store(false);
@@ -74,7 +77,7 @@ void BundledNetwork::wait_for(const std::atomic<bool>& flag) {
     if (!executor_->failed()) return;
     executor_->drain();
     for (auto& conv : convs_)
-        if (conv) conv->stale = true;
+        if (conv) conv->set_stale();
     trained_forward_ = false;
     executor_->rethrow_failure();
 }
@@ -183,7 +186,7 @@ void BundledNetwork::set_kernels(int e, Which which, const float* in) {
     sync();
     float* out = convs_[e]->state(which).data();
     each_kernel(e, [&](std::size_t plain, std::size_t bundled) { out[bundled] = in[plain]; });
-    convs_[e]->stale = true;
+    convs_[e]->set_stale();
 }
 
 void BundledNetwork::get_biases(int group, Which which, float* out) {

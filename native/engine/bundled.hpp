@@ -70,13 +70,15 @@ private:
         Gate kernels_ready;                               // transformed kernels are those of the newest parameters
         Gate operands_free;                               // the update has read images and gradients
         Stage *prepare_forward = nullptr, *prepare_backward = nullptr;
+        bool stale_forward = true, stale_backward = true;  // transformed kernels, after the parameters were set
         std::vector<Stage*> gradient_transforms;          // what the update waits for, slab by slab
         Stage *sums_begin = nullptr, *sums_end = nullptr;  // the first and last stage of the update that use update_spectra
         bool shares_sums = false;                         // with the other layers where they are large, in turns
-        bool has_backward = false, stale = true;
+        bool has_backward = false;
         // Whether the update finds all spectra of images; else it makes them once more, slab by slab.
         bool keeps() const { return plan.kept_slabs == plan.slabs; }
 
+        void set_stale() { stale_forward = stale_backward = true; }
         AlignedFloats& state(Which which) {
             return which == Which::value ? kernels : which == Which::momentum ? momentum : second_moment;
         }
@@ -157,7 +159,7 @@ private:
     void start_forward(const std::vector<const float*>& inputs, bool training);
     void start_losses(Worker* worker);
     void arm_backward();
-    void prepare_kernels();
+    void prepare_kernels(bool training);
     void wait_for(const std::atomic<bool>& flag);
     void unbundle(const AlignedFloats& images, const Nodes& nodes, float* out) const;
     template <class Each>

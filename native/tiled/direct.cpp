@@ -39,29 +39,53 @@ enum class Maps { many, single, packed, packed_single, few };
 constexpr bool is_single(Maps m) { return m == Maps::single || m == Maps::packed_single; }
 constexpr int voxel_step(Maps m) { return m == Maps::packed || m == Maps::packed_single ? 1 : kV; }  // floats
 
-template <int R, int NB, Maps M>
+// Which ends of a row a block of voxels lies at where the row has kEdgeTaps - 1 zeros before and after: taps that would meet
+// nothing but these are left out.
+enum Edge { kInside = 0, kLeft = 1, kRight = 2 };
+constexpr int kEdgeTaps = 3;
+
+// Voxels First to Last-1 of a block, one tap, all maps; the kernels of the next tap.
+template <int First, int Last, int R, int NB, Maps M>
+[[gnu::always_inline]] inline const V* add_tap(const Walk& k, const float* x, const V* w, V (&sum)[NB][R]) {
+    const int bundles = is_single(M) ? 1 : k.bundles;
+    for (int bundle = 1; bundle <= bundles; ++bundle, x += k.bundle) {
+        const int lanes = is_single(M) ? kSingleTaps : bundle == bundles ? k.last_lanes : k.lanes;
+        const float* at = x;
+#pragma GCC unroll 2
+        for (int l = 0; l < lanes; ++l, ++w, at += k.lane) {
+            V weight[NB];
+            for (int b = 0; b < NB; ++b) weight[b] = w[b * k.w_out];
+            for (int r = First; r < Last; ++r)
+                for (int b = 0; b < NB; ++b) sum[b][r] += at[r * voxel_step(M)] * weight[b];
+        }
+    }
+    return w;
+}
+
+template <int Tap, int R, int NB, Maps M, int E>
+[[gnu::always_inline]] inline const V* add_edge_tap(const Walk& k, const float* row, const V* w, V (&sum)[NB][R]) {
+    constexpr int first = E & kLeft ? kEdgeTaps - 1 - Tap : 0, last = E & kRight ? R - Tap : R;
+    if constexpr (first < last)
+        return add_tap<first, last, R, NB, M>(k, row + Tap * k.x, w, sum);
+    else
+        return w + (k.bundles - 1) * k.lanes + k.last_lanes;
+}
+
+template <int R, int NB, Maps M, int E>
 void forward_block(const Walk& k, const float* in, const V* kernels, V* out, long out_bundle) {
-    constexpr int step = voxel_step(M);
-    const int nx = is_single(M) ? 1 : k.nx, bundles = is_single(M) ? 1 : k.bundles;
+    const int nx = is_single(M) ? 1 : k.nx;
     V sum[NB][R];
     clear(sum);
     for (int jz = 0; jz < k.nz; ++jz) {
         for (int jy = 0; jy < k.ny; ++jy) {
             const float* row = in + jz * k.z + jy * k.y;
             const V* w = kernels + jz * k.w_z + jy * k.w_y;
-            for (int jx = 0; jx < nx; ++jx, row += k.x) {
-                const float* x = row;
-                for (int bundle = 1; bundle <= bundles; ++bundle, x += k.bundle) {
-                    const int lanes = is_single(M) ? kSingleTaps : bundle == bundles ? k.last_lanes : k.lanes;
-                    const float* at = x;
-#pragma GCC unroll 2
-                    for (int l = 0; l < lanes; ++l, ++w, at += k.lane) {
-                        V weight[NB];
-                        for (int b = 0; b < NB; ++b) weight[b] = w[b * k.w_out];
-                        for (int r = 0; r < R; ++r)
-                            for (int b = 0; b < NB; ++b) sum[b][r] += at[r * step] * weight[b];
-                    }
-                }
+            if constexpr (E == kInside) {
+                for (int jx = 0; jx < nx; ++jx, row += k.x) w = add_tap<0, R, R, NB, M>(k, row, w, sum);
+            } else {
+                w = add_edge_tap<0, R, NB, M, E>(k, row, w, sum);
+                w = add_edge_tap<1, R, NB, M, E>(k, row, w, sum);
+                w = add_edge_tap<2, R, NB, M, E>(k, row, w, sum);
             }
         }
     }
@@ -105,48 +129,54 @@ void few_block(const Walk& k, const float* in, const V* kernels, V* out, long) {
 using RowFunction = void (*)(const Walk&, const float*, const V*, V*, long);
 
 // The block function of R rows, for a register block of group NB (few: O maps).
-template <int NB, Maps M, int R = 1>
+template <int NB, Maps M, int E, int R = 1>
 RowFunction row_function(int rows) {
     constexpr int most = M == Maps::few ? kFewRows[NB] : kRows[NB];
     if constexpr (R < most) {
-        if (rows > R) return row_function<NB, M, R + 1>(rows);
+        if (rows > R) return row_function<NB, M, E, R + 1>(rows);
     }
     if constexpr (M == Maps::few)
         return few_block<R, NB>;
     else
-        return forward_block<R, NB, M>;
+        return forward_block<R, NB, M, E>;
 }
 
-template <Maps M>
+template <Maps M, int E = kInside>
 RowFunction row_function(int group, int rows) {
     switch (group) {
-        case 1: return row_function<1, M>(rows);
-        case 2: return row_function<2, M>(rows);
-        case 3: return row_function<3, M>(rows);
+        case 1: return row_function<1, M, E>(rows);
+        case 2: return row_function<2, M, E>(rows);
+        case 3: return row_function<3, M, E>(rows);
     }
-    if constexpr (M == Maps::few) return row_function<4, M>(rows);
+    if constexpr (M == Maps::few) return row_function<4, M, E>(rows);
     return nullptr;
 }
 
-RowFunction row_function(Maps maps, int group, int rows) {
+RowFunction row_function(Maps maps, int edge, int group, int rows) {
     switch (maps) {
         case Maps::few: return row_function<Maps::few>(group, rows);
         case Maps::single: return row_function<Maps::single>(group, rows);
         case Maps::packed: return row_function<Maps::packed>(group, rows);
         case Maps::packed_single: return row_function<Maps::packed_single>(group, rows);
-        default: return row_function<Maps::many>(group, rows);
+        case Maps::many: break;
     }
+    switch (edge) {
+        case kLeft: return row_function<Maps::many, kLeft>(group, rows);
+        case kRight: return row_function<Maps::many, kRight>(group, rows);
+        case kLeft | kRight: return row_function<Maps::many, kLeft | kRight>(group, rows);
+    }
+    return row_function<Maps::many>(group, rows);
 }
 
-// A row of `voxels` in nearly equal register blocks; results in `out`, bundles `out_bundle` vectors apart.
+// A row of `voxels` in nearly equal register blocks; results in `out`, bundles `out_bundle` vectors apart. padded: by zeros on
+// both sides, under kEdgeTaps adjacent taps of many maps.
 void convolve_row(const Walk& k, Maps maps, int group, const float* in, const V* kernels, int voxels, V* out,
-                  long out_bundle) {
+                  long out_bundle, bool padded = false) {
     const int most = maps == Maps::few ? kFewRows[group] : kRows[group];
-    const int blocks = ceil_div(voxels, most), rows = voxels / blocks, larger = voxels % blocks;
-    const RowFunction even = row_function(maps, group, rows), more = row_function(maps, group, rows + (larger > 0));
+    const int blocks = ceil_div(voxels, most), larger = voxels % blocks;
     for (int i = 0; i < blocks; ++i) {
-        const int r = i < larger ? rows + 1 : rows;
-        (i < larger ? more : even)(k, in, kernels, out, out_bundle);
+        const int r = voxels / blocks + (i < larger), edge = padded ? kLeft * (i == 0) | kRight * (i == blocks - 1) : kInside;
+        row_function(maps, edge, group, r)(k, in, kernels, out, out_bundle);
         in += r * voxel_step(maps);
         out += r;
     }
@@ -232,7 +262,8 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
                                         : (long(z - s.z * tz.first) * m.y + (y - s.y * ty.first)) * length;
             const V* kernels = vec(b.at(Buffer::kernels_backward)) +
                                (long(group.first) * taps + (long(tz.first) * k.y + ty.first) * k.x) * maps;
-            convolve_row(walk, kind, nb, gradient + from * kV, kernels, voxels, row, voxels);
+            convolve_row(walk, kind, nb, gradient + from * kV, kernels, voxels, row, voxels,
+                         kind == Maps::many && k.x == kEdgeTaps && s.x == 1);
         } else {
             std::fill(row, row + long(nb) * voxels, V{});
         }

@@ -111,6 +111,7 @@ class ZnnAdapter(Timed):
             patches=problem.patches,
             seed=problem.seed,
             optimiser=znn.SGD(rate=rate, momentum=MOMENTUM),
+            training=problem.phase == "round",
             **given,
         )
 

@@ -28,7 +28,7 @@ class ZnnBundledAdapter(ZnnAdapter):
         from znn import plan as planning
 
         graph = problem.graph()
-        request = planning.Request(problem.patches, bundle=8, threads=options.get("threads") or 1)
+        request = planning.Request(problem.patches, bundle=8, threads=options.get("threads") or 1, training=problem.phase == "round")
         model = planning.resolve("model", graph, request)
         return int(INTERPRETER_BYTES + OTHER_PLANS * planning.footprint(model, graph, request).total)
 
