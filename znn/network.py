@@ -63,6 +63,8 @@ class Network:
         self._core: Any = None
         self.graph = _graph(spec, output, input)
         self.patches = options.whole("patches", patches, 1, 4096)
+        self._ports = {node.name: (node.index, self._port_shapes(node)) for node in self.graph.nodes
+                       if node.name in self.graph.inputs or node.name in self.graph.outputs}
         self.seed = options.whole("seed", seed, 0)
         self._settings = settings = _core.NetworkOptions()
         settings.policy = getattr(_core.Policy, options.choice("policy", policy, options.POLICIES))
@@ -111,7 +113,7 @@ class Network:
         with self._open(training=phase == "train"):
             given, batched = self._take_in(inputs, self.graph.inputs, "input")
             self._run(lambda: self._core.forward(given, phase == "train"))
-            return self._hand_out({name: self._core.output(self.graph.node(name).index) for name in self.graph.outputs},
+            return self._hand_out({name: self._core.output(self._ports[name][0]) for name in self.graph.outputs},
                                   batched)
 
     def backward(self, output_gradients: Arrays) -> None:
@@ -295,23 +297,21 @@ class Network:
                 raise
             raise EngineError(str(error)) from error
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        node = self.graph.node(name)
-        return (node.maps, *node.extent)
+    def _port_shapes(self, node: GraphNode) -> list[tuple[int, ...]]:
+        """Of arrays that come and go: with the patches in front, which a single one may go without."""
+        shape = (node.maps, *node.extent)
+        return [(self.patches, *shape)] + [shape] * (self.patches == 1)
 
     def _take_in(self, arrays: Arrays, names: tuple[str, ...], what: str) -> tuple[list[np.ndarray], bool]:
         """Checked arrays with the patches in front, in the order of the graph's nodes; and whether they came so."""
-        given = _by_name(arrays, names, what)
-        ordered = sorted(names, key=lambda name: self.graph.node(name).index)
-        batched = {name: self._check_array(given[name], name, what) for name in ordered}
-        return [given[name] if batched[name] else given[name][None] for name in ordered], any(batched.values())
-
-    def _check_array(self, array: Any, name: str, what: str) -> bool:
-        """Raises DataError unless `array` fits; returns whether it has a patch axis."""
-        shape = self._shape(name)
-        shapes = [(self.patches, *shape)] + ([shape] if self.patches == 1 else [])
-        _check_float32(array, f"{what} of node {name!r}", shapes)
-        return array.ndim == 5
+        given, found, batched = _by_name(arrays, names, what), [], False
+        for name, (_, shapes) in self._ports.items():
+            if name in given:
+                array = given[name]
+                _check_float32(array, f"{what} of node {name!r}", shapes)
+                batched |= array.ndim == 5
+                found.append(array if array.ndim == 5 else array[None])
+        return found, batched
 
     def _check_weights(self, factors: list[np.ndarray]) -> None:
         for factor in factors:
