@@ -18,7 +18,7 @@ def table(data):
                 "width": record.problem.get("width"),
                 "kind": "measured",
                 "engine": data.engine(record),
-                "adapter": record.adapter["name"],
+                "adapter": record.adapter_name,
                 "machine": data.machine(record.machine_id),
                 "output_side": output_side(record),
                 "seconds": e.value,

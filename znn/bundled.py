@@ -28,8 +28,9 @@ FUSED_MAPS = 4  # most input maps of the fused method (native/tiled/tiled.hpp)
 # The phases of native/tiled/tiled.hpp in the passes that the engine runs them in: kernels are transformed after the update.
 PASSES = {"forward": (2, 3, 4), "backward": (5, 6, 7, 8), "update": (9, 10, 0, 1)}
 INPUT_TRANSFORM, GRADIENT_TRANSFORM, UPDATE_PRODUCT = 2, 5, 9
-# Its buffers: those of a layer, those that layers share, and the sums of kernel gradients, which are either.
-OWN, OF_BACKWARD, INPUT_SPECTRA, SHARED_SPECTRA, HALO, SUMS = (0, 2, 4, 7), 1, 2, (3, 5), 6, 7
+# Its buffers: transformed kernels, those of a layer and a patch, those that layers share, and the sums of kernel gradients, which
+# are either.
+KERNELS, OF_BACKWARD, OWN, INPUT_SPECTRA, SHARED_SPECTRA, HALO, SUMS = 0, 1, (2, 4, 7), 2, (3, 5), 6, 7
 
 SHARED_SUMS_BYTES = _core.SHARED_SUMS_BYTES  # a layer's buffer of kernel gradients, from which on layers share one
 SMALL_WINDOW = _core.SMALL_WINDOW  # voxels of the largest max-filter whose windows are compared at once
@@ -349,5 +350,5 @@ def _is_quiet(seconds: Sequence[float]) -> bool:
 
 def layers(graph: Graph, bundle: int, input_gradient: bool = False, training: bool = True) -> list[Layer]:
     """The convolution layers of a graph, in its order."""
-    wanted = gradient_nodes(graph, input_gradient)
-    return [Layer(graph, edge, bundle, training and wanted[edge.source], training) for edge in graph.edges if edge.kind == "conv"]
+    wanted = gradient_nodes(graph, input_gradient, training)
+    return [Layer(graph, edge, bundle, wanted[edge.source], training) for edge in graph.edges if edge.kind == "conv"]

@@ -206,8 +206,10 @@ def check_memoize(memoize: Iterable[str]) -> frozenset[str]:
     return switches
 
 
-def gradient_nodes(graph: Graph, input_gradient: bool = False) -> list[bool]:
-    """For every node whether its gradient is wanted: all, or those with parameters in or above them."""
+def gradient_nodes(graph: Graph, input_gradient: bool = False, training: bool = True) -> list[bool]:
+    """For every node whether its gradient is wanted: all, or those with parameters in or above them, or none (inference)."""
+    if not training:
+        return [False] * len(graph.nodes)
     wanted = [input_gradient or node.spec.bias for node in graph.nodes]
     for edge in graph.edges:
         if edge.kind == "conv" or wanted[edge.source]:

@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from znn.bundled import (GRADIENT_TRANSFORM, HALO, INPUT_SPECTRA, OF_BACKWARD, OWN, SHARED_SPECTRA, SHARED_SUMS_BYTES, SMALL_WINDOW, SUMS,
+from znn.bundled import (GRADIENT_TRANSFORM, HALO, INPUT_SPECTRA, KERNELS, OF_BACKWARD, OWN, SHARED_SPECTRA, SHARED_SUMS_BYTES,
+                         SMALL_WINDOW, SUMS,
                          Candidate, Layer)
 from znn.cost import gradient_nodes
 from znn.errors import PlanError
@@ -69,7 +70,7 @@ class Setting:
     @property
     def wanted(self) -> list[bool]:
         """Of which nodes the gradient is computed."""
-        return gradient_nodes(self.graph, self.input_gradient) if self.training else [False] * len(self.graph.nodes)
+        return gradient_nodes(self.graph, self.input_gradient, self.training)
 
     def _voxel_bytes(self, node: int) -> int:
         found = self.graph.nodes[node]
@@ -125,9 +126,9 @@ def layer_bytes(layer: Layer, candidate: Candidate, patches: int = 1, moments: i
     buffers, kernels = native.buffer_bytes, native.kernel_bytes
     if not layer.training:
         passing = buffers[INPUT_SPECTRA] * native.passing_slabs // native.kept_slabs
-        return LayerBytes(kernels, buffers[OWN[0]] + patches * passing, buffers[SHARED_SPECTRA[0]], 0, 0)
+        return LayerBytes(kernels, buffers[KERNELS] + patches * passing, buffers[SHARED_SPECTRA[0]], 0, 0)
     sums = buffers[SUMS] if buffers[SUMS] >= SHARED_SUMS_BYTES else 0
-    own = buffers[0] + patches * (sum(buffers[i] for i in OWN[1:]) - sums)
+    own = buffers[KERNELS] + patches * (sum(buffers[i] for i in OWN) - sums)
     if not native.takes_part(GRADIENT_TRANSFORM, layer.backward):  # allocated, never touched
         own -= patches * buffers[4]
     back, forth = SHARED_SPECTRA[1], SHARED_SPECTRA[0]

@@ -19,7 +19,7 @@ from znn import _core, bundled, cache, fftw
 from znn.bundled import Candidate
 from znn.cost import MEMOIZE
 from znn.cost import METHODS as EDGE_METHODS
-from znn.cost import PhaseCost, edge_cost, gradient_nodes, smooth_extent, transform_extent
+from znn.cost import PhaseCost, edge_cost, smooth_extent, transform_extent
 from znn.errors import PlanError
 from znn.files import atomic_write
 from znn.footprint import Footprint, Setting, within
@@ -257,10 +257,11 @@ def _check_memory(plan: Plan, graph: Graph, request: Request) -> None:
 # ---- the cost model ---------------------------------------------------------------------------------------
 def model_plan(graph: Graph, request: Request = Request()) -> Plan:
     """The method with fewer predicted seconds per layer, at fixed rates of operations."""
-    layers = {}
+    wanted, layers = request.setting(graph).wanted, {}
     for name in conv_names(graph):
         edge = graph.edge(name)
-        seconds = {method: _model_seconds(graph, edge, method, request) * request.patches for method in EDGE_METHODS}
+        seconds = {method: request.patches * _model_seconds(graph, edge, method, request, wanted[edge.source])
+                   for method in EDGE_METHODS}
         best = min(seconds, key=seconds.get)
         extent = transform_extent(edge) if best == "fft" else None
         others = {method: value for method, value in seconds.items() if method != best}
@@ -268,15 +269,14 @@ def model_plan(graph: Graph, request: Request = Request()) -> Plan:
     return Plan(layers, "model")
 
 
-def _phases(graph: Graph, edge: GraphEdge, method: str, request: Request) -> dict[str, PhaseCost]:
-    """The costs of the phases that a round has."""
-    backward = gradient_nodes(graph, request.input_gradient)[edge.source]
+def _phases(graph: Graph, edge: GraphEdge, method: str, request: Request, backward: bool) -> dict[str, PhaseCost]:
+    """The costs of the phases that a round has; backward: the gradient of the edge's source is wanted."""
     phases = edge_cost(graph, edge, method, request.memoize, backward).phases
     return {name: phase for name, phase in phases.items() if request.training or name == "forward"}
 
 
-def _model_seconds(graph: Graph, edge: GraphEdge, method: str, request: Request) -> float:
-    phases = _phases(graph, edge, method, request).values()
+def _model_seconds(graph: Graph, edge: GraphEdge, method: str, request: Request, backward: bool) -> float:
+    phases = _phases(graph, edge, method, request, backward).values()
     if method == "direct":
         # Rows shorter than a vector waste the rest of it.
         waste = max(1.0, 8 / edge.out_extent[2])
@@ -337,20 +337,22 @@ def autotune_plan(graph: Graph, request: Request = Request()) -> Plan:
     The seconds of a layer are composed from those of its pieces (transforms, products, ...), so that a layer of f x f'
     edges costs no more to tune than one edge. Timings are cached per machine.
     """
-    layers = {}
+    wanted, layers = request.setting(graph).wanted, {}
     fftw.load()
     for name in conv_names(graph):
         edge = graph.edge(name)
         pieces = _measured_pieces(graph, edge, request.patches, request.progress)
-        seconds = {candidate: compose_seconds(graph, edge, candidate.method, piece, request) for candidate, piece in pieces.items()}
+        seconds = {candidate: compose_seconds(graph, edge, candidate.method, piece, request, wanted[edge.source])
+                   for candidate, piece in pieces.items()}
         layers[name] = _layer_plan(min(seconds, key=seconds.get), seconds, 1)
     fftw.keep_wisdom()
     return Plan(layers, "autotune")
 
 
-def compose_seconds(graph: Graph, edge: GraphEdge, method: str, piece: Mapping[str, float], request: Request) -> float:
+def compose_seconds(graph: Graph, edge: GraphEdge, method: str, piece: Mapping[str, float], request: Request,
+                    backward: bool) -> float:
     """Seconds of a layer's round with one worker from the seconds of its pieces (counts: paper.md's table)."""
-    pairs, g, phases = _pairs(graph, edge), graph.nodes[edge.target].maps, _phases(graph, edge, method, request)
+    pairs, g, phases = _pairs(graph, edge), graph.nodes[edge.target].maps, _phases(graph, edge, method, request, backward)
     done = [name for name, phase in phases.items() if phase.multiply_adds]
     total = pairs * (sum(piece[name] for name in done) + EDGE_OVERHEAD_S)
     if method == "direct":

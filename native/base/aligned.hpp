@@ -3,8 +3,8 @@
 #include <sys/mman.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <new>
 #include <utility>
 
@@ -20,16 +20,18 @@ public:
             map(bytes);
             return;
         }
-        data_ = static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-        if (!data_) throw std::bad_alloc();
-        std::memset(data_, 0, bytes);
+        // calloc and not memset: what the system gives zeroed stays untouched here, too.
+        block_ = std::calloc(bytes + 64, 1);
+        if (!block_) throw std::bad_alloc();
+        data_ = reinterpret_cast<float*>((reinterpret_cast<std::uintptr_t>(block_) + 63) / 64 * 64);
     }
     AlignedFloats(AlignedFloats&& other) noexcept
         : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)),
-          mapped_(std::exchange(other.mapped_, 0)) {}
+          block_(std::exchange(other.block_, nullptr)), mapped_(std::exchange(other.mapped_, 0)) {}
     AlignedFloats& operator=(AlignedFloats&& other) noexcept {
         std::swap(data_, other.data_);
         std::swap(size_, other.size_);
+        std::swap(block_, other.block_);
         std::swap(mapped_, other.mapped_);
         return *this;
     }
@@ -37,7 +39,7 @@ public:
         if (mapped_)
             munmap(data_, mapped_);
         else
-            std::free(data_);
+            std::free(block_);
     }
 
     float* data() const { return data_; }
@@ -61,7 +63,9 @@ private:
     }
 
     float* data_ = nullptr;
-    std::size_t size_ = 0, mapped_ = 0;
+    std::size_t size_ = 0;
+    void* block_ = nullptr;   // as calloc gave it, or null and
+    std::size_t mapped_ = 0;  // the bytes mapped
 };
 
 }  // namespace znn
