@@ -45,6 +45,7 @@ PROBE_S, TOGETHER = 0.02, 6  # about the seconds of one lap of a probe; probes h
 # Laps after the first, which meets cold memory: at least, and at most; seconds of a probe that are enough if they were quiet, and
 # that are if not.
 LAPS, ENOUGH_S, PATIENCE_S = (2, 15), 0.08, 0.4
+WHOLE_S, WARM_UPS = 60.0, 3  # beside the peak: a layer that takes less is measured whole; turns that are not kept
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class Layer:
         self.depthwise = edge.spec.depthwise
         self.shape = (*self.maps, edge.in_extent, edge.kernel, edge.sparsity, self.depthwise, bundle)
         self.pool = pool_after(graph, edge)
+        self._kernel, self._output = edge.kernel, edge.out_extent
         self._window = self.pool.window if self.pool else (1, 1, 1)
         self._pooled = [bundle * -(-self.maps[1] // bundle) * math.prod(extent) for extent in
                         ((self.pool.in_extent, self.pool.out_extent) if self.pool else ())]
@@ -246,6 +248,23 @@ class Layer:
         """The same, timed now in turns whatever is known: for a comparison of a few."""
         timings = Timings(self)
         return {c: self.recomputed(c, phases) for c, phases in timings.take_turns(list(dict.fromkeys(candidates))).items()}
+
+    def beside_peak(self, candidate: Candidate, turns: int) -> dict[str, Any]:
+        """`flop`, the operations of a pass by direct convolution, and lists of seconds of one thread, one for each turn: what each
+        pass took ("forward_s", ...: all its phases) and what as many operations take that wait for nothing but the core's
+        arithmetic ("peak_s").
+        """
+        pairs = self.maps[0] if self.depthwise else math.prod(self.maps)
+        flop = 2.0 * pairs * math.prod(self._kernel) * math.prod(self._output)
+        probe = _core.TiledProbe(self.native(candidate), walls()[0], WHOLE_S)
+        found: dict[str, list[float]] = {name: [] for name in ("peak", *self.passes())}
+        for turn in range(-WARM_UPS, turns):
+            seconds = {"peak": _core.tiled_peak_seconds(flop)}
+            for name, phases in self.passes().items():
+                seconds[name] = sum(probe.run(phase) for phase in phases if self.takes_part(candidate, phase))
+            for name, value in seconds.items() if turn >= 0 else ():
+                found[name].append(value)
+        return {"code_path": _core.isa(), "flop": flop} | {f"{name}_s": values for name, values in found.items()}
 
     # ---- the roofline
     def bounds(self, candidate: Candidate) -> list[tuple[float, str]]:

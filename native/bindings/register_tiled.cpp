@@ -61,6 +61,7 @@ void register_tiled(py::module_& module) {
         .def_readwrite("cache_bytes", &Peaks::cache_bytes)
         .def_readwrite("memory_bytes", &Peaks::memory_bytes);
     module.def("tiled_peaks", &tiled::measure_peaks, py::call_guard<py::gil_scoped_release>());
+    module.def("tiled_peak_seconds", &tiled::peak_seconds, py::call_guard<py::gil_scoped_release>());
     module.def("tiled_calibrate", &tiled::calibrate, py::call_guard<py::gil_scoped_release>());
     module.def("has_bundle", &tiled::has_bundle);
     module.def("preferred_bundle", &tiled::preferred_bundle);

@@ -13,18 +13,20 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int kRows[] = {0, 14, 12, 8};     // by NB
 constexpr int kFewRows[] = {0, 14, 12, 8, 6};
+constexpr int kSharedRows = 14, kSharedUpdateRows = 8;
 constexpr int kUpdateRows[] = {0, 8, 8, 8};
 #elif defined(__AVX2__)
 constexpr int kRows[] = {0, 12, 6, 4};
 constexpr int kFewRows[] = {0, 8, 6, 4, 3};
+constexpr int kSharedRows = 11, kSharedUpdateRows = 4;
 constexpr int kUpdateRows[] = {0, 8, 6, 4};
 #else
 constexpr int kRows[] = {0, 4, 2, 1};
 constexpr int kFewRows[] = {0, 4, 2, 1, 1};
+constexpr int kSharedRows = 3, kSharedUpdateRows = 1;
 constexpr int kUpdateRows[] = {0, 4, 2, 1};
 #endif
-constexpr int kMostRows = 14;
-constexpr int kSingleTaps = 3;  // x taps of kernels between single maps and bundles that have functions of their own
+constexpr int kOwnTaps = 3;  // x taps of kernels that have functions of their own: the usual ones
 
 // The taps one output row takes part in, and what they touch. Steps of x in floats, of w in vectors.
 struct Walk {
@@ -33,23 +35,22 @@ struct Walk {
     long w_z, w_y, w_tap, w_out;    // steps of the kernels; lanes and bundles are consecutive
 };
 
-// single: one map comes in, whose kSingleTaps x taps are its lanes; packed: one comes in with its voxels side by side, and
-// packed_single both; few: few go out.
-enum class Maps { many, single, packed, packed_single, few };
+// single: one map comes in, whose kOwnTaps x taps are its lanes; packed: one comes in with its voxels side by side, and
+// packed_single both; shared: one bundle goes out, by several adjacent x taps; few: few go out.
+enum class Maps { many, single, packed, packed_single, shared, few };
 constexpr bool is_single(Maps m) { return m == Maps::single || m == Maps::packed_single; }
 constexpr int voxel_step(Maps m) { return m == Maps::packed || m == Maps::packed_single ? 1 : kV; }  // floats
 
-// Which ends of a row a block of voxels lies at where the row has kEdgeTaps - 1 zeros before and after: taps that would meet
+// Which ends of a row a block of voxels lies at where the row has kOwnTaps - 1 zeros before and after: taps that would meet
 // nothing but these are left out.
 enum Edge { kInside = 0, kLeft = 1, kRight = 2 };
-constexpr int kEdgeTaps = 3;
 
 // Voxels First to Last-1 of a block, one tap, all maps; the kernels of the next tap.
 template <int First, int Last, int R, int NB, Maps M>
 [[gnu::always_inline]] inline const V* add_tap(const Walk& k, const float* x, const V* w, V (&sum)[NB][R]) {
     const int bundles = is_single(M) ? 1 : k.bundles;
     for (int bundle = 1; bundle <= bundles; ++bundle, x += k.bundle) {
-        const int lanes = is_single(M) ? kSingleTaps : bundle == bundles ? k.last_lanes : k.lanes;
+        const int lanes = is_single(M) ? kOwnTaps : bundle == bundles ? k.last_lanes : k.lanes;
         const float* at = x;
 #pragma GCC unroll 2
         for (int l = 0; l < lanes; ++l, ++w, at += k.lane) {
@@ -64,7 +65,7 @@ template <int First, int Last, int R, int NB, Maps M>
 
 template <int Tap, int R, int NB, Maps M, int E>
 [[gnu::always_inline]] inline const V* add_edge_tap(const Walk& k, const float* row, const V* w, V (&sum)[NB][R]) {
-    constexpr int first = E & kLeft ? kEdgeTaps - 1 - Tap : 0, last = E & kRight ? R - Tap : R;
+    constexpr int first = E & kLeft ? kOwnTaps - 1 - Tap : 0, last = E & kRight ? R - Tap : R;
     if constexpr (first < last)
         return add_tap<first, last, R, NB, M>(k, row + Tap * k.x, w, sum);
     else
@@ -91,6 +92,53 @@ void forward_block(const Walk& k, const float* in, const V* kernels, V* out, lon
     }
     for (int b = 0; b < NB; ++b)
         for (int r = 0; r < R; ++r) out[b * out_bundle + r] = sum[b][r];
+}
+
+// Voxels First to Last-1, J adjacent taps, one lane after another: one voxel read serves all taps that meet it.
+template <int First, int Last, int J, int R>
+[[gnu::always_inline]] inline void add_shared_taps(const Walk& k, const float* x, const V* w, int lanes, V (&sum)[R]) {
+#pragma GCC unroll 2
+    for (int l = 0; l < lanes; ++l, ++w, ++x) {
+        V weight[J];
+        for (int j = 0; j < J; ++j) weight[j] = w[j * k.w_tap];
+#pragma GCC unroll 16
+        for (int r = First; r < Last; ++r)
+            for (int j = std::max(0, r - R + 1); j <= std::min(r, J - 1); ++j) sum[r - j] += x[r * kV] * weight[j];
+    }
+}
+
+// A row of taps, kOwnTaps at a time.
+template <int R, int E>
+[[gnu::always_inline]] inline void add_shared_row(const Walk& k, const float* x, const V* w, int lanes, V (&sum)[R]) {
+    constexpr int J = kOwnTaps, first = E & kLeft ? J - 1 : 0, last = E & kRight ? R : R + J - 1;
+    int left = k.nx;
+    for (; left >= J; left -= J, x += J * kV, w += J * k.w_tap) add_shared_taps<first, last, J>(k, x, w, lanes, sum);
+    if constexpr (E == kInside) {
+        static_assert(J == 3);
+        if (left == 2) add_shared_taps<0, R + 1, 2>(k, x, w, lanes, sum);
+        if (left == 1) add_shared_taps<0, R, 1>(k, x, w, lanes, sum);
+    }
+}
+
+// One bundle of outputs, for which reads would outnumber multiplications if taps did not share them.
+template <int R, int E>
+void shared_block(const Walk& k, const float* in, const V* kernels, V* out, long) {
+    V sum[R];
+    clear(sum);
+    for (int jz = 0; jz < k.nz; ++jz) {
+        for (int jy = 0; jy < k.ny; ++jy) {
+            const float* x = in + jz * k.z + jy * k.y;
+            const V* w = kernels + jz * k.w_z + jy * k.w_y;
+            for (int bundle = 1; bundle <= k.bundles; ++bundle, x += k.bundle, w += kV) {
+                const int lanes = bundle == k.bundles ? k.last_lanes : k.lanes;
+                if (lanes == kV)  // a count known beforehand is worth a twentieth in a loop this short
+                    add_shared_row<R, E>(k, x, w, kV, sum);
+                else
+                    add_shared_row<R, E>(k, x, w, lanes, sum);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) out[r] = sum[r];
 }
 
 // Lanes are input maps; sums across them give output maps 0..O-1.
@@ -128,21 +176,28 @@ void few_block(const Walk& k, const float* in, const V* kernels, V* out, long) {
 
 using RowFunction = void (*)(const Walk&, const float*, const V*, V*, long);
 
+// Voxels of a register block with NB bundles (few: O maps).
+constexpr int most_rows(Maps maps, int group) {
+    return maps == Maps::few ? kFewRows[group] : maps == Maps::shared ? kSharedRows : kRows[group];
+}
+
 // The block function of R rows, for a register block of group NB (few: O maps).
 template <int NB, Maps M, int E, int R = 1>
 RowFunction row_function(int rows) {
-    constexpr int most = M == Maps::few ? kFewRows[NB] : kRows[NB];
-    if constexpr (R < most) {
+    if constexpr (R < most_rows(M, NB)) {
         if (rows > R) return row_function<NB, M, E, R + 1>(rows);
     }
     if constexpr (M == Maps::few)
         return few_block<R, NB>;
+    else if constexpr (M == Maps::shared)
+        return shared_block<R, E>;
     else
         return forward_block<R, NB, M, E>;
 }
 
 template <Maps M, int E = kInside>
 RowFunction row_function(int group, int rows) {
+    if constexpr (M == Maps::shared) return row_function<1, M, E>(rows);
     switch (group) {
         case 1: return row_function<1, M, E>(rows);
         case 2: return row_function<2, M, E>(rows);
@@ -152,38 +207,44 @@ RowFunction row_function(int group, int rows) {
     return nullptr;
 }
 
-RowFunction row_function(Maps maps, int edge, int group, int rows) {
+template <Maps M>
+RowFunction row_function(int group, int rows, int edge) {
+    switch (edge) {
+        case kLeft: return row_function<M, kLeft>(group, rows);
+        case kRight: return row_function<M, kRight>(group, rows);
+        case kLeft | kRight: return row_function<M, kLeft | kRight>(group, rows);
+    }
+    return row_function<M>(group, rows);
+}
+
+RowFunction row_function(Maps maps, int group, int rows, int edge) {
     switch (maps) {
         case Maps::few: return row_function<Maps::few>(group, rows);
         case Maps::single: return row_function<Maps::single>(group, rows);
         case Maps::packed: return row_function<Maps::packed>(group, rows);
         case Maps::packed_single: return row_function<Maps::packed_single>(group, rows);
+        case Maps::shared: return row_function<Maps::shared>(group, rows, edge);
         case Maps::many: break;
     }
-    switch (edge) {
-        case kLeft: return row_function<Maps::many, kLeft>(group, rows);
-        case kRight: return row_function<Maps::many, kRight>(group, rows);
-        case kLeft | kRight: return row_function<Maps::many, kLeft | kRight>(group, rows);
-    }
-    return row_function<Maps::many>(group, rows);
+    return row_function<Maps::many>(group, rows, edge);
 }
 
 // A row of `voxels` in nearly equal register blocks; results in `out`, bundles `out_bundle` vectors apart. padded: by zeros on
-// both sides, under kEdgeTaps adjacent taps of many maps.
+// both sides, under kOwnTaps adjacent taps of many maps.
 void convolve_row(const Walk& k, Maps maps, int group, const float* in, const V* kernels, int voxels, V* out,
                   long out_bundle, bool padded = false) {
-    const int most = maps == Maps::few ? kFewRows[group] : kRows[group];
-    const int blocks = ceil_div(voxels, most), larger = voxels % blocks;
+    const int blocks = ceil_div(voxels, most_rows(maps, group)), larger = voxels % blocks;
     for (int i = 0; i < blocks; ++i) {
         const int r = voxels / blocks + (i < larger), edge = padded ? kLeft * (i == 0) | kRight * (i == blocks - 1) : kInside;
-        row_function(maps, edge, group, r)(k, in, kernels, out, out_bundle);
+        row_function(maps, group, r, edge)(k, in, kernels, out, out_bundle);
         in += r * voxel_step(maps);
         out += r;
     }
 }
 
-// Input steps of one map become steps of x taps where there is only one map: the inner loop stays long.
-Maps set_maps(Walk& k, int maps, bool packed) {
+// Input steps of one map become steps of x taps where there is only one map: the inner loop stays long. The walk's outputs are
+// those of `group` bundles.
+Maps set_maps(Walk& k, int maps, int group, bool packed) {
     k.bundles = ceil_div(maps, kV);
     k.lanes = kV;
     k.last_lanes = maps - (k.bundles - 1) * kV;
@@ -193,7 +254,8 @@ Maps set_maps(Walk& k, int maps, bool packed) {
         k.lane = k.x;
         k.nx = 1;
     }
-    const bool single = maps == 1 && k.last_lanes == kSingleTaps;
+    const bool single = maps == 1 && k.last_lanes == kOwnTaps;
+    if (group == 1 && k.nx > 1 && k.x == kV) return Maps::shared;
     return packed ? (single ? Maps::packed_single : Maps::packed) : single ? Maps::single : Maps::many;
 }
 
@@ -206,7 +268,7 @@ void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const long per_tap = p.few_outputs ? long(p.in_bundles) * p.problem.out_maps : maps, step = input_step(b);
     Walk walk{k.z, k.y, k.x, p.in_bundles, kV, kV, long(s.z) * n.y * n.x * step, long(s.y) * n.x * step, long(s.x) * step,
               long(b.input_stride), 1, long(k.y) * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
-    const Maps kind = p.few_outputs ? Maps::few : set_maps(walk, maps, b.packed_input);
+    const Maps kind = p.few_outputs ? Maps::few : set_maps(walk, maps, nb, b.packed_input);
     const V* kernels = vec(b.at(Buffer::kernels_forward)) + group.first * taps * per_tap;
     V* row = vec(scratch);
     for (int i = first; i < std::min(rows, first + p.rows_forward); ++i) {
@@ -257,13 +319,13 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
         if (tz.count > 0 && ty.count > 0) {
             Walk walk{tz.count, ty.count, k.x, 1, kV, kV, -long(s.z) * m.y * length * kV, -long(s.y) * length * kV,
                       long(s.x) * kV, bundle_step, 1, long(k.y) * k.x * maps, long(k.x) * maps, maps, long(taps) * maps};
-            const Maps kind = set_maps(walk, maps, false);
+            const Maps kind = set_maps(walk, maps, nb, false);
             const long from = pointwise ? start
                                         : (long(z - s.z * tz.first) * m.y + (y - s.y * ty.first)) * length;
             const V* kernels = vec(b.at(Buffer::kernels_backward)) +
                                (long(group.first) * taps + (long(tz.first) * k.y + ty.first) * k.x) * maps;
             convolve_row(walk, kind, nb, gradient + from * kV, kernels, voxels, row, voxels,
-                         kind == Maps::many && k.x == kEdgeTaps && s.x == 1);
+                         (kind == Maps::shared || kind == Maps::many) && k.x == kOwnTaps && s.x == 1);
         } else {
             std::fill(row, row + long(nb) * voxels, V{});
         }
@@ -324,7 +386,7 @@ struct Patch {
 };
 
 template <int R, int NB>
-void update_block(const Patch& k) {
+[[gnu::always_inline]] inline void update_block(const Patch& k) {
     V sum[R][NB];  // a patch is summed by itself first: fewer roundings of the large total
     clear(sum);
     for (int y = 0; y < k.rows; ++y) {
@@ -342,8 +404,9 @@ void update_block(const Patch& k) {
         for (int b = 0; b < NB; ++b) k.sums[r * k.sums_r + b * k.sums_bundle] += sum[r][b];
 }
 
+// Inlined, as calls would cost blocks this short a twentieth.
 template <int NB, int R = 1>
-void update_rows(int rows, const Patch& k) {
+[[gnu::always_inline]] inline void update_rows(int rows, const Patch& k) {
     if constexpr (R < kUpdateRows[NB]) {
         if (rows > R) return update_rows<NB, R + 1>(rows, k);
     }
@@ -351,7 +414,7 @@ void update_rows(int rows, const Patch& k) {
 }
 
 template <int NB>
-void update_all_rows(int count, Patch k) {
+[[gnu::always_inline]] inline void update_all_rows(int count, Patch k) {
     const int blocks = ceil_div(count, kUpdateRows[NB]);
     for (int i = 0; i < blocks; ++i) {
         const int r = (i + 1) * count / blocks - i * count / blocks;
@@ -369,6 +432,55 @@ void update_patch(int nb, int count, const Patch& k) {
     }
 }
 
+// One voxel of the input, R maps: the taps First to Last-1 that meet it, each with an output voxel one further left.
+template <int First, int Last, int R>
+[[gnu::always_inline]] inline void add_shared(const float* a, const V* g, V (&sum)[R][kOwnTaps]) {
+    asm("" : "+r"(g));  // else GCC keeps vectors from one voxel for the next, in registers that the sums need
+    V value[kOwnTaps];
+    for (int j = First; j < Last; ++j) value[j] = g[-j];
+    for (int r = 0; r < R; ++r)
+        for (int j = First; j < Last; ++j) sum[r][j] += a[r] * value[j];
+}
+
+// Of one bundle of outputs: R maps by kOwnTaps adjacent taps at once; at least kOwnTaps - 1 columns.
+template <int R>
+[[gnu::noinline]] void shared_update_block(const Patch& k) {
+    static_assert(kOwnTaps == 3);
+    V sum[R][kOwnTaps];
+    clear(sum);
+    for (int y = 0; y < k.rows; ++y) {
+        const float* a = k.a + y * k.a_row;
+        const V* g = k.g + y * k.g_row;
+        add_shared<0, 1>(a, g, sum);
+        add_shared<0, 2>(a + kV, g + 1, sum);
+        a += 2 * kV, g += 2;
+#pragma GCC unroll 2
+        for (int x = 2; x < k.columns; ++x, a += kV, ++g) add_shared<0, 3>(a, g, sum);
+        add_shared<1, 3>(a, g, sum);
+        add_shared<2, 3>(a + kV, g + 1, sum);
+    }
+    for (int r = 0; r < R; ++r)
+        for (int j = 0; j < kOwnTaps; ++j) k.sums[r * k.sums_r + j] += sum[r][j];
+}
+
+template <int R = 1>
+void shared_update_rows(int rows, const Patch& k) {
+    if constexpr (R < kSharedUpdateRows) {
+        if (rows > R) return shared_update_rows<R + 1>(rows, k);
+    }
+    shared_update_block<R>(k);
+}
+
+void shared_update_patch(int maps, Patch k) {
+    const int blocks = ceil_div(maps, kSharedUpdateRows);
+    for (int i = 0; i < blocks; ++i) {
+        const int r = (i + 1) * maps / blocks - i * maps / blocks;
+        shared_update_rows(r, k);
+        k.a += r;
+        k.sums += r * k.sums_r;
+    }
+}
+
 #if defined(__AVX512F__)
 constexpr int kSingleRows[] = {0, 3, 3, 3};  // y taps by NB
 #elif defined(__AVX2__)
@@ -377,10 +489,10 @@ constexpr int kSingleRows[] = {0, 3, 2, 1};
 constexpr int kSingleRows[] = {0, 1, 1, 1};
 #endif
 
-// Of a single map: R by kSingleTaps taps at once.
+// Of a single map: R by kOwnTaps taps at once.
 template <int NB, int R>
 void single_update_block(const Patch& k) {
-    V sum[R][kSingleTaps][NB];
+    V sum[R][kOwnTaps][NB];
     clear(sum);
     for (int y = 0; y < k.rows; ++y) {
         const float* a = k.a + y * k.a_row;
@@ -389,13 +501,13 @@ void single_update_block(const Patch& k) {
             V value[NB];
             for (int b = 0; b < NB; ++b) value[b] = g[b * k.g_bundle];
             for (int r = 0; r < R; ++r)
-                for (int j = 0; j < kSingleTaps; ++j)
+                for (int j = 0; j < kOwnTaps; ++j)
                     for (int b = 0; b < NB; ++b) sum[r][j][b] += a[r * k.a_y + j * k.a_r] * value[b];
         }
     }
     for (int r = 0; r < R; ++r)
-        for (int j = 0; j < kSingleTaps; ++j)
-            for (int b = 0; b < NB; ++b) k.sums[r * kSingleTaps + j + b * k.sums_bundle] += sum[r][j][b];
+        for (int j = 0; j < kOwnTaps; ++j)
+            for (int b = 0; b < NB; ++b) k.sums[r * kOwnTaps + j + b * k.sums_bundle] += sum[r][j][b];
 }
 
 template <int NB, int R = 1>
@@ -412,7 +524,7 @@ void single_update_patch(int rows, Patch k) {
         const int now = std::min(left, kSingleRows[NB]);
         single_update_rows<NB>(now, k);
         k.a += now * k.a_y;
-        k.sums += now * kSingleTaps;
+        k.sums += now * kOwnTaps;
     }
 }
 
@@ -436,7 +548,8 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b) {
     const int nb = group.last - group.first, out_maps = p.problem.out_maps;
     const int maps = std::min(kV, p.problem.in_maps - in_bundle * kV);
     const bool over_taps = !few && maps == 1;  // rows of the register block are x taps instead of maps
-    const bool single = over_taps && k.x == kSingleTaps;
+    const bool single = over_taps && k.x == kOwnTaps;
+    const bool dense = !few && !over_taps && nb == 1 && s.x == 1;  // adjacent taps share what they read
     const int count = few ? out_maps : over_taps ? k.x : maps;
     const long taps = long(k.volume());
 
@@ -456,11 +569,11 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b) {
     const Extent from = pointwise ? m : n;
     const float* image = b.input + (few ? group.first : in_bundle) * b.input_stride;
     const float* gradient = b.output_gradient + (few ? 0 : group.first) * b.output_gradient_stride;
-    const long step = input_step(b);
-    patch.a_r = over_taps ? s.x * step : 1;
-    patch.a_x = step;
-    patch.a_row = (few ? m.x : from.x) * step;
-    patch.a_y = s.y * from.x * step;
+    const long voxel = input_step(b);
+    patch.a_r = over_taps ? s.x * voxel : 1;
+    patch.a_x = voxel;
+    patch.a_row = (few ? m.x : from.x) * voxel;
+    patch.a_y = s.y * from.x * voxel;
     patch.g_row = few ? from.x : m.x;
     patch.g_bundle = long(few ? b.input_stride : b.output_gradient_stride) / kV;
 
@@ -471,14 +584,19 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b) {
         const int z = i / (grid.down * grid.across), y = i / grid.across % grid.down * grid.rows, x = i % grid.across * grid.columns;
         patch.rows = std::min(grid.rows, m.y - y), patch.columns = std::min(grid.columns, m.x - x);
         const float* g = gradient + ((long(z) * m.y + y) * m.x + x) * kV;
-        for (long j = 0; j < taps; j += single ? long(k.y) * k.x : over_taps ? k.x : 1) {
-            const int jz = int(j / (k.y * k.x)), jy = int(j / k.x % k.y), jx = int(j % k.x);
-            const float* in = image + ((long(z + s.z * jz) * from.y + y + s.y * jy) * from.x + x + s.x * jx) * step;
+        int step;
+        for (int j = 0; j < taps; j += step) {
+            const int jz = j / (k.y * k.x), jy = j / k.x % k.y, jx = j % k.x;
+            const bool shared = dense && jx + kOwnTaps <= k.x && patch.columns >= kOwnTaps - 1;
+            step = single ? k.y * k.x : over_taps ? k.x : shared ? kOwnTaps : 1;
+            const float* in = image + ((long(z + s.z * jz) * from.y + y + s.y * jy) * from.x + x + s.x * jx) * voxel;
             patch.a = few ? g : in;
             patch.g = vec(few ? in : g);
             patch.sums = sums + j * tap_step;
             if (single)
                 single_update_patch(nb, k.y, patch);
+            else if (shared)
+                shared_update_patch(count, patch);
             else
                 update_patch(nb, count, patch);
         }

@@ -10,6 +10,9 @@ struct Peaks {
 };
 Peaks measure_peaks();
 
+// Seconds that so many operations take this thread where it waits for nothing but its own arithmetic.
+double peak_seconds(double operations);
+
 // Measures the constants of the cost model with a few small layers (about 0.5 s): each is the least of several runs, and
 // kept within what `peaks` allow, so that a disturbed calibration cannot mislead by more than a small factor.
 Machine calibrate(const Peaks& peaks);

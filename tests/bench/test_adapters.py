@@ -27,6 +27,7 @@ COMPUTE_OPTIONS = {
     "simulate": {"workers": [2, 8], "laps": 3, "plan": "fft"},
     "trace": {"threads": 2, "plan": "fft"},
     "plan_search": {},
+    "direct_passes": {},
 }
 
 
@@ -122,6 +123,10 @@ def test_computed_adapters_give_json(name):
     if name == "plan_search":
         for row in metrics["layers"]:
             assert len(row["seconds"]) == len(row["best_seconds"]) > 1 and min(row["seconds"]) > 0 < row["candidates"]
+    if name == "direct_passes":
+        for row in metrics["layers"]:
+            assert row["flop"] > 0 and len({len(row[f"{name}_s"]) for name in ("peak", "forward", "backward", "update")}) == 1
+            assert min(min(row[f"{name}_s"]) for name in ("peak", "forward", "backward", "update")) > 0
     if name == "simulate":
         assert metrics["validation"][0]["workers"] == 1 and len(metrics["predicted"]) == 4
 

@@ -14,6 +14,7 @@ FIGURES = {
     "allocator",
     "baselines",
     "crossover",
+    "direct",
     "forward_2d",
     "forward_3d",
     "gantt",

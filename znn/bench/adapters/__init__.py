@@ -9,7 +9,8 @@ from .base import Adapter, AdapterError, Computed, Session, Timed, reference
 
 BUILT_IN = (
     "znn", "znn_bundled", "znn_copies", "torch_cpu", "torch_gpu", "torch_layers", "torch_znn", "torch_model", "torch_replaced",
-    "theory", "trace", "locks", "simulate", "valgrind", "plan_search"
+    "theory", "trace", "locks", "simulate", "valgrind", "plan_search",
+    "direct_passes"
 )
 
 __all__ = ["BUILT_IN", "Adapter", "AdapterError", "Computed", "Session", "Timed", "load", "preloads", "reference"]
