@@ -37,8 +37,8 @@ def caption(rows):
     text = (
         f"Direct convolution of bundles of eight maps, {kernel}³ kernels on {side}³ voxels, as many maps in as out, on one thread: "
         "its operations per second over those of multiplications and additions that wait for nothing but the core's arithmetic, "
-        "measured in turns. Every pass is counted with all that it does besides: arranging kernels, bias, padding of the gradient, "
-        "the update of the kernels. Bars are ratios of medians, whiskers their 95 % intervals (bootstrap over paired turns); the "
+        "measured in turns. Every pass is counted with all that it does besides: arranging kernels, padding the gradient, "
+        "updating kernels. Bars are ratios of medians, whiskers their 95 % intervals (bootstrap over paired turns); the "
         f"line is at {100 * ASKED:.0f} %. "
     )
     return text + "".join(f"{r['pass'].capitalize()} at width {r['width']} is below it. " for r in missed)
