@@ -27,6 +27,8 @@ constexpr int kSharedRows = 3, kSharedUpdateRows = 1;
 constexpr int kUpdateRows[] = {0, 4, 2, 1};
 #endif
 constexpr int kOwnTaps = 3;  // x taps of kernels that have functions of their own: the usual ones
+// Rows of three voxels and more may fall into blocks of one.
+constexpr bool kShortBlocks = std::min({kRows[1], kRows[2], kRows[3], kSharedRows}) < 3;
 
 // The taps one output row takes part in, and what they touch. Steps of x in floats, of w in vectors.
 struct Walk {
@@ -41,9 +43,11 @@ enum class Maps { many, single, packed, packed_single, shared, few };
 constexpr bool is_single(Maps m) { return m == Maps::single || m == Maps::packed_single; }
 constexpr int voxel_step(Maps m) { return m == Maps::packed || m == Maps::packed_single ? 1 : kV; }  // floats
 
-// Which ends of a row a block of voxels lies at where the row has kOwnTaps - 1 zeros before and after: taps that would meet
-// nothing but these are left out.
-enum Edge { kInside = 0, kLeft = 1, kRight = 2 };
+// How many voxels that kOwnTaps taps of a block would meet lie before and after the row, kOwnTaps - 1 at most: left out, they
+// need not be zeros in memory.
+struct Edge {
+    int before = 0, after = 0;
+};
 
 // Voxels First to Last-1 of a block, one tap, all maps; the kernels of the next tap.
 template <int First, int Last, int R, int NB, Maps M>
@@ -63,16 +67,16 @@ template <int First, int Last, int R, int NB, Maps M>
     return w;
 }
 
-template <int Tap, int R, int NB, Maps M, int E>
+template <int Tap, int R, int NB, Maps M, Edge E>
 [[gnu::always_inline]] inline const V* add_edge_tap(const Walk& k, const float* row, const V* w, V (&sum)[NB][R]) {
-    constexpr int first = E & kLeft ? kOwnTaps - 1 - Tap : 0, last = E & kRight ? R - Tap : R;
+    constexpr int first = std::max(0, E.before - Tap), last = R - std::max(0, E.after - (kOwnTaps - 1 - Tap));
     if constexpr (first < last)
         return add_tap<first, last, R, NB, M>(k, row + Tap * k.x, w, sum);
     else
         return w + (k.bundles - 1) * k.lanes + k.last_lanes;
 }
 
-template <int R, int NB, Maps M, int E>
+template <int R, int NB, Maps M, Edge E>
 void forward_block(const Walk& k, const float* in, const V* kernels, V* out, long out_bundle) {
     const int nx = is_single(M) ? 1 : k.nx;
     V sum[NB][R];
@@ -81,7 +85,7 @@ void forward_block(const Walk& k, const float* in, const V* kernels, V* out, lon
         for (int jy = 0; jy < k.ny; ++jy) {
             const float* row = in + jz * k.z + jy * k.y;
             const V* w = kernels + jz * k.w_z + jy * k.w_y;
-            if constexpr (E == kInside) {
+            if constexpr (E.before == 0 && E.after == 0) {
                 for (int jx = 0; jx < nx; ++jx, row += k.x) w = add_tap<0, R, R, NB, M>(k, row, w, sum);
             } else {
                 w = add_edge_tap<0, R, NB, M, E>(k, row, w, sum);
@@ -108,12 +112,12 @@ template <int First, int Last, int J, int R>
 }
 
 // A row of taps, kOwnTaps at a time.
-template <int R, int E>
+template <int R, Edge E>
 [[gnu::always_inline]] inline void add_shared_row(const Walk& k, const float* x, const V* w, int lanes, V (&sum)[R]) {
-    constexpr int J = kOwnTaps, first = E & kLeft ? J - 1 : 0, last = E & kRight ? R : R + J - 1;
+    constexpr int J = kOwnTaps, first = E.before, last = R + J - 1 - E.after;
     int left = k.nx;
     for (; left >= J; left -= J, x += J * kV, w += J * k.w_tap) add_shared_taps<first, last, J>(k, x, w, lanes, sum);
-    if constexpr (E == kInside) {
+    if constexpr (E.before == 0 && E.after == 0) {
         static_assert(J == 3);
         if (left == 2) add_shared_taps<0, R + 1, 2>(k, x, w, lanes, sum);
         if (left == 1) add_shared_taps<0, R, 1>(k, x, w, lanes, sum);
@@ -121,7 +125,7 @@ template <int R, int E>
 }
 
 // One bundle of outputs, for which reads would outnumber multiplications if taps did not share them.
-template <int R, int E>
+template <int R, Edge E>
 void shared_block(const Walk& k, const float* in, const V* kernels, V* out, long) {
     V sum[R];
     clear(sum);
@@ -182,7 +186,7 @@ constexpr int most_rows(Maps maps, int group) {
 }
 
 // The block function of R rows, for a register block of group NB (few: O maps).
-template <int NB, Maps M, int E, int R = 1>
+template <int NB, Maps M, Edge E, int R = 1>
 RowFunction row_function(int rows) {
     if constexpr (R < most_rows(M, NB)) {
         if (rows > R) return row_function<NB, M, E, R + 1>(rows);
@@ -195,7 +199,7 @@ RowFunction row_function(int rows) {
         return forward_block<R, NB, M, E>;
 }
 
-template <Maps M, int E = kInside>
+template <Maps M, Edge E = Edge{}>
 RowFunction row_function(int group, int rows) {
     if constexpr (M == Maps::shared) return row_function<1, M, E>(rows);
     switch (group) {
@@ -208,16 +212,27 @@ RowFunction row_function(int group, int rows) {
 }
 
 template <Maps M>
-RowFunction row_function(int group, int rows, int edge) {
-    switch (edge) {
-        case kLeft: return row_function<M, kLeft>(group, rows);
-        case kRight: return row_function<M, kRight>(group, rows);
-        case kLeft | kRight: return row_function<M, kLeft | kRight>(group, rows);
+RowFunction row_function(int group, int rows, Edge edge) {
+    constexpr int whole = kOwnTaps - 1;
+    static_assert(whole == 2);
+    switch (3 * edge.before + edge.after) {
+        case 2: return row_function<M, Edge{0, whole}>(group, rows);
+        case 6: return row_function<M, Edge{whole, 0}>(group, rows);
+        case 8: return row_function<M, Edge{whole, whole}>(group, rows);
+    }
+    if constexpr (kShortBlocks) {
+        switch (3 * edge.before + edge.after) {
+            case 1: return row_function<M, Edge{0, 1}>(group, rows);
+            case 3: return row_function<M, Edge{1, 0}>(group, rows);
+            case 4: return row_function<M, Edge{1, 1}>(group, rows);
+            case 5: return row_function<M, Edge{1, 2}>(group, rows);
+            case 7: return row_function<M, Edge{2, 1}>(group, rows);
+        }
     }
     return row_function<M>(group, rows);
 }
 
-RowFunction row_function(Maps maps, int group, int rows, int edge) {
+RowFunction row_function(Maps maps, int group, int rows, Edge edge) {
     switch (maps) {
         case Maps::few: return row_function<Maps::few>(group, rows);
         case Maps::single: return row_function<Maps::single>(group, rows);
@@ -229,16 +244,18 @@ RowFunction row_function(Maps maps, int group, int rows, int edge) {
     return row_function<Maps::many>(group, rows, edge);
 }
 
-// A row of `voxels` in nearly equal register blocks; results in `out`, bundles `out_bundle` vectors apart. padded: by zeros on
-// both sides, under kOwnTaps adjacent taps of many maps.
+// A row of `voxels` in nearly equal register blocks; results in `out`, bundles `out_bundle` vectors apart. cut: the row of inputs
+// begins kOwnTaps - 1 voxels late and ends as many early, under kOwnTaps adjacent taps of many maps.
 void convolve_row(const Walk& k, Maps maps, int group, const float* in, const V* kernels, int voxels, V* out,
-                  long out_bundle, bool padded = false) {
+                  long out_bundle, bool cut = false) {
     const int blocks = ceil_div(voxels, most_rows(maps, group)), larger = voxels % blocks;
-    for (int i = 0; i < blocks; ++i) {
-        const int r = voxels / blocks + (i < larger), edge = padded ? kLeft * (i == 0) | kRight * (i == blocks - 1) : kInside;
+    for (int i = 0, done = 0; i < blocks; ++i) {
+        const int r = voxels / blocks + (i < larger), left = voxels - done - r;
+        const Edge edge = cut ? Edge{std::max(0, kOwnTaps - 1 - done), std::max(0, kOwnTaps - 1 - left)} : Edge{};
         row_function(maps, group, r, edge)(k, in, kernels, out, out_bundle);
         in += r * voxel_step(maps);
         out += r;
+        done += r;
     }
 }
 
@@ -306,8 +323,8 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const int rows = row_count(p, n), first = index / groups * p.rows_backward;
     const GroupRange group = group_range(p.in_bundles, p.group_in, index % groups);
     const int nb = group.last - group.first, volume = int(n.volume()), taps = int(k.volume());
-    const bool pointwise = is_pointwise(p), padded = k.x > 1;
-    const long length = padded_row(p);
+    const bool pointwise = is_pointwise(p), padded = pads_gradient(p), cut = k.x > 1 && !padded;
+    const long length = padded ? padded_row(p) : m.x, before = cut ? k.x - 1 : 0;
     const float* gradient = padded ? b.at(Buffer::gradient_spectra) : b.output_gradient;
     const long bundle_step = padded ? long(m.z) * m.y * length * kV : long(b.output_gradient_stride);
     V* row = vec(scratch);
@@ -321,11 +338,10 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
                       long(s.x) * kV, bundle_step, 1, long(k.y) * k.x * maps, long(k.x) * maps, maps, long(taps) * maps};
             const Maps kind = set_maps(walk, maps, nb, false);
             const long from = pointwise ? start
-                                        : (long(z - s.z * tz.first) * m.y + (y - s.y * ty.first)) * length;
+                                        : (long(z - s.z * tz.first) * m.y + (y - s.y * ty.first)) * length - before;
             const V* kernels = vec(b.at(Buffer::kernels_backward)) +
                                (long(group.first) * taps + (long(tz.first) * k.y + ty.first) * k.x) * maps;
-            convolve_row(walk, kind, nb, gradient + from * kV, kernels, voxels, row, voxels,
-                         (kind == Maps::shared || kind == Maps::many) && k.x == kOwnTaps && s.x == 1);
+            convolve_row(walk, kind, nb, gradient + from * kV, kernels, voxels, row, voxels, cut);
         } else {
             std::fill(row, row + long(nb) * voxels, V{});
         }

@@ -163,7 +163,13 @@ inline bool is_pointwise(const LayerPlan& p) { return p.problem.kernel.volume() 
 inline int row_count(const LayerPlan& p, Extent image) {
     return is_pointwise(p) ? ceil_div(int(image.volume()), kRowVoxels) : image.z * image.y;
 }
-// Voxels of a row of the output gradient with zeros on both sides, so that every tap of the backward pass may read.
+// Whether the backward pass reads a copy of the output gradient with zeros on both sides of its rows. Three adjacent taps of
+// many maps, the usual ones, have functions that leave out what lies outside.
+inline bool pads_gradient(const LayerPlan& p) {
+    const Problem& q = p.problem;
+    return q.kernel.x > 1 && (q.kernel.x != 3 || q.sparsity.x > 1 || q.out_maps == 1 || q.depthwise);
+}
+// Voxels of a row of that copy.
 inline int padded_row(const LayerPlan& p) {
     return p.output.x + 2 * p.problem.sparsity.x * (p.problem.kernel.x - 1);
 }

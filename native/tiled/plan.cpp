@@ -387,7 +387,7 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     set(Phase::kernels_forward, p.few_outputs ? p.in_bundles : packed);
     set(Phase::kernels_backward, p.in_bundles * ceil_div(out, p.kernel_maps_out));
     set(Phase::forward_inverse, (p.few_outputs ? 1 : out_groups) * ceil_div(out_rows, p.rows_forward));
-    set(Phase::gradient_transform, k.x > 1 ? p.out_bundles * p.output.z : 0);
+    set(Phase::gradient_transform, pads_gradient(p) ? p.out_bundles * p.output.z : 0);
     set(Phase::backward_inverse, in_groups * ceil_div(in_rows, p.rows_backward));
     // Enough chunks for many workers where there are few pairs of bundles, none shorter than a piece.
     const int pairs = p.few_outputs || problem.depthwise ? in_groups : p.in_bundles * out_groups;
@@ -429,7 +429,7 @@ std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
         if (buffer == Buffer::kernels_forward && !p.problem.depthwise)
             floats = p.few_outputs ? taps * p.in_bundles * out * V : p.out_bundles * in * taps * V;
         if (buffer == Buffer::kernels_backward) floats = p.in_bundles * out * taps * V;
-        if (buffer == Buffer::gradient_spectra && p.problem.kernel.x > 1)
+        if (buffer == Buffer::gradient_spectra && pads_gradient(p))
             floats = std::size_t(p.out_bundles) * p.output.z * p.output.y * padded_row(p) * V;
         if (buffer == Buffer::update_spectra) floats = std::size_t(p.update_chunks) * update_chunk_vectors(p) * V;
         return floats * sizeof(float);
@@ -534,7 +534,7 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
         set(Phase::kernels_forward, p.problem.depthwise ? 0.0 : 3 * weights / machine.memory_bytes);
         set(Phase::kernels_backward, 6 * weights / machine.memory_bytes);
         set(Phase::forward_inverse, forward + in_read + out_written);
-        set(Phase::gradient_transform, 8.0 * voxels * p.out_bundles * p.bundle / machine.memory_bytes);
+        set(Phase::gradient_transform, pads_gradient(p) ? 8.0 * voxels * p.out_bundles * p.bundle / machine.memory_bytes : 0.0);
         // Every tap of an input voxel is walked, in x also those that meet only zeros.
         const double rows = voxels / p.output.x * (is_pointwise(p) ? p.output.x : p.problem.input.x);
         set(Phase::backward_inverse, direct_seconds(p, p.problem.input.x, rows, out, p.in_bundles, machine) + out_read + in_written);
