@@ -84,23 +84,62 @@ def test_what_was_timed_is_kept_and_serves_layers_of_the_same_shape(own_cache):
     assert json.loads(file.read_text())["build"] == data["build"]
 
 
-def test_the_machine_is_calibrated_once(own_cache):
-    bundled.walls.cache_clear()
-    machine, peaks = bundled.walls()
+def test_auto_is_the_width_that_a_plan_makes_fastest(graph, monkeypatch):
+    def width(seconds, plan="model", **asked):
+        monkeypatch.setattr(planning, "_seconds", lambda plan, graph, request: seconds[request.bundle])
+        chosen, request = planning.resolve_width(plan, graph, Request(**asked))
+        chosen.check(graph, request.bundle)
+        return request.bundle
+
+    both = bundled.widths()
+    assert width({8: 1.0, 16: 0.99}) == 8, "as fast, so the one that pads fewer maps"
+    assert width({8: 1.0, 16: 0.8}) == both[-1] and width({8: 1.0, 16: 1.3}) == 8
+    assert width({8: 1.0, 16: 0.5}, plan="direct") == both[-1]
+    assert width({}, plan="fft") == 1
+    with pytest.raises(PlanError, match="memory limit"):
+        width({8: 1.0, 16: 0.8}, memory_limit=1 << 20)
+    resolve = planning.resolve
+    monkeypatch.setattr(planning, "resolve", lambda plan, graph, request: refuse() if request.bundle != 8 else resolve(plan, graph, request))
+    assert width({8: 1.0, 16: 0.8}) == 8, "the other one is refused"
+
+
+def refuse():
+    raise PlanError("memory limit")
+
+
+def test_the_predictions_behind_auto_count_padded_maps(graph):
+    for width in bundled.widths():
+        plan = planning.resolve("model", graph, Request(bundle=width))
+        convolutions = sum(layer.seconds for layer in plan.layers.values())
+        assert planning._seconds(plan, graph, Request(bundle=width)) == pytest.approx(
+            convolutions + bundled.image_seconds(graph, width, training=True))
+    layers = [{"conv": 24, "kernel": 3}, {"max_filter": 2}, {"conv": 1, "kernel": 3}]  # 24 maps: three bundles of 8, two of 16
+    small = Graph.build(znn.NetworkSpec.layered("padded", 1, layers), output=4)
+    assert bundled.image_seconds(small, 16, True) == pytest.approx(4 / 3 * bundled.image_seconds(small, 8, True))
+    assert bundled.image_seconds(small, 8, True) == pytest.approx(2 * bundled.image_seconds(small, 8, False))
+
+
+@pytest.mark.parametrize("width", bundled.widths())
+def test_the_machine_is_calibrated_once(own_cache, width):
+    def forget():
+        bundled.machine.cache_clear(), bundled.peaks.cache_clear()
+
+    forget()
+    machine, peaks = bundled.machine(width), bundled.peaks()
     assert peaks.flops > 1e9 and peaks.cache_bytes > 1e8 and peaks.memory_bytes > 1e8
     assert 0.05 * peaks.flops <= machine.product_flops <= peaks.flops
-    bundled.walls.cache_clear()
-    again, _ = bundled.walls()
-    assert [getattr(again, rate) for rate in bundled.RATES] == [getattr(machine, rate) for rate in bundled.RATES]
-    assert cache.read_text(f"machine-{znn._core.isa()}.json")
-    bundled.walls.cache_clear()
+    forget()
+    for found, rates, again in ((machine, bundled.RATES, bundled.machine(width)), (peaks, bundled.PEAKS, bundled.peaks())):
+        assert [getattr(again, rate) for rate in rates] == [getattr(found, rate) for rate in rates]
+    assert cache.read_text(f"machine-{znn._core.isa()}-bundle-{width}.json")
+    forget()
 
 
 @pytest.mark.parametrize("method", ["direct", "tiled", "fused"])
 def test_a_bound_is_what_work_and_bytes_need_at_least(graph, method):
     layer = layer_of(graph, "conv1")
     candidate = Candidate(method, None if method == "direct" else layer.tiles(1, method == "fused")[0])
-    native, peaks = layer.native(candidate), bundled.walls()[1]
+    native, peaks = layer.native(candidate), bundled.peaks()
     for (seconds, what), flops, count in zip(layer.bounds(candidate), native.flops, native.bytes):
         assert what in ("arithmetic", "cache", "memory") and seconds <= flops / peaks.flops + count / min(
             peaks.cache_bytes, peaks.memory_bytes)

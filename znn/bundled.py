@@ -85,21 +85,45 @@ def _write(name: str, values: Mapping[str, Any]) -> None:
     cache.write_text(name, json.dumps({"build": _build(), "values": values}, indent=0, sort_keys=True))
 
 
+def widths() -> tuple[int, ...]:
+    """The bundle widths that the code path of this machine has."""
+    return tuple(width for width in (8, 16) if _core.has_bundle(width))
+
+
 @lru_cache(maxsize=None)
-def walls() -> tuple[Any, Any]:
-    """The constants of the cost model and the peaks of one core: from the cache, or by a calibration of about 0.5 s."""
-    name = f"machine-{_core.isa()}.json"
-    found, peaks, known = _core.TiledMachine(), _core.TiledPeaks(), _read(name)
+def peaks() -> Any:
+    """The peaks of one core, measured in about a second or taken from the cache: operations per second, bytes per second of copies
+    in the last cache and in memory.
+    """
+    return _kept("peaks", _core.TiledPeaks(), PEAKS, _core.tiled_peaks)
+
+
+@lru_cache(maxsize=None)
+def machine(bundle: int) -> Any:
+    """The constants of the cost model for bundles of one width: from the cache, or by a calibration of about 0.5 s."""
+    return _kept(f"bundle-{bundle}", _core.TiledMachine(), RATES, lambda: _core.tiled_calibrate(peaks(), bundle))
+
+
+def place_of(count: int) -> str:
+    """Where so many bytes are found when they are read again: "cache", the last one, or "memory"."""
+    return "cache" if count <= _core.TiledMachine().l3_bytes / 2 else "memory"
+
+
+def copy_rate(place: str) -> float:
+    """Bytes per second, read and written, that one core copies there."""
+    return peaks().cache_bytes if place == "cache" else peaks().memory_bytes
+
+
+def _kept(what: str, found: Any, rates: Sequence[str], measure: Callable[[], Any]) -> Any:
+    name = f"machine-{_core.isa()}-{what}.json"
+    known = _read(name)
     try:
-        for target, names in ((found, RATES), (peaks, PEAKS)):
-            for rate in names:
-                setattr(target, rate, float(known[type(target).__name__][rate]))
+        for rate in rates:
+            setattr(found, rate, float(known[rate]))
     except (KeyError, TypeError, ValueError):
-        peaks = _core.tiled_peaks()
-        found = _core.tiled_calibrate(peaks)
-        _write(name, {type(target).__name__: {rate: getattr(target, rate) for rate in names}
-                      for target, names in ((found, RATES), (peaks, PEAKS))})
-    return found, peaks
+        found = measure()
+        _write(name, {rate: getattr(found, rate) for rate in rates})
+    return found
 
 
 # ---- one layer --------------------------------------------------------------------------------------------
@@ -109,7 +133,7 @@ class Layer:
     """
 
     def __init__(self, graph: Graph, edge: GraphEdge, bundle: int, backward: bool, training: bool = True) -> None:
-        self.name, self.backward, self.training = edge.name, backward, training
+        self.name, self.bundle, self.backward, self.training = edge.name, bundle, backward, training
         self.maps = graph.nodes[edge.source].maps, graph.nodes[edge.target].maps
         self.depthwise = edge.spec.depthwise
         self.shape = (*self.maps, edge.in_extent, edge.kernel, edge.sparsity, self.depthwise, bundle)
@@ -140,7 +164,7 @@ class Layer:
 
     def tiles(self, count: int, fused: bool = False) -> list[Extent]:
         """Tile extents by predicted seconds of a round, the least first."""
-        found = self._call(_core.tiled_candidates, walls()[0], count, self.backward, fused)
+        found = self._call(_core.tiled_candidates, machine(self.bundle), count, self.backward, fused)
         return [tuple(tile) for tile in found]
 
     def first_tile(self) -> Extent:
@@ -163,7 +187,7 @@ class Layer:
 
     def phases(self, candidate: Candidate) -> list[float]:
         """Predicted seconds of every phase on one core; 0 for those that do not take part."""
-        predicted = self.native(candidate).predict(walls()[0], self.backward)
+        predicted = self.native(candidate).predict(machine(self.bundle), self.backward)
         return self.recomputed(candidate, [s if self.takes_part(candidate, i) else 0.0 for i, s in enumerate(predicted)])
 
     def takes_part(self, candidate: Candidate, phase: int) -> bool:
@@ -191,8 +215,7 @@ class Layer:
         whole, pooled = self._pooled
         # Forward; backward: zeros first, then the gradients.
         count = 4 * ((whole + 2 * pooled) + (2 * whole + pooled) * self.training)
-        peaks = walls()[1]
-        return sum(phases) + count / (peaks.cache_bytes if 4 * whole < walls()[0].l3_bytes / 2 else peaks.memory_bytes)
+        return sum(phases) + count / copy_rate(place_of(4 * whole))
 
     def recomputed(self, candidate: Candidate, phases: Sequence[float]) -> list[float]:
         """Phases with the input's transforms, made once more for the update where spectra are not kept."""
@@ -256,7 +279,7 @@ class Layer:
         """
         pairs = self.maps[0] if self.depthwise else math.prod(self.maps)
         flop = 2.0 * pairs * math.prod(self._kernel) * math.prod(self._output)
-        probe = _core.TiledProbe(self.native(candidate), walls()[0], WHOLE_S)
+        probe = _core.TiledProbe(self.native(candidate), machine(self.bundle), WHOLE_S)
         found: dict[str, list[float]] = {name: [] for name in ("peak", *self.passes())}
         for turn in range(-WARM_UPS, turns):
             seconds = {"peak": _core.tiled_peak_seconds(flop)}
@@ -269,13 +292,11 @@ class Layer:
     # ---- the roofline
     def bounds(self, candidate: Candidate) -> list[tuple[float, str]]:
         """For every phase the seconds that one core needs at least, and what bounds it: arithmetic, cache or memory."""
-        native, peaks = self.native(candidate), walls()[1]
-        found = []
+        native, found = self.native(candidate), []
         for phase, (flops, count) in enumerate(zip(native.flops, native.bytes)):
             part = self.takes_part(candidate, phase)
-            fits = count <= _core.TiledMachine().l3_bytes / 2 or native.slabs > 1
-            rate, what = (peaks.cache_bytes, "cache") if fits else (peaks.memory_bytes, "memory")
-            found.append(max((part * flops / peaks.flops, "arithmetic"), (part * count / rate, what)))
+            place = "cache" if native.slabs > 1 else place_of(count)
+            found.append(max((part * flops / peaks().flops, "arithmetic"), (part * count / copy_rate(place), place)))
         if not self.keeps(candidate):
             product = found[UPDATE_PRODUCT]
             found[UPDATE_PRODUCT] = product[0] + found[INPUT_TRANSFORM][0], product[1]
@@ -294,6 +315,17 @@ def pool_after(graph: Graph, edge: GraphEdge) -> GraphEdge | None:
     names = {graph.nodes[edge.target].name, plain.name}
     alone = len(graph.incoming(pool.target)) == 1 and not names & set(graph.outputs)
     return pool if pool.kind == "max_pool" and pool.window == pool.stride and alone and not bias else None
+
+
+def image_seconds(graph: Graph, bundle: int, training: bool) -> float:
+    """Seconds of a round in which one core reads and writes the images of all edges but convolutions, padded to whole bundles."""
+    total = 0.0
+    for edge in graph.edges:
+        if edge.kind != "conv":
+            count = sum(4 * bundle * -(-graph.nodes[node].maps // bundle) * math.prod(graph.nodes[node].extent)
+                        for node in (edge.source, edge.target))
+            total += count * (1 + training) / copy_rate(place_of(count))
+    return total
 
 
 def _alike(a: Candidate, b: Candidate) -> bool:
@@ -339,7 +371,7 @@ class Timings:
         """The shortest of a few runs of each phase, in turns, so that a disturbance meets all. Who is clearly slower than
         the best leaves early.
         """
-        probes = {c: _core.TiledProbe(self._layer.native(c), walls()[0], PROBE_S) for c in candidates}
+        probes = {c: _core.TiledProbe(self._layer.native(c), machine(self._layer.bundle), PROBE_S) for c in candidates}
         part = {c: [self._layer.takes_part(c, phase) for phase in range(_core.TILED_PHASES)] for c in probes}
         least = {c: [math.inf] * _core.TILED_PHASES for c in probes}
         totals: dict[Candidate, list[float]] = {c: [] for c in probes}  # of the laps

@@ -175,7 +175,8 @@ def _describe_bundles(graph: Graph, options) -> None:
 
     if options.bundle == 1:
         return
-    bundled.walls()
+    for width in bundled.widths():
+        bundled.machine(width)
     before = _resident_bytes()
     with znn.Network(
         graph,
@@ -195,7 +196,7 @@ def _describe_bundles(graph: Graph, options) -> None:
             times = _traced_rounds(network, options.rounds)
         grown = _resident_bytes() - before
         expected = network.memory()
-    peaks = bundled.walls()[1]
+    peaks = bundled.peaks()
     print(
         f"\nin bundles of {network.bundle} maps, plan from {network.plan.source}; milliseconds of one core and round; bound: "
         f"{peaks.flops / 1e9:.0f} GFLOP/s, {peaks.cache_bytes / 1e9:.0f} GB/s in the last cache, "
@@ -415,7 +416,7 @@ def bench(options) -> None:
     for (method, count), times in zip(cases, samples):
         median = float(np.median(times[1:]))
         spread = (np.percentile(times[1:], 75) - np.percentile(times[1:], 25)) / median
-        print(f"{method:<18}{count:>8}{median:>12.4f}{spread:>9.0%}{graph.output_voxels / median:>18,.0f}")
+        print(f"{method:<18}{count:>8}{median:>12.4g}{spread:>9.0%}{graph.output_voxels / median:>18,.0f}")
 
 
 def _bench_against(options, threads: Sequence[int]) -> None:
@@ -457,7 +458,7 @@ def _side(method: str):
 
     engine = _engine_of(method)
     if "bundle" in engine:
-        return Side(f"ZNN {method}", "znn_bundled", engine | {"bundle": "auto"})
+        return Side(f"ZNN {method}", "znn_bundled", engine)
     return Side(f"ZNN {method}", "znn", engine)
 
 
@@ -474,7 +475,7 @@ def _engine_of(method: str) -> dict:
     """A plan of the paper's engine, or, as bundled or bundled:PLAN, of the one with bundles of maps."""
     engine, _, plan_name = method.partition(":")
     if engine == "bundled":
-        return {"bundle": 8, "plan": plan_name or "model"}
+        return {"bundle": "auto", "plan": plan_name or "model"}
     return {"plan": method}
 
 
@@ -664,7 +665,7 @@ def _add_engine(parser, plan_default: str = "model", bundle: int | str = 1) -> N
         type=parse_bundle,
         default=bundle,
         metavar="MAPS",
-        help=f"maps per bundle: 1 (the paper's engine), 8, or auto, the fastest (default {bundle})",
+        help=f"maps per bundle: 1 (the paper's engine), 8, with AVX-512 16, or auto, the fastest (default {bundle})",
     )
     parser.add_argument(
         "--plan",
@@ -725,7 +726,7 @@ def _add_plan(commands) -> None:
     _add_net(parser)
     parser.add_argument("--method", default="autotune", help="autotune (default), model, or a method everywhere")
     parser.add_argument(
-        "--bundle", type=parse_bundle, default="auto", metavar="MAPS", help="maps per bundle: 1, 8 or auto (default)"
+        "--bundle", type=parse_bundle, default="auto", metavar="MAPS", help="maps per bundle: 1, 8, with AVX-512 16, or auto (default)"
     )
     parser.add_argument("--threads", type=_positive, help="workers; default: one per usable physical core")
     parser.add_argument("--save", metavar="FILE", help="save the plan as JSON, for --plan FILE elsewhere")

@@ -75,7 +75,6 @@ class Network:
         for name in options.MEMOIZE:
             setattr(settings, f"memoize_{name}", name in kept)
         settings.threads = _thread_count(threads)
-        settings.bundle = self.bundle = _bundle(bundle, plan)
         settings.patches, settings.seed = self.patches, self.seed
         settings.pin, settings.trace, settings.input_gradient = bool(pin), bool(trace), bool(input_gradient)
         if input_gradient and not training:
@@ -86,9 +85,13 @@ class Network:
         settings.second_moments = optimiser.second_moments
         if memory_limit is not None:
             options.whole("memory_limit", memory_limit, 1)
-        self.plan_request = planning.Request(self.patches, kept, self.bundle, settings.threads, 1 + optimiser.second_moments,
+        self.plan_request = planning.Request(self.patches, kept, _bundle(bundle), settings.threads, 1 + optimiser.second_moments,
                                              settings.input_gradient, memory_limit, progress, bool(training))
-        self.plan = planning.resolve(plan, self.graph, self.plan_request)
+        if bundle == "auto":
+            self.plan, self.plan_request = planning.resolve_width(plan, self.graph, self.plan_request)
+        else:
+            self.plan = planning.resolve(plan, self.graph, self.plan_request)
+        settings.bundle = self.bundle = self.plan_request.bundle
         parameters = initial_parameters(self.graph, self.seed) if parameters is None else parameters
         self._check_state(parameters, complete=True)
         self._build(parameters)
@@ -361,9 +364,10 @@ def _graph(spec: Any, output: Any, input: Any) -> Graph:  # noqa: A002
     return Graph.build(spec, output=output, input=input)
 
 
-def _bundle(bundle: Any, plan: Any) -> int:
+def _bundle(bundle: Any) -> int:
+    """Maps per bundle; for "auto" a number that the plan replaces."""
     if bundle == "auto":
-        return 1 if planning.needs_single_maps(plan) else _core.preferred_bundle(8, 8)
+        return 1
     if bundle != 1 and not (isinstance(bundle, int) and _core.has_bundle(bundle)):
         raise SpecError(f"bundle is {bundle!r}, expected 1, 8" + (", 16" if _core.has_bundle(16) else "") + " or 'auto'")
     return int(bundle)

@@ -237,6 +237,40 @@ def resolve(plan: Any, graph: Graph, request: Request | None = None, **asked: An
     return result
 
 
+def resolve_width(plan: Any, graph: Graph, request: Request) -> tuple[Plan, Request]:
+    """`resolve` for the width of bundles that this network is fastest with (1 where the plan has a method that only the paper's
+    engine has): the plan, and the request with the width. Where both are as fast the narrower one is taken, which pads fewer maps.
+    """
+    if needs_single_maps(plan):
+        single = replace(request, bundle=1)
+        return resolve(plan, graph, single), single
+    requests = [replace(request, bundle=width) for width in bundled.widths()]
+    if len(requests) > 1 and plan == "autotune":  # what is clearly slower by the model is not timed
+        predicted = [_seconds(tiled_model_plan(graph, each), graph, each) for each in requests]
+        requests = [each for each, s in zip(requests, predicted) if s <= bundled.WORTH_MEASURING * min(predicted)]
+    found, refused = [], []
+    for each in requests:
+        try:
+            found.append((resolve(plan, graph, each), each))
+        except PlanError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    seconds = [_seconds(chosen, graph, each) for chosen, each in found]
+    return next(pair for pair, s in zip(found, seconds) if s <= (1 + bundled.NOISE) * min(seconds))
+
+
+def _seconds(plan: Plan, graph: Graph, request: Request) -> float:
+    """Seconds of a round on one core: of convolutions as the plan has them (predicted where it does not say), of other edges what
+    reading and writing their images takes.
+    """
+    total = request.patches * bundled.image_seconds(graph, request.bundle, request.training)
+    for layer in request.layers(graph):
+        known = plan.layers[layer.name]
+        total += request.patches * layer.predict(known.candidate) if known.seconds is None else known.seconds
+    return total
+
+
 def footprint(plan: Plan, graph: Graph, request: Request) -> Footprint:
     """The memory of a network of bundles with this plan."""
     chosen = {name: layer.candidate for name, layer in plan.layers.items()}

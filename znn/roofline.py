@@ -72,14 +72,12 @@ def _conv_rows(layer: bundled.Layer, candidate: bundled.Candidate, request: Requ
 
 def _simple_rows(graph: Graph, edge: GraphEdge, request: Request, backward: bool) -> list[PassRow]:
     """Edges of other kinds read one image and write another: nothing but bytes."""
-    machine, peaks = bundled.walls()
     each = [4 * request.patches * graph.nodes[node].maps * math.prod(graph.nodes[node].extent)
             for node in (edge.source, edge.target)]
     state = each[1] // (4 if has_small_window(edge) else 1) if edge.kind in STATEFUL else 0
     count = sum(each) + state
-    fits = count <= machine.l3_bytes / 2
-    seconds = count / (peaks.cache_bytes if fits else peaks.memory_bytes)
-    return [PassRow(edge.name, edge.kind, name, None, seconds, "cache" if fits else "memory", state)
+    place = bundled.place_of(count)
+    return [PassRow(edge.name, edge.kind, name, None, count / bundled.copy_rate(place), place, state)
             for name in ("forward", *["backward"] * backward)]
 
 

@@ -64,7 +64,6 @@ void register_tiled(py::module_& module) {
     module.def("tiled_peak_seconds", &tiled::peak_seconds, py::call_guard<py::gil_scoped_release>());
     module.def("tiled_calibrate", &tiled::calibrate, py::call_guard<py::gil_scoped_release>());
     module.def("has_bundle", &tiled::has_bundle);
-    module.def("preferred_bundle", &tiled::preferred_bundle);
     module.def("tiled_candidates", [](int in_maps, int out_maps, E input, E kernel, E sparsity, bool depthwise,
                                       int bundle, const Machine& machine, int count, bool backward,
                                       bool fused) {

@@ -1,6 +1,6 @@
 // Times the phases of one layer on one thread: tiled FFT at given or chosen tiles, or direct.
 //
-//     tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | depthwise | best] [SECONDS] [SPARSITY]
+//     tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | depthwise | best] [SECONDS] [SPARSITY] [BUNDLE]
 //
 // INPUT, KERNEL, TILE and SPARSITY are z,y,x or one number for a cube. `best` (the default) tries the model's first candidates and
 // the direct method and reports the fastest. Prints the shortest time of every phase, its prediction, and the sums.
@@ -129,7 +129,7 @@ void report(const LayerPlan& p, const Result& r, const Machine& machine) {
 
 int main(int argc, char** argv) {
     if (argc < 5) {
-        std::printf("usage: tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | depthwise | best] [SECONDS] [SPARSITY]\n");
+        std::printf("usage: tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | depthwise | best] [SECONDS] [SPARSITY] [BUNDLE]\n");
         return 2;
     }
     Problem problem{std::atoi(argv[1]), std::atoi(argv[2]), parse(argv[3]), parse(argv[4]),
@@ -137,8 +137,8 @@ int main(int argc, char** argv) {
     const std::string how = argc > 5 ? argv[5] : "best";
     problem.depthwise = how == "depthwise";
     const double seconds = argc > 6 ? std::atof(argv[6]) : 0.5;
-    const int bundle = preferred_bundle(problem.in_maps, problem.out_maps);
-    const Machine machine = calibrate(measure_peaks());
+    const int bundle = argc > 8 ? std::atoi(argv[8]) : 8;
+    const Machine machine = calibrate(measure_peaks(), bundle);
     std::printf("calibrated GFLOP/s: product %.1f, direct %.1f, transform %.1f, kernels %.1f; memory %.1f GB/s\n",
                 machine.product_flops * 1e-9, machine.direct_flops * 1e-9, machine.transform_flops * 1e-9,
                 machine.expand_flops * 1e-9, machine.memory_bytes * 1e-9);

@@ -162,17 +162,18 @@ struct Fit {
 
 }  // namespace
 
-Machine calibrate(const Peaks& peaks) {
+Machine calibrate(const Peaks& peaks, int bundle) {
     Machine machine;
     const double peak = peaks.flops;
     machine.memory_bytes = peaks.memory_bytes;
     const Extent once{1, 1, 1};
-    Trial tiles(plan_tiled({24, 24, {26, 26, 26}, {3, 3, 3}, once}, 8, {14, 14, 14}));   // eight, in L2
-    Trial one(plan_tiled({24, 24, {16, 16, 16}, {5, 5, 5}, once}, 8, {16, 16, 16}));     // nothing but kernels
-    Trial large(plan_tiled({16, 16, {28, 28, 52}, {5, 5, 5}, once}, 8, {28, 28, 28}));   // scratch beyond L2
-    Trial flat(plan_tiled({24, 24, {1, 64, 64}, {1, 11, 11}, once}, 8, {1, 32, 32}));    // kernels too long for tables
-    Trial fused(plan_fused({1, 24, {42, 42, 42}, {3, 3, 3}, once}, 8, {16, 16, 16}));    // a first layer
-    Trial direct(plan_direct({24, 24, {26, 26, 26}, {3, 3, 3}, once}, 8));
+    const int few = 2 * bundle, many = bundle == 8 ? 24 : 32;  // no bundle is padded
+    Trial tiles(plan_tiled({many, many, {26, 26, 26}, {3, 3, 3}, once}, bundle, {14, 14, 14}));   // eight, in L2
+    Trial one(plan_tiled({many, many, {16, 16, 16}, {5, 5, 5}, once}, bundle, {16, 16, 16}));     // nothing but kernels
+    Trial large(plan_tiled({few, few, {28, 28, 52}, {5, 5, 5}, once}, bundle, {28, 28, 28}));   // scratch beyond L2
+    Trial flat(plan_tiled({many, many, {1, 64, 64}, {1, 11, 11}, once}, bundle, {1, 32, 32}));    // kernels too long for tables
+    Trial fused(plan_fused({1, many, {42, 42, 42}, {3, 3, 3}, once}, bundle, {16, 16, 16}));    // a first layer
+    Trial direct(plan_direct({many, many, {26, 26, 26}, {3, 3, 3}, once}, bundle));
     Fit fits[] = {
         {tiles, Phase::kernels_forward, &Machine::expand_flops, 0.05 * peak, 1.5 * peak},
         {flat, Phase::kernels_forward, &Machine::line_flops, 0.02 * peak, peak},

@@ -134,7 +134,8 @@ double bytes_of_spectra(const LayerPlan& p, int bundles) {
 
 double product_seconds(const LayerPlan& p, int maps, int bundles, const Machine& machine) {
     const double frequencies = double(p.pencils) * p.axis[0].T;
-    const double multiply = frequencies * p.tiles * maps * bundles * 8.0 * p.bundle / machine.product_flops;
+    const double one = frequencies * maps * bundles * 8.0 * p.bundle / machine.product_flops, multiply = one * p.tiles;
+    if (const int pairs = turned_pairs(p.axis[0]); pairs && p.tiles_per_slab >= kTurnedTiles) return multiply + one * pairs * p.slabs;
     // Kernels are expanded once per slab, and come from L2 again for all of its tiles: dear where these are few.
     const double lines = double(p.pencils) * p.slabs * maps * bundles;
     const double expand = lines * kernel_line_ops(p.axis[0]) * p.bundle / expand_rate(p.axis[0], machine);
@@ -292,8 +293,9 @@ void size_tiled_pieces(LayerPlan& p, const Machine& machine) {
     const long taps = long(p.problem.kernel.volume()), T = p.axis[0].T;
     const long transforms = tile.total() + p.bundle * taps;
     const long forward = p.chunk_out * T * (2L * in + 2) + 2 * T, backward = p.chunk_in * T * (2L * out + 2) + 2 * T;
+    const long turned = (2L * kTurnedPairs + 2) * 2 * std::max(in, out);  // pairs of taps, and what becomes of them
     const long update = long(p.in_bundles) * p.bundle * (2 * T + 2) + kernel_pencil(p, in) + 2 * T;
-    p.scratch = std::size_t(std::max({transforms, forward, backward, update})) * p.bundle * sizeof(float);
+    p.scratch = std::size_t(std::max({transforms, forward, backward, turned, update})) * p.bundle * sizeof(float);
 }
 
 LayerPlan base_plan(const Problem& problem, int bundle) {
@@ -311,10 +313,6 @@ LayerPlan base_plan(const Problem& problem, int bundle) {
 
 const char* isa() { return path().name; }
 bool has_bundle(int bundle) { return bundle == 8 || (bundle == 16 && path().tiled16); }
-
-int preferred_bundle(int in_maps, int out_maps) {
-    return has_bundle(16) && in_maps % 16 == 0 && out_maps % 16 == 0 ? 16 : 8;
-}
 
 bool has_transform(int extent) {
     return extent >= 1 && (extent <= 32 || (extent <= 128 && extent % 8 == 0));

@@ -1,7 +1,9 @@
 // The complex matrix products, frequency by frequency: tiles x input maps times input maps x output maps.
 //
 // R tiles by NB output vectors stay in registers; spectra enter by broadcasts of single floats, kernels as vectors. Kernel
-// spectra arrive transformed along two axes and are expanded along the third into scratch, where they stay in L2.
+// spectra arrive transformed along two axes. Where there are tiles enough to share it, short kernels are transformed along
+// the third frequency by frequency, in the block of registers that needs them first, from pairs of taps that stay in L1;
+// others are expanded into scratch, where they stay in L2.
 #include <algorithm>
 
 #include "tiled/layout.hpp"
@@ -21,23 +23,59 @@ constexpr int kUpdateRows = 4;
 constexpr int kRows[] = {0, 2, 1, 1, 1};
 constexpr int kUpdateRows = 2;
 #endif
-constexpr int kMaxRows = 8, kMaxGroup = 4;
+constexpr int kMaxGroup = 4;
 
 ZNN_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
-// sums += a w, or a conj(w).
-template <int NB, bool CONJ>
-ZNN_INLINE void multiply_add(float xr, float xi, const V* wr, const V* wi, V* re, V* im) {
-    for (int b = 0; b < NB; ++b) re[b] += xr * wr[b], im[b] += xi * wr[b];
-    for (int b = 0; b < NB; ++b) {
-        if constexpr (CONJ)
-            re[b] += xi * wi[b], im[b] -= xr * wi[b];
-        else
-            re[b] -= xi * wi[b], im[b] += xr * wi[b];
-    }
-}
+using ZNN_VARIANT::clear;
 
-// Steps in floats for a, in vectors for w and c.
+// Complex numbers of one bundle, in memory [re V, im V], and sums of products x w, or x conj(w), with numbers x of one map.
+#if defined(__AVX512F__) && ZNN_V == 8
+// Both parts fill a register. What re and im of x are multiplied with is summed apart, and put together at the end.
+typedef float Complex __attribute__((vector_size(64)));
+typedef float ComplexInMemory __attribute__((vector_size(64), may_alias, aligned(32)));
+typedef int Lanes __attribute__((vector_size(64)));
+ZNN_INLINE Complex load(const V* p) { return *reinterpret_cast<const ComplexInMemory*>(p); }
+ZNN_INLINE void store(V* p, Complex c) { *reinterpret_cast<ComplexInMemory*>(p) = c; }
+template <bool CONJ>
+struct Sum {
+    Complex by_re, by_im;
+    ZNN_INLINE void add(float re, float im, Complex w) { by_re += re * w, by_im += im * w; }
+    ZNN_INLINE Complex value() const {
+        const Complex sign = {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1};
+        const Complex turned = __builtin_shuffle(by_im, Lanes{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
+        return CONJ ? by_re * sign + turned : by_re - turned * sign;
+    }
+};
+template <bool CONJ>
+ZNN_INLINE void clear(Sum<CONJ>& s) { s.by_re = s.by_im = Complex{}; }
+#else
+struct Complex {
+    V re, im;
+};
+ZNN_INLINE Complex load(const V* p) { return {p[0], p[1]}; }
+ZNN_INLINE void store(V* p, Complex c) { p[0] = c.re, p[1] = c.im; }
+ZNN_INLINE Complex operator+(Complex a, Complex b) { return {a.re + b.re, a.im + b.im}; }
+ZNN_INLINE Complex operator-(Complex a, Complex b) { return {a.re - b.re, a.im - b.im}; }
+ZNN_INLINE Complex operator*(float a, Complex b) { return {a * b.re, a * b.im}; }
+template <bool CONJ>
+struct Sum {
+    V re, im;
+    ZNN_INLINE void add(float xr, float xi, Complex w) {
+        re += xr * w.re, im += xi * w.re;
+        if constexpr (CONJ)
+            re += xi * w.im, im -= xr * w.im;
+        else
+            re -= xi * w.im, im += xr * w.im;
+    }
+    ZNN_INLINE Complex value() const { return {re, im}; }
+};
+template <bool CONJ>
+ZNN_INLINE void clear(Sum<CONJ>& s) { s.re = s.im = V{}; }
+#endif
+
+// Steps in floats for a, in vectors for w and c. With pairs of taps, `turn` has the cosine and sine of the frequency for
+// each, and what they come to is left in `turned`.
 struct Block {
     const float* a;
     long a_tile, a_bundle;
@@ -46,48 +84,68 @@ struct Block {
     long w_out;
     V* c;
     long c_tile, c_out;
+    const float* turn = nullptr;
+    V* turned = nullptr;
+    const char* ahead = nullptr;  // a line of cache for each map to fetch meanwhile
+    long ahead_step = 0;
 };
 
-template <int R, int NB, bool CONJ>
-void forward_block(const Block& k) {
-    V re[R][NB], im[R][NB];
-    clear(re), clear(im);
-    const V* w = k.w;
-    const float* a = k.a;
-    for (int left = k.maps; left > 0; left -= kV, a += k.a_bundle) {
-        for (int r = 0; r < R; ++r) prefetch(a + r * k.a_tile + 2 * kV);
-        const int lanes = std::min(left, kV);
-#pragma GCC unroll 2
-        for (int l = 0; l < lanes; ++l, w += 2) {
-            V wr[NB], wi[NB];
-            for (int b = 0; b < NB; ++b) wr[b] = w[b * k.w_out], wi[b] = w[b * k.w_out + 1];
-            for (int r = 0; r < R; ++r)
-                multiply_add<NB, CONJ>(a[r * k.a_tile + l], a[r * k.a_tile + kV + l], wr, wi, re[r], im[r]);
-        }
-    }
-    for (int r = 0; r < R; ++r) {
-        for (int b = 0; b < NB; ++b) {
-            V* c = k.c + r * k.c_tile + b * k.c_out;
-            c[0] = re[r][b], c[1] = im[r][b];
+// Complex numbers of one map: the middle tap, then what the cosine and what the sine of each of H pairs multiplies.
+constexpr int pair_vectors(int half) { return 2 + 4 * half; }
+
+template <int H>
+void make_pairs(const Axis& axis, const V* kernels, int maps, V* pairs) {
+    const bool even = axis.k % 2 == 0;
+    for (int i = 0; i < maps; ++i, kernels += 2 * axis.k, pairs += pair_vectors(H)) {
+        const shorts::Pairs<H> re = shorts::load_pairs<H>(kernels, 2, even, pairs[0]);
+        const shorts::Pairs<H> im = shorts::load_pairs<H>(kernels + 1, 2, even, pairs[1]);
+        for (int j = 0; j < H; ++j) {
+            V* p = pairs + 2 + 4 * j;
+            p[0] = re.sum[j], p[1] = im.sum[j];
+            p[2] = im.difference[j], p[3] = -re.difference[j];
         }
     }
 }
 
+template <int R, int NB, bool CONJ, int H = 0, bool KEEP = false>
+void forward_block(const Block& given) {
+    static_assert(H == 0 || NB == 1);
+    const Block k = given;
+    Sum<CONJ> sum[R][NB];
+    clear(sum);
+    const V* at = k.w;
+    const float* a = k.a;
+    const char* ahead = k.ahead;
+    V* turned = k.turned;
+    float turn[2 * H + 1];
+    for (int j = 0; j < 2 * H; ++j) turn[j] = k.turn[j];
+    for (int left = k.maps; left > 0; left -= kV, a += k.a_bundle) {
+        for (int r = 0; r < R; ++r)
+            for (int line = 0; line < 2 * kV; line += 16) prefetch(a + r * k.a_tile + 2 * kV + line);
+        const int lanes = std::min(left, kV);
+#pragma GCC unroll 2
+        for (int l = 0; l < lanes; ++l, at += H ? pair_vectors(H) : 2, ahead += k.ahead_step) {
+            __builtin_prefetch(ahead, 0, 2);
+            Complex w[NB];
+            for (int b = 0; b < NB; ++b) w[b] = load(at + b * k.w_out);
+            for (int j = 0; j < 2 * H; ++j) w[0] = w[0] + turn[j] * load(at + 2 + 2 * j);
+            if constexpr (KEEP) store(turned, w[0]), turned += 2;
+            for (int r = 0; r < R; ++r)
+                for (int b = 0; b < NB; ++b) sum[r][b].add(a[r * k.a_tile + l], a[r * k.a_tile + kV + l], w[b]);
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int b = 0; b < NB; ++b) store(k.c + r * k.c_tile + b * k.c_out, sum[r][b].value());
+}
+
 using BlockFunction = void (*)(const Block&);
 
-template <int NB, bool CONJ>
+template <int NB, bool CONJ, int H = 0, bool KEEP = false, int R = 1>
 BlockFunction block_function(int rows) {
-    switch (rows) {
-        case 1: return forward_block<1, NB, CONJ>;
-        case 2: if constexpr (kRows[NB] >= 2) return forward_block<2, NB, CONJ>; [[fallthrough]];
-        case 3: if constexpr (kRows[NB] >= 3) return forward_block<3, NB, CONJ>; [[fallthrough]];
-        case 4: if constexpr (kRows[NB] >= 4) return forward_block<4, NB, CONJ>; [[fallthrough]];
-        case 5: if constexpr (kRows[NB] >= 5) return forward_block<5, NB, CONJ>; [[fallthrough]];
-        case 6: if constexpr (kRows[NB] >= 6) return forward_block<6, NB, CONJ>; [[fallthrough]];
-        case 7: if constexpr (kRows[NB] >= 7) return forward_block<7, NB, CONJ>; [[fallthrough]];
-        default: if constexpr (kRows[NB] >= 8) return forward_block<8, NB, CONJ>;
+    if constexpr (R < kRows[NB]) {
+        if (rows > R) return block_function<NB, CONJ, H, KEEP, R + 1>(rows);
     }
-    return nullptr;
+    return forward_block<R, NB, CONJ, H, KEEP>;
 }
 
 template <bool CONJ>
@@ -100,6 +158,13 @@ BlockFunction block_function(int group, int rows) {
     }
 }
 
+// The block that transforms pairs of taps itself; keep: for others, too.
+template <bool CONJ>
+BlockFunction turning_function(int rows, int half, bool keep) {
+    if (half == 1) return keep ? block_function<1, CONJ, 1, true>(rows) : block_function<1, CONJ, 1>(rows);
+    return keep ? block_function<1, CONJ, 2, true>(rows) : block_function<1, CONJ, 2>(rows);
+}
+
 // Output bundles per register block: many tiles fill the registers alone.
 int group_of(int tiles) {
     for (int group = 1; group < kMaxGroup; ++group)
@@ -107,41 +172,60 @@ int group_of(int tiles) {
     return kMaxGroup;
 }
 
-// Tiles of one group in nearly equal blocks.
+// Tiles of one group in nearly equal blocks, of which the first may transform the kernels for all.
 struct Blocks {
     int count;
-    BlockFunction even, more;  // the first `larger` blocks have one row more
+    BlockFunction first, even, more;  // the first `larger` blocks have one row more
     int rows, larger;
+    bool turns;
 
     template <bool CONJ>
-    static Blocks make(int tiles, int group) {
+    static Blocks make(int tiles, int group, int half = 0) {
         Blocks b;
         b.count = ceil_div(tiles, kRows[group]);
         b.rows = tiles / b.count;
         b.larger = tiles % b.count;
         b.even = block_function<CONJ>(group, b.rows);
         b.more = b.larger ? block_function<CONJ>(group, b.rows + 1) : b.even;
+        b.turns = half > 0;
+        b.first = half ? turning_function<CONJ>(b.rows + (b.larger > 0), half, b.count > 1) : b.more;
         return b;
     }
     void run(Block k) const {
         for (int i = 0; i < count; ++i) {
             const int r = i < larger ? rows + 1 : rows;
-            (i < larger ? more : even)(k);
+            (i == 0 ? first : i < larger ? more : even)(k);
             k.a += r * k.a_tile;
             k.c += r * k.c_tile;
+            if (turns) k.w = k.turned;
+            k.ahead_step = 0;
         }
     }
 };
 
-// Walks through the next pencil's spectra, a few lines at a time, so that they are in L2 when their turn comes.
-struct Prefetcher {
-    const char* next;
-    long left, per_step;
+// What is needed soon, first things first, a few lines of cache for each block, so that it is in L2 when its turn comes: at once
+// they would hold up the block's own reads.
+struct Lookout {
+    struct Stream {
+        const char* next;
+        long lines;
+    } streams[3];
+    int at = 0;
 
-    Prefetcher(const float* from, long floats, long steps, bool any)
-        : next(reinterpret_cast<const char*>(from)), left(any ? floats / 16 : 0), per_step(left / steps + 1) {}
-    void step() {
-        for (long i = std::min(per_step, left); i > 0; --i, --left, next += 64) __builtin_prefetch(next, 0, 2);
+    static Stream stream(const void* from, long floats) { return {static_cast<const char*>(from), floats / 16}; }
+    // Where a block finds `lines` lines to fetch, `step` bytes apart.
+    const char* take(long lines, long& step) {
+        while (at < 3 && streams[at].lines <= 0) ++at;
+        step = at < 3 ? 64 : 0;
+        if (at == 3) return streams[2].next;
+        const char* from = streams[at].next;
+        streams[at].next += 64 * lines, streams[at].lines -= lines;
+        return from;
+    }
+    void first(const void* from, long floats) { at = 0, streams[0] = stream(from, floats); }
+    void fetch(long lines) {
+        long step;
+        for (const char* next = take(lines, step); lines > 0; --lines, next += step) __builtin_prefetch(next, 0, 2);
     }
 };
 
@@ -153,93 +237,219 @@ struct SpectraView {
     long pencil;
 };
 
-template <bool CONJ>
-void product_of(const LayerPlan& p, const Buffers& b, int tiles, SpectraView spectra, SpectraView result, int p0, int p1,
-                int first, int last, float* scratch) {
-    const Axis& axis = p.axis[0];
-    const int T = axis.T, maps = CONJ ? p.problem.in_maps : p.problem.out_maps, chunk = CONJ ? p.chunk_out : p.chunk_in;
-    const V* kernels = vec(b.at(CONJ ? Buffer::kernels_forward : Buffer::kernels_backward));
-    const long line = 2 * p.line, step = 2 * maps + 2, kernel = kernel_pencil(p, maps);
-    V* expanded = vec(scratch);
-    V* buffer = expanded + long(chunk) * T * step;
+// Cosines and sines of a line's frequency f for its pairs of taps.
+void set_turn(const Axis& axis, int f, float* turn) {
+    const int half = axis.k / 2, folded = std::min(f, axis.T - f);
+    for (int j = 0; j < half; ++j) {
+        turn[2 * j] = axis.cosines[folded * half + j];
+        turn[2 * j + 1] = f == folded ? axis.sines[folded * half + j] : -axis.sines[folded * half + j];
+    }
+}
 
-    const int group = std::min({group_of(tiles), last - first, chunk});
-    const Blocks full = Blocks::make<CONJ>(tiles, group);
-    for (int pencil = p0; pencil < p1; ++pencil) {
-        const float* a = spectra.data + pencil * spectra.pencil;
-        V* c = vec(result.data + pencil * result.pencil);
-        Prefetcher ahead(a + spectra.pencil, spectra.pencil, long(T) * ceil_div(last - first, group),
-                         pencil + 1 < p1 && spectra.pencil <= kPrefetchFloats);
-        for (int o0 = first; o0 < last; o0 += chunk) {
-            const int o1 = std::min(last, o0 + chunk);
-            for (int o = o0; o < o1; ++o)
-                kernel_line(axis, kernels + (long(o) * p.pencils + pencil) * kernel, 2, 2 * axis.k,
-                            expanded + (o - o0) * T * step, step, 2, maps, buffer);
+// The product of `tiles` tiles with the kernels, pencils [p0, p1), for all `bundles` of outputs.
+template <bool CONJ>
+struct Product {
+    const LayerPlan& p;
+    int tiles, bundles, p1;
+    SpectraView spectra, result;
+    const V* kernels;
+    V* scratch;
+
+    const Axis& axis = p.axis[0];
+    const int T = axis.T, maps = CONJ ? p.problem.in_maps : p.problem.out_maps;
+    const int chunk = CONJ ? p.chunk_out : p.chunk_in, group = std::min({group_of(tiles), bundles, chunk});
+    const int half = tiles >= kTurnedTiles ? turned_pairs(axis) : 0;
+    const long line = 2 * p.line, kernel = kernel_pencil(p, maps);
+    const Blocks full = Blocks::make<CONJ>(tiles, group, half);
+
+    const V* taps(int pencil, int o) const { return kernels + (long(o) * p.pencils + pencil) * kernel; }
+    // What the next pencil reads, and where it writes; first comes what a part of this one needs.
+    Lookout next(int pencil) const {
+        const auto stream = [&](SpectraView view) {
+            return Lookout::stream(view.data + (pencil + 1) * view.pencil, pencil + 1 < p1 && view.pencil <= kPrefetchFloats ? view.pencil : 0);
+        };
+        return {{{}, stream(spectra), stream(result)}};
+    }
+    void block(const Blocks& blocks, int pencil, int o, int f, Block b, Lookout& ahead) const {
+        b.a = spectra.data + pencil * spectra.pencil + 2 * kV * f, b.a_tile = line * kV, b.a_bundle = line * kV * tiles, b.maps = maps;
+        b.c = vec(result.data + pencil * result.pencil) + o * tiles * line + 2 * f, b.c_tile = line, b.c_out = line * tiles;
+        b.ahead = ahead.take(maps, b.ahead_step);
+        blocks.run(b);
+    }
+    // Kernels transformed in the blocks.
+    void turned(int pencil) const {
+        V *pairs = scratch, *turned = pairs + long(maps) * pair_vectors(half);
+        Lookout ahead = next(pencil);
+        for (int o = 0; o < bundles; ++o) {
+            (half == 1 ? make_pairs<1> : make_pairs<2>)(axis, taps(pencil, o), maps, pairs);
+            const bool last = o + 1 == bundles;
+            ahead.first(last ? taps(pencil + 1, 0) : taps(pencil, o + 1), last && pencil + 1 == p1 ? 0 : kernel * kV);
             for (int f = 0; f < T; ++f) {
-                for (int o = o0; o < o1; o += group) {
-                    ahead.step();
-                    const Block block{a + 2 * kV * f, line * kV, line * kV * tiles, maps,
-                                      expanded + ((o - o0) * T + f) * step, T * step,
-                                      c + (o - first) * tiles * line + 2 * f, line, line * tiles};
-                    if (o + group <= o1)
-                        full.run(block);
-                    else
-                        Blocks::make<CONJ>(tiles, o1 - o).run(block);
-                }
+                float turn[2 * kTurnedPairs];
+                set_turn(axis, f, turn);
+                block(full, pencil, o, f, {.w = pairs, .turn = turn, .turned = turned}, ahead);
             }
         }
     }
-}
+    // Kernels transformed before, as many bundles at a time as L2 holds.
+    void expanded(int pencil) const {
+        const long step = 2 * maps + 2;
+        V *lines = scratch, *buffer = lines + long(chunk) * T * step;
+        Lookout ahead = next(pencil);
+        for (int o0 = 0; o0 < bundles; o0 += chunk) {
+            const int o1 = std::min(bundles, o0 + chunk);
+            for (int o = o0; o < o1; ++o)
+                kernel_line(axis, taps(pencil, o), 2, 2 * axis.k, lines + (o - o0) * T * step, step, 2, maps, buffer);
+            for (int f = 0; f < T; ++f)
+                for (int o = o0; o < o1; o += group)
+                    block(o + group <= o1 ? full : Blocks::make<CONJ>(tiles, o1 - o), pencil, o, f,
+                          {.w = lines + ((o - o0) * T + f) * step, .w_out = T * step}, ahead);
+        }
+    }
+    void run(int p0) const {
+        for (int pencil = p0; pencil < p1; ++pencil) half ? turned(pencil) : expanded(pencil);
+    }
+};
 
 }  // namespace
 
 void product(const LayerPlan& p, bool forward, int slab, int p0, int p1, const Buffers& b, float* scratch) {
     const int tiles = p.slab_tiles(slab);
     if (forward)
-        product_of<true>(p, b, tiles, {b.at(Buffer::input_spectra) + p.input_place(slab, b.keep), p.in_pencil},
-                         {b.at(Buffer::output_spectra) + p.passing_out(slab), p.out_pencil}, p0, p1, 0, p.out_bundles,
-                         scratch);
+        Product<true>{p, tiles, p.out_bundles, p1, {b.at(Buffer::input_spectra) + p.input_place(slab, b.keep), p.in_pencil},
+                      {b.at(Buffer::output_spectra) + p.passing_out(slab), p.out_pencil}, vec(b.at(Buffer::kernels_forward)),
+                      vec(scratch)}.run(p0);
     else
-        product_of<false>(p, b, tiles, {b.at(Buffer::gradient_spectra) + p.passing_out(slab), p.out_pencil},
-                          {b.at(Buffer::input_gradient_spectra) + p.passing_in(slab), p.in_pencil}, p0, p1, 0,
-                          p.in_bundles, scratch);
+        Product<false>{p, tiles, p.in_bundles, p1, {b.at(Buffer::gradient_spectra) + p.passing_out(slab), p.out_pencil},
+                       {b.at(Buffer::input_gradient_spectra) + p.passing_in(slab), p.in_pencil}, vec(b.at(Buffer::kernels_backward)),
+                       vec(scratch)}.run(p0);
 }
+
+namespace {
 
 // Sums over tiles of x conj(g): R maps of an input bundle by one output bundle. `out` steps by map.
 template <int R>
-static ZNN_INLINE void update_block(const float* x, const V* g, long line, int tiles, V* out, long out_map) {
-    V re[R], im[R];
-    clear(re), clear(im);
+void update_block(const float* x, const V* g, long line, int tiles, V* out, long out_map) {
+    Sum<true> sum[R];
+    clear(sum);
 #pragma GCC unroll 2
     for (int t = 0; t < tiles; ++t, x += line * kV, g += line) {
-        const V gr = g[0], gi = g[1];
-        for (int r = 0; r < R; ++r) multiply_add<1, true>(x[r], x[kV + r], &gr, &gi, &re[r], &im[r]);
+        const Complex at = load(g);
+        for (int r = 0; r < R; ++r) sum[r].add(x[r], x[kV + r], at);
     }
-    for (int r = 0; r < R; ++r) out[r * out_map] = re[r], out[r * out_map + 1] = im[r];
+    for (int r = 0; r < R; ++r) store(out + r * out_map, sum[r].value());
 }
+
+// The same at frequency f and at its mirror image, `mirror` vectors on, added to the sums over frequencies that a line's taps are
+// made of (pair_vectors). MIRROR: f has one. Meanwhile lines are fetched that other blocks need: `near`, step by step with
+// the tiles, into L1, `ahead` into L2.
+template <int R, int H, bool MIRROR>
+void update_turned(const float* x, const V* g, long line, long mirror, int tiles, const float* turn, V* sums, const float* near,
+                   const char* ahead, long ahead_step) {
+    Sum<true> sum[R], other[R];
+    clear(sum), clear(other);
+    for (int t = 0; t < tiles; ++t, x += line * kV, g += line, ahead += ahead_step) {
+        __builtin_prefetch(ahead, 0, 2);
+        const Complex at = load(g);
+        for (int r = 0; r < R; ++r) sum[r].add(x[r], x[kV + r], at);
+        if constexpr (MIRROR) {
+            const float* y = x + mirror * kV;
+            const Complex there = load(g + mirror);
+            for (int l = 0; l < 2 * kV; l += 16) prefetch(near + l);
+            near += line * kV;
+            for (int r = 0; r < R; ++r) other[r].add(y[r], y[kV + r], there);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r, sums += pair_vectors(H)) {
+        const Complex even = sum[r].value() + other[r].value(), odd = sum[r].value() - other[r].value();
+        store(sums, load(sums) + even);
+        for (int j = 0; j < H; ++j) {
+            V* pair = sums + 2 + 4 * j;
+            store(pair, load(pair) + turn[2 * j] * even);
+            if constexpr (MIRROR) store(pair + 2, load(pair + 2) + turn[2 * j + 1] * odd);
+        }
+    }
+}
+
+// The taps of one map's line.
+template <int H>
+void store_taps(const V* sums, bool even, bool add, V* out) {
+    const auto put = [&](int tap, V re, V im) {
+        V* to = out + 2 * tap;
+        to[0] = add ? to[0] + re : re, to[1] = add ? to[1] + im : im;
+    };
+    put(H, sums[0], sums[1]);
+    for (int j = 1; j <= H; ++j) {
+        const V* pair = sums + 4 * j - 2;
+        put(H - j, pair[0] + pair[3], pair[1] - pair[2]);
+        if (!(even && j == H)) put(H + j, pair[0] - pair[3], pair[1] + pair[2]);
+    }
+}
+
+// One pencil, short kernels: [map][tap] for every output bundle `out_bundle` vectors apart.
+template <int H>
+void update_pencil(const LayerPlan& p, int tiles, const float* x, const V* gradient, bool add, V* out, long out_bundle,
+                          Lookout& ahead, V* sums) {
+    constexpr int R = kUpdateRows / 2;
+    const Axis& axis = p.axis[0];
+    const int T = axis.T, maps = p.problem.in_maps;
+    const long line = 2 * p.line;
+    for (int o = 0; o < p.out_bundles; ++o, gradient += tiles * line, out += out_bundle) {
+        for (int i0 = 0; i0 < maps; i0 += kV) {
+            const int lanes = std::min(kV, maps - i0);
+            const float* bundle = x + i0 * tiles * line;
+            V* taps = out + i0 * 2L * axis.k;
+            ahead.first(taps, lanes * 2L * axis.k * kV);
+            std::fill_n(sums, kV * pair_vectors(H), V{});
+            for (int f = 0; f <= T / 2; ++f) {
+                float turn[2 * H];
+                set_turn(axis, f, turn);
+                const auto add_rows = (f > 0 && 2 * f < T) ? update_turned<R, H, true> : update_turned<R, H, false>;
+                const float *x_at = bundle + 2 * f * kV, *g_at = reinterpret_cast<const float*>(gradient + 2 * f);
+                const long mirror = 2 * (T - 2 * f);
+                const float* near[] = {x_at + 2 * kV, x_at + (mirror - 2) * kV, g_at + 2 * kV, g_at + (mirror - 2) * kV};
+                for (int i = 0; i < lanes; i += R) {
+                    long step;
+                    const char* next = ahead.take(tiles, step);
+                    add_rows(x_at + i, gradient + 2 * f, line, mirror, tiles, turn, sums + i * pair_vectors(H), near[i / R % 4], next, step);
+                }
+            }
+            for (int i = 0; i < lanes; ++i)
+                store_taps<H>(sums + i * pair_vectors(H), axis.k % 2 == 0, add, taps + i * 2L * axis.k);
+        }
+    }
+}
+
+}  // namespace
 
 void update_product(const LayerPlan& p, int slab, int p0, int p1, const Buffers& b, float* scratch) {
     const Axis& axis = p.axis[0];
     const int T = axis.T, maps = p.problem.in_maps, tiles = p.slab_tiles(slab);
-    const long line = 2 * p.line, step = 2 * T + 2, kernel = kernel_pencil(p, maps);
+    const long line = 2 * p.line, step = 2 * T + 2, kernel = kernel_pencil(p, maps), bundle = p.pencils * kernel;
+    const bool turned = turned_pairs(axis) && tiles >= kTurnedTiles * turned_pairs(axis);
     V* sums = vec(scratch);
     V* taps = sums + p.in_bundles * kV * step;
     V* buffer = taps + kernel;
     for (int pencil = p0; pencil < p1; ++pencil) {
         const float* x = b.at(Buffer::input_spectra) + p.input_place(slab, b.keep) + pencil * p.in_pencil;
         const float* gradient = b.at(Buffer::gradient_spectra) + p.passing_out(slab) + pencil * p.out_pencil;
-        const long steps = long(T) * p.out_bundles;
+        V* out = vec(b.at(Buffer::update_spectra)) + pencil * kernel;
         const bool next = pencil + 1 < p1 && std::max(p.in_pencil, p.out_pencil) <= kPrefetchFloats;
-        Prefetcher inputs(x + p.in_pencil, p.in_pencil, steps, next), gradients(gradient + p.out_pencil, p.out_pencil, steps, next);
-        for (int o = 0; o < p.out_bundles; ++o) {
+        Lookout ahead{{{}, Lookout::stream(x + p.in_pencil, next ? p.in_pencil : 0), Lookout::stream(gradient + p.out_pencil, next ? p.out_pencil : 0)}};
+        if (turned) {
+            (turned_pairs(axis) == 1 ? update_pencil<1> : update_pencil<2>)(p, tiles, x, vec(gradient), slab > 0, out, bundle, ahead, sums);
+            continue;
+        }
+        const long lines = (p.in_pencil + p.out_pencil) / 16 / (long(T) * p.out_bundles) + 1;
+        for (int o = 0; o < p.out_bundles; ++o, out += bundle) {
             const V* g = vec(gradient) + o * tiles * line;
             for (int f = 0; f < T; ++f) {
-                inputs.step(), gradients.step();
+                ahead.fetch(lines);
                 for (int i = 0; i < maps; i += kUpdateRows)
                     update_block<kUpdateRows>(x + (i / kV * tiles * line + 2 * f) * kV + i % kV, g + 2 * f, line, tiles,
                                               sums + i * step + 2 * f, step);
             }
-            V* out = vec(b.at(Buffer::update_spectra)) + (long(o) * p.pencils + pencil) * kernel;
             kernel_line_inverse(axis, sums, 2, step, slab ? taps : out, 2, 2 * axis.k, maps, buffer);
             if (slab)
                 for (long i = 0; i < 2L * maps * axis.k; ++i) out[i] += taps[i];

@@ -193,7 +193,6 @@ struct Machine {
 // ZNN_ISA forces the path; std::runtime_error where its value is unknown or cannot run here.
 const char* isa();
 bool has_bundle(int bundle);
-int preferred_bundle(int in_maps, int out_maps);
 
 // Whether run_piece takes the input packed: a single map, as data comes.
 bool packs_input(const LayerPlan& plan);

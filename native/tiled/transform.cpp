@@ -104,7 +104,17 @@ static void prefetch_plane(const Box& box, int z, const int pool[3]) {
     }
 }
 
-void forward_planes(const LayerPlan& p, const Box& box, float* scratch) {
+void Ahead::fetch(const LayerPlan& p, int plane, int planes) const {
+    if (!spectrum) return;
+    const int each = ceil_div(p.pencils, planes);
+    const long bytes = 2L * p.axis[0].T * long(sizeof(V));
+    for (int i = plane * each; i < std::min(p.pencils, (plane + 1) * each); ++i) {
+        const char* line = reinterpret_cast<const char*>(spectrum + i * pencil);
+        for (long at = 0; at < bytes; at += 64) __builtin_prefetch(line + at, 0, 2);
+    }
+}
+
+void forward_planes(const LayerPlan& p, const Box& box, float* scratch, Ahead ahead) {
     const int whole[3] = {1, 1, 1}, windows[3] = {p.axis[0].pool, p.axis[1].pool, p.axis[2].pool};
     const TileScratch t(p, scratch);
     const int T0 = p.axis[0].T, T1 = p.axis[1].T, T2 = p.axis[2].T;
@@ -116,6 +126,7 @@ void forward_planes(const LayerPlan& p, const Box& box, float* scratch) {
     if (middle) zero_rows(t.plane, row, box.at[1], box.count[1], T1);
     for (int i0 = 0; i0 < T0; ++i0) {
         V* pencils = t.planes + 2 * p.plane * i0;
+        ahead.fetch(p, i0, T0);
         const int z = i0 - box.at[0];
         if (z < 0 || z >= box.count[0] || box.count[1] == 0 || box.count[2] == 0) {
             std::fill(pencils, pencils + 2 * p.pencils, V{});
@@ -144,7 +155,7 @@ void forward_planes(const LayerPlan& p, const Box& box, float* scratch) {
 }
 
 void forward_tile(const LayerPlan& p, const Box& box, V* out, long out_line, float* scratch) {
-    forward_planes(p, box, scratch);
+    forward_planes(p, box, scratch, {out, out_line});
     const V* planes = vec(scratch);
     codelets(p.axis[0].T).c2c(planes, planes + 1, 2 * p.plane, 2, out, out + 1, 2, out_line, p.pencils);
 }
@@ -232,9 +243,11 @@ static void pool_plane(const LayerPlan& p, const TileScratch& t, const Box& box,
         }
 }
 
-static void finish_pooled_tile(const LayerPlan& p, const Box& box, const Buffers& b, const float* bias, const TileScratch& t) {
+static void finish_pooled_tile(const LayerPlan& p, const Box& box, const Buffers& b, const float* bias, const TileScratch& t,
+                               const Ahead& ahead) {
     const Axis* a = p.axis;
     for (int i0 = 0; i0 < box.count[0]; ++i0) {
+        ahead.fetch(p, i0, box.count[0]);
         inverse_rows(p, t, i0 + box.at[0], box.at[1], box.count[1]);
         (a[1].pool == 2 && a[2].pool == 2 ? pool_plane<2> : pool_plane<0>)(p, t, box, i0);
         if ((i0 + 1) % a[0].pool) continue;
@@ -253,14 +266,15 @@ static void finish_pooled_tile(const LayerPlan& p, const Box& box, const Buffers
     }
 }
 
-void finish_output_tile(const LayerPlan& p, const TilePlace& place, const Buffers& b, int bundle, float* scratch) {
+void finish_output_tile(const LayerPlan& p, const TilePlace& place, const Buffers& b, int bundle, float* scratch, Ahead ahead) {
     const Box box = output_box(p, place, b.output + bundle * b.output_stride);
     if (std::min({box.count[0], box.count[1], box.count[2]}) <= 0) return;
     const TileScratch t(p, scratch);
     const float* bias = b.bias ? b.bias + bundle * kV : nullptr;
-    if (p.pools()) return finish_pooled_tile(p, box, b, bias, t);
+    if (p.pools()) return finish_pooled_tile(p, box, b, bias, t, ahead);
     V* origin = vec(const_cast<float*>(box.origin));
     for (int i0 = 0; i0 < box.count[0]; ++i0) {
+        ahead.fetch(p, i0, box.count[0]);
         inverse_rows(p, t, i0 + box.at[0], box.at[1], box.count[1]);
         for (int i1 = 0; i1 < box.count[1]; ++i1)
             finish_forward(t.rows + i1 * p.axis[2].T + box.at[2], origin + i0 * box.step[0] + i1 * box.step[1],
@@ -271,7 +285,7 @@ void finish_output_tile(const LayerPlan& p, const TilePlace& place, const Buffer
 void write_output_tile(const LayerPlan& p, const TilePlace& place, const Buffers& b, int bundle, const V* spectra,
                        long in_line, float* scratch) {
     inverse_lines(p, TileScratch(p, scratch), spectra, in_line);
-    finish_output_tile(p, place, b, bundle, scratch);
+    finish_output_tile(p, place, b, bundle, scratch, {spectra + 2 * p.line, in_line});
 }
 
 namespace {
@@ -312,7 +326,8 @@ void zero_sublattice(const LayerPlan& p, const int r[3], V* image) {
 }
 
 // One tile of the input's gradient, added to what earlier tiles of the strip left where they overlap.
-void add_backward_tile(const LayerPlan& p, const TileScratch& t, const TilePlace& place, bool add, V* image, V* halo) {
+void add_backward_tile(const LayerPlan& p, const TileScratch& t, const TilePlace& place, bool add, V* image, V* halo,
+                       const Ahead& ahead) {
     int count[3], overlap[3];
     long step[3], offset = 0;
     for (int a = 0; a < 3; ++a) {
@@ -327,6 +342,7 @@ void add_backward_tile(const LayerPlan& p, const TileScratch& t, const TilePlace
     const bool last = place.q[p.split] + 1 == split.tiles;
     const HaloShape shape(p);
     for (int i0 = 0; i0 < count[0]; ++i0) {
+        ahead.fetch(p, i0, count[0]);
         inverse_rows(p, t, i0, 0, count[1]);
         for (int i1 = 0; i1 < count[1]; ++i1) {
             const V* row = t.rows + i1 * p.axis[2].T;
@@ -373,8 +389,10 @@ void backward_inverse(const LayerPlan& p, int index, const Buffers& b, float* sc
         const int slab = tile / p.tiles_per_slab;
         const V* spectra = vec(b.at(Buffer::input_gradient_spectra) + p.passing_in(slab));
         const long place = long(piece.bundle) * p.slab_tiles(slab) + (tile - slab * p.tiles_per_slab);
-        inverse_lines(p, t, spectra + place * 2 * p.line, p.in_pencil / kV);
-        add_backward_tile(p, t, tile_place(p, tile), b.accumulate_input_gradient, image, halo);
+        const V* lines = spectra + place * 2 * p.line;
+        const long next = i + 1 < p.tiles_per_strip ? 1 : p.slab_tiles(slab);  // tile, or bundle
+        inverse_lines(p, t, lines, p.in_pencil / kV);
+        add_backward_tile(p, t, tile_place(p, tile), b.accumulate_input_gradient, image, halo, {lines + next * 2 * p.line, p.in_pencil / kV});
     }
 }
 

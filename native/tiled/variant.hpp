@@ -35,12 +35,19 @@ struct Box {
 Box input_box(const LayerPlan& plan, const TilePlace& place, const float* image, long voxel_floats = kV);
 Box output_box(const LayerPlan& plan, const TilePlace& place, const float* image);
 Box gradient_box(const LayerPlan& plan, const TilePlace& place, const Buffers& b, int bundle);
+// A tile's spectrum, pencils `pencil` vectors apart, of which a part is fetched into L2 with each plane of `planes` that is worked
+// on before it is written or read: its lines are too far apart for the processor to foresee.
+struct Ahead {
+    const V* spectrum = nullptr;
+    long pencil = 0;
+    void fetch(const LayerPlan& plan, int plane, int planes) const;
+};
 // Spectra of one tile: pencils `out_line` vectors apart.
 void forward_tile(const LayerPlan& plan, const Box& box, V* out, long out_line, float* scratch);
 // All of it but the last transform, that of the lines: [i0][pencil] at the beginning of scratch, planes 2 plan.plane apart.
-void forward_planes(const LayerPlan& plan, const Box& box, float* scratch);
+void forward_planes(const LayerPlan& plan, const Box& box, float* scratch, Ahead ahead = {});
 // Inverse of a tile whose lines are done, from [i0][pencil] at the beginning of scratch to the output.
-void finish_output_tile(const LayerPlan& plan, const TilePlace& place, const Buffers& b, int bundle, float* scratch);
+void finish_output_tile(const LayerPlan& plan, const TilePlace& place, const Buffers& b, int bundle, float* scratch, Ahead ahead = {});
 void write_output_tile(const LayerPlan& plan, const TilePlace& place, const Buffers& b, int bundle, const V* spectra,
                        long in_line, float* scratch);
 

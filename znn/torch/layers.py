@@ -74,12 +74,13 @@ def ranked_methods(problem: Problem, backward: bool = True) -> tuple[Method, ...
     if problem.groups > 1:
         seconds[Method("direct", 1)] = 3 * problem.flop / MAPS_RATE
     if problem.groups == 1 or min(group) > 1:
-        bundle = _core.preferred_bundle(*group)
-        layer, = bundled.layers(_graph(problem, *group, backward), bundle)
-        for candidate in layer.ranked():
-            method = Method(candidate.method, bundle, candidate.transform or (1, 1, 1))
-            if not any(_alike(method, other) for other in seconds):
-                seconds[method] = problem.groups * layer.predict(candidate)
+        graph = _graph(problem, *group, backward)
+        for bundle in bundled.widths():
+            layer, = bundled.layers(graph, bundle)
+            for candidate in layer.ranked():
+                method = Method(candidate.method, bundle, candidate.transform or (1, 1, 1))
+                if not any(_alike(method, other) for other in seconds):
+                    seconds[method] = problem.groups * layer.predict(candidate)
     return tuple(sorted(seconds, key=seconds.get))
 
 

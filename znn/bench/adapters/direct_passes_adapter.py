@@ -9,14 +9,14 @@ from typing import Any
 from ..problem import Problem
 from .base import Computed
 
-BUNDLE = 8
+WIDEST = 16
 TURNS = 41
 
 
 class DirectPassesAdapter(Computed):
     """For each convolution layer the record holds, turn by turn, the seconds of one thread in each pass of a round (forward;
     backward, with the gradient of the input; update, with all that is done to kernels) and those of as many operations at
-    the core's peak (`znn.bundled.Layer.beside_peak`)."""
+    the core's peak (`znn.bundled.Layer.beside_peak`). `bundle`: the widest that pads no map."""
 
     name = "direct_passes"
 
@@ -25,7 +25,7 @@ class DirectPassesAdapter(Computed):
 
     def predicted_bytes(self, problem: Problem, options: dict[str, Any]) -> int:
         graph = problem.graph()
-        voxels = sum(-(-node.maps // BUNDLE) * BUNDLE * math.prod(node.extent) for node in graph.nodes)
+        voxels = sum(-(-node.maps // WIDEST) * WIDEST * math.prod(node.extent) for node in graph.nodes)
         kernels = sum(math.prod(edge.kernel) * graph.nodes[edge.source].maps * graph.nodes[edge.target].maps
                       for edge in graph.edges if edge.kind == "conv")
         return (64 << 20) + 16 * voxels + 20 * kernels
@@ -33,9 +33,10 @@ class DirectPassesAdapter(Computed):
     def compute(self, problem: Problem, options: dict[str, Any]) -> dict[str, Any]:
         from znn import bundled
 
-        direct = bundled.Candidate("direct", None)
-        layers = bundled.layers(problem.graph(), BUNDLE, input_gradient=True)
-        return {"layers": [{"layer": layer.name} | layer.beside_peak(direct, TURNS) for layer in layers]}
+        graph, direct = problem.graph(), bundled.Candidate("direct", None)
+        bundle = max(width for width in bundled.widths() if width == 8 or all(node.maps % width == 0 for node in graph.nodes))
+        layers = bundled.layers(graph, bundle, input_gradient=True)
+        return {"bundle": bundle, "layers": [{"layer": layer.name} | layer.beside_peak(direct, TURNS) for layer in layers]}
 
 
 ADAPTER = DirectPassesAdapter()

@@ -26,9 +26,9 @@ class PlanSearchAdapter(Computed):
     def compute(self, problem: Problem, options: dict[str, Any]) -> dict[str, Any]:
         from znn import plan
 
-        graph, request = problem.graph(), plan.Request(bundle=8)
-        chosen = plan.resolve("autotune", graph, request)
-        return {"layers": [asdict(row) for row in plan.exhaustive_search(graph, chosen, request, REPEATS)]}
+        graph = problem.graph()
+        chosen, request = plan.resolve_width("autotune", graph, plan.Request())
+        return {"bundle": request.bundle, "layers": [asdict(row) for row in plan.exhaustive_search(graph, chosen, request, REPEATS)]}
 
 
 ADAPTER = PlanSearchAdapter()

@@ -12,6 +12,10 @@ OTHER_PLANS = 1.3  # the measured plan may keep more than the one that is predic
 
 
 class BundledSession(ZnnSession):
+    def __init__(self, problem: Problem, net: Any, inputs: Any, gradients: Any) -> None:
+        super().__init__(problem, net, inputs, gradients)
+        self.plan = f"bundles of {net.bundle} maps, {self.plan}"
+
     def metrics(self) -> dict[str, Any]:
         """Also `bound_s`: the seconds of one core that a lap takes at least with this plan (`znn.roofline`)."""
         from znn import roofline
@@ -28,12 +32,12 @@ class ZnnBundledAdapter(ZnnAdapter):
         from znn import plan as planning
 
         graph = problem.graph()
-        request = planning.Request(problem.patches, bundle=8, threads=options.get("threads") or 1, training=problem.phase == "round")
-        model = planning.resolve("model", graph, request)
+        request = planning.Request(problem.patches, threads=options.get("threads") or 1, training=problem.phase == "round")
+        model, request = planning.resolve_width("model", graph, request)
         return int(INTERPRETER_BYTES + OTHER_PLANS * planning.footprint(model, graph, request).total)
 
     def open(self, problem, graph, options, parameters, inputs, gradients, rate) -> BundledSession:
-        net = self.network(problem, graph, {"bundle": 8} | options, parameters, rate)
+        net = self.network(problem, graph, {"bundle": "auto"} | options, parameters, rate)
         return BundledSession(problem, net, inputs, gradients)
 
 
