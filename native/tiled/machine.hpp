@@ -13,8 +13,8 @@ Peaks measure_peaks();
 // Seconds that so many operations take this thread where it waits for nothing but its own arithmetic.
 double peak_seconds(double operations);
 
-// Measures the constants of the cost model for bundles of one width with a few small layers (about 0.5 s): each is the least of several runs, and
-// kept within what `peaks` allow, so that a disturbed calibration cannot mislead by more than a small factor.
+// Measures the constants of the cost model for bundles of one width with a few small layers (about 0.5 s): each is the least of
+// several runs, and kept within what `peaks` allow, so that a disturbed calibration cannot mislead by more than a small factor.
 Machine calibrate(const Peaks& peaks, int bundle);
 
 // What a round of a layer takes at least with its method: operations, and bytes that every phase reads and writes once.

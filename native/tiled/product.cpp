@@ -24,6 +24,7 @@ constexpr int kRows[] = {0, 2, 1, 1, 1};
 constexpr int kUpdateRows = 2;
 #endif
 constexpr int kMaxGroup = 4;
+static_assert(kRows[1] <= kTurnedTiles);  // blocks that transform kernels have one bundle of outputs
 
 ZNN_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
@@ -390,7 +391,7 @@ void store_taps(const V* sums, bool even, bool add, V* out) {
 // One pencil, short kernels: [map][tap] for every output bundle `out_bundle` vectors apart.
 template <int H>
 void update_pencil(const LayerPlan& p, int tiles, const float* x, const V* gradient, bool add, V* out, long out_bundle,
-                          Lookout& ahead, V* sums) {
+                   Lookout& ahead, V* sums) {
     constexpr int R = kUpdateRows / 2;
     const Axis& axis = p.axis[0];
     const int T = axis.T, maps = p.problem.in_maps;
