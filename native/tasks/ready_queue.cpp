@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/spin_lock.hpp"
+
 namespace znn {
 
 void TaskList::push_front(Task* task) {
@@ -67,22 +69,22 @@ public:
     explicit SharedQueue(Container container) : container_(std::move(container)) {}
 
     void push(std::span<Task* const> tasks, int) override {
-        std::lock_guard guard(mutex_);
+        std::lock_guard guard(lock_);
         for (Task* task : tasks) container_.push(task);
     }
     Task* pop(int) override {
-        std::lock_guard guard(mutex_);
+        std::lock_guard guard(lock_);
         return container_.pop();
     }
     bool remove(Task* task) override {
-        std::lock_guard guard(mutex_);
+        std::lock_guard guard(lock_);
         if (!task->queued) return false;
         container_.unlink(task);
         return true;
     }
 
 private:
-    std::mutex mutex_;
+    SpinLock lock_;  // held for so short that who waits should not sleep
     Container container_;
 };
 
@@ -104,7 +106,7 @@ public:
     void push(std::span<Task* const> tasks, int worker) override {
         const int home = worker < 0 ? 0 : worker;
         Local& local = queues_[home];
-        std::lock_guard guard(local.mutex);
+        std::lock_guard guard(local.lock);
         for (Task* task : tasks) {
             local.list.push_front(task);
             task->home.store(home, std::memory_order_relaxed);
@@ -112,12 +114,12 @@ public:
     }
     Task* pop(int worker) override {
         {
-            std::lock_guard guard(queues_[worker].mutex);
+            std::lock_guard guard(queues_[worker].lock);
             if (Task* task = queues_[worker].list.pop_front()) return at_home_no_more(task);
         }
         for (int i = 1; i < count_; ++i) {
             Local& victim = queues_[(worker + i) % count_];
-            std::lock_guard guard(victim.mutex);
+            std::lock_guard guard(victim.lock);
             if (Task* task = victim.list.pop_back()) return at_home_no_more(task);
         }
         return nullptr;
@@ -125,7 +127,7 @@ public:
     bool remove(Task* task) override {
         for (int home; (home = task->home.load(std::memory_order_relaxed)) >= 0;) {
             Local& local = queues_[home];
-            std::lock_guard guard(local.mutex);
+            std::lock_guard guard(local.lock);
             // It may have been taken, and even queued elsewhere, before the lock was ours.
             if (task->home.load(std::memory_order_relaxed) != home) continue;
             local.list.unlink(at_home_no_more(task));
@@ -136,7 +138,7 @@ public:
 
 private:
     struct alignas(64) Local {
-        std::mutex mutex;
+        SpinLock lock;
         TaskList list;
     };
     static Task* at_home_no_more(Task* task) {
