@@ -19,6 +19,7 @@ def table(data):
                     "kernel": records[-1].problem["kernel"],
                     "output_side": records[-1].problem["output"][-1],
                     "width": width,
+                    "bundle": records[-1].metrics.get("bundle", 8),  # the first records had no other
                     "pass": name,
                     "share_of_peak": share.value,
                     "low": share.low,
@@ -33,15 +34,22 @@ def table(data):
 
 def caption(rows):
     kernel, side = rows[0]["kernel"], rows[0]["output_side"] + rows[0]["kernel"] - 1
-    missed = [r for r in rows if r["high"] < ASKED]
     text = (
-        f"Direct convolution of bundles of eight maps, {kernel}³ kernels on {side}³ voxels, as many maps in as out, on one thread: "
+        f"Direct convolution of bundles of eight maps (sixteen where the code path has them and they divide the width), {kernel}³ kernels "
+        f"on {side}³ voxels, as many maps in as out, on one thread: "
         "its operations per second over those of multiplications and additions that wait for nothing but the core's arithmetic, "
         "measured in turns. Every pass is counted with all that it does besides: arranging kernels, padding the gradient, "
         "updating kernels. Bars are ratios of medians, whiskers their 95 % intervals (bootstrap over paired turns); the "
         f"line is at {100 * ASKED:.0f} %. "
     )
-    return text + "".join(f"{r['pass'].capitalize()} at width {r['width']} is below it. " for r in missed)
+    return text + "".join(missed(machine, [r for r in rows if r["machine"] == machine]) for machine in dict.fromkeys(r["machine"] for r in rows))
+
+
+def missed(machine, rows):
+    """Which passes are below what is asked, with the whole interval."""
+    below = {name: [r["width"] for r in rows if r["pass"] == name and r["high"] < ASKED] for name in style.PHASES}
+    found = [f"{name} at width {', '.join(map(str, widths))}" for name, widths in below.items() if widths]
+    return f"Below it on {machine} ({rows[0]['code_path']}): {'; '.join(found) or 'nothing'}. "
 
 
 def draw(rows, plt):
