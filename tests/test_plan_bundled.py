@@ -101,6 +101,8 @@ def test_auto_is_the_width_that_a_plan_makes_fastest(graph, monkeypatch):
     resolve = planning.resolve
     monkeypatch.setattr(planning, "resolve", lambda plan, graph, request: refuse() if request.bundle != 8 else resolve(plan, graph, request))
     assert width({8: 1.0, 16: 0.8}) == 8, "the other one is refused"
+    monkeypatch.setattr(planning, "tiled_autotune_plan", planning.tiled_model_plan)  # what is timed does not matter here
+    assert width({8: 2.0, 16: 0.8}, plan="autotune") == 8, "clearly slower, but the other one is refused"
 
 
 def refuse():

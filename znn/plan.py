@@ -245,19 +245,27 @@ def resolve_width(plan: Any, graph: Graph, request: Request) -> tuple[Plan, Requ
         single = replace(request, bundle=1)
         return resolve(plan, graph, single), single
     requests = [replace(request, bundle=width) for width in bundled.widths()]
-    if len(requests) > 1 and plan == "autotune":  # what is clearly slower by the model is not timed
-        predicted = [_seconds(tiled_model_plan(graph, each), graph, each) for each in requests]
-        requests = [each for each, s in zip(requests, predicted) if s <= bundled.WORTH_MEASURING * min(predicted)]
+    likely = _likely(graph, requests) if plan == "autotune" else requests
     found, refused = [], []
-    for each in requests:
-        try:
-            found.append((resolve(plan, graph, each), each))
-        except PlanError as error:
-            refused.append(error)
+    for some in (likely, [each for each in requests if each not in likely]):
+        for each in some:
+            try:
+                found.append((resolve(plan, graph, each), each))
+            except PlanError as error:
+                refused.append(error)
+        if found:
+            break
     if not found:
         raise refused[0]
     seconds = [_seconds(chosen, graph, each) for chosen, each in found]
     return next(pair for pair, s in zip(found, seconds) if s <= (1 + bundled.NOISE) * min(seconds))
+
+
+def _likely(graph: Graph, requests: Sequence[Request]) -> list[Request]:
+    """Those that are not clearly slower by the model, whatever memory they take."""
+    free = [replace(request, memory_limit=None) for request in requests]
+    predicted = [_seconds(tiled_model_plan(graph, each), graph, each) for each in free]
+    return [request for request, s in zip(requests, predicted) if s <= bundled.WORTH_MEASURING * min(predicted)]
 
 
 def _seconds(plan: Plan, graph: Graph, request: Request) -> float:

@@ -428,7 +428,7 @@ void update_product(const LayerPlan& p, int slab, int p0, int p1, const Buffers&
     const Axis& axis = p.axis[0];
     const int T = axis.T, maps = p.problem.in_maps, tiles = p.slab_tiles(slab);
     const long line = 2 * p.line, step = 2 * T + 2, kernel = kernel_pencil(p, maps), bundle = p.pencils * kernel;
-    const bool turned = turned_pairs(axis) && tiles >= kTurnedTiles * turned_pairs(axis);
+    const int half = tiles >= kTurnedTiles * turned_pairs(axis) ? turned_pairs(axis) : 0;
     V* sums = vec(scratch);
     V* taps = sums + p.in_bundles * kV * step;
     V* buffer = taps + kernel;
@@ -438,8 +438,8 @@ void update_product(const LayerPlan& p, int slab, int p0, int p1, const Buffers&
         V* out = vec(b.at(Buffer::update_spectra)) + pencil * kernel;
         const bool next = pencil + 1 < p1 && std::max(p.in_pencil, p.out_pencil) <= kPrefetchFloats;
         Lookout ahead{{{}, Lookout::stream(x + p.in_pencil, next ? p.in_pencil : 0), Lookout::stream(gradient + p.out_pencil, next ? p.out_pencil : 0)}};
-        if (turned) {
-            (turned_pairs(axis) == 1 ? update_pencil<1> : update_pencil<2>)(p, tiles, x, vec(gradient), slab > 0, out, bundle, ahead, sums);
+        if (half) {
+            (half == 1 ? update_pencil<1> : update_pencil<2>)(p, tiles, x, vec(gradient), slab > 0, out, bundle, ahead, sums);
             continue;
         }
         const long lines = (p.in_pencil + p.out_pencil) / 16 / (long(T) * p.out_bundles) + 1;
