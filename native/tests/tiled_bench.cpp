@@ -54,8 +54,10 @@ struct Block {
     ~Block() { std::free(data); }
 };
 
+constexpr double kPeakOperations = 2e7;
+
 struct Result {
-    double phase[kPhases], total = 0;
+    double phase[kPhases], total = 0, peak = 1e9;  // peak: seconds of kPeakOperations at the core's peak
 };
 
 // All phases once, slab by slab.
@@ -100,8 +102,10 @@ Result measure(const LayerPlan& p, double seconds) {
     Result r;
     std::fill_n(r.phase, kPhases, 1e9);
     const double start = now();
-    for (int round = 0; round < 3 || now() - start < seconds; ++round)
+    for (int round = 0; round < 3 || now() - start < seconds; ++round) {
         time_round(p, b, scratch, r);
+        r.peak = std::min(r.peak, peak_seconds(kPeakOperations));
+    }
     for (double t : r.phase) r.total += t;
     return r;
 }
@@ -116,7 +120,9 @@ void report(const LayerPlan& p, const Result& r, const Machine& machine) {
                                                       : (i == 4 || i == 7 || i == 9 ? flop : 0);
         std::printf("  %-19s %9.3f ms, predicted %9.3f, %5d pieces", kNames[i], r.phase[i] * 1e3, cost.phase[i] * 1e3,
                     piece_count(p, Phase(i)));
-        if (rate > 0) std::printf(", %6.1f GFLOP/s", rate / r.phase[i] * 1e-9);
+        if (rate > 0)
+            std::printf(", %6.1f GFLOP/s, %4.1f %% of the peak", rate / r.phase[i] * 1e-9,
+                        100 * rate / r.phase[i] * r.peak / kPeakOperations);
         std::printf("\n");
     }
     std::printf("%s %d->%d input %s kernel %s %s: total_ms %.3f predicted %.3f direct-equivalent %.1f GFLOP/s\n", isa(),

@@ -2,7 +2,9 @@
 //
 // Packed kernels: forward [out bundle][tap][in map][V], backward [in bundle][tap, x reversed][out map][V]. With few output
 // maps the forward pass has input maps in its lanes instead, [tap][in bundle][out map][V], and sums across lanes at the end.
+// Where registers are twice as wide as a bundle, two maps that come in share one: [in map / 2][V][2], summed at the end.
 #include <algorithm>
+#include <type_traits>
 
 #include "tiled/layout.hpp"
 #include "tiled/variant.hpp"
@@ -11,20 +13,62 @@ namespace znn::tiled::ZNN_VARIANT {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kRows[] = {0, 14, 12, 8};     // by NB
+constexpr int kRows[] = {0, 24, 12, 8};     // by NB
 constexpr int kFewRows[] = {0, 14, 12, 8, 6};
-constexpr int kSharedRows = 14, kSharedUpdateRows = 8;
-constexpr int kUpdateRows[] = {0, 8, 8, 8};
+constexpr int kSharedRows = 24, kSharedUpdateRows = 8;
+constexpr int kUpdateRows[] = {0, 16, 8, 8};
+constexpr bool kTurns = true;  // values that adjacent taps share stay in registers
 #elif defined(__AVX2__)
 constexpr int kRows[] = {0, 12, 6, 4};
 constexpr int kFewRows[] = {0, 8, 6, 4, 3};
 constexpr int kSharedRows = 11, kSharedUpdateRows = 4;
 constexpr int kUpdateRows[] = {0, 8, 6, 4};
+constexpr bool kTurns = false;
 #else
 constexpr int kRows[] = {0, 4, 2, 1};
 constexpr int kFewRows[] = {0, 4, 2, 1, 1};
 constexpr int kSharedRows = 3, kSharedUpdateRows = 1;
 constexpr int kUpdateRows[] = {0, 4, 2, 1};
+constexpr bool kTurns = false;
+#endif
+
+// What a register sums: products of one map that comes in, a lane for each map that goes out.
+struct One {
+    typedef V Sum;
+    static constexpr int maps = 1;
+    static ZNN_INLINE float spread(const float* x) { return *x; }
+    static ZNN_INLINE V doubled(V g) { return g; }
+    static ZNN_INLINE V joined(V sum) { return sum; }
+    static ZNN_INLINE void add(V* first, long, int, V sum) { *first += sum; }
+};
+#if defined(__AVX512F__) && ZNN_V == 8
+// Of two maps, in turn, where a register is twice as wide as a bundle.
+struct Two {
+    typedef float Sum __attribute__((vector_size(64), may_alias));
+    static constexpr int maps = 2;
+    static ZNN_INLINE Sum spread(const float* x) {
+        typedef double Pair __attribute__((may_alias));
+        typedef double Pairs __attribute__((vector_size(64)));
+        const double pair = *reinterpret_cast<const Pair*>(x);
+        return Sum(Pairs{pair, pair, pair, pair, pair, pair, pair, pair});
+    }
+    static ZNN_INLINE V first(Sum sum) { return __builtin_shufflevector(sum, sum, 0, 2, 4, 6, 8, 10, 12, 14); }
+    static ZNN_INLINE V second(Sum sum) { return __builtin_shufflevector(sum, sum, 1, 3, 5, 7, 9, 11, 13, 15); }
+    static ZNN_INLINE Sum doubled(V g) {
+        return __builtin_shufflevector(g, g, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    }
+    static ZNN_INLINE Sum together(V a, V b) {
+        return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+    static ZNN_INLINE V joined(Sum sum) { return first(sum) + second(sum); }
+    // `maps`: of the two, those that exist.
+    static ZNN_INLINE void add(V* to, long step, int maps, Sum sum) {
+        to[0] += first(sum);
+        if (maps > 1) to[step] += second(sum);
+    }
+};
+#else
+using Two = One;
 #endif
 constexpr int kOwnTaps = 3;  // x taps of kernels that have functions of their own: the usual ones
 // Rows of three voxels and more may fall into blocks of one.
@@ -37,10 +81,12 @@ struct Walk {
     long w_z, w_y, w_tap, w_out;    // steps of the kernels; lanes and bundles are consecutive
 };
 
-// single: one map comes in, whose kOwnTaps x taps are its lanes; packed: one comes in with its voxels side by side, and
-// packed_single both; shared: one bundle goes out, by several adjacent x taps; few: few go out.
-enum class Maps { many, single, packed, packed_single, shared, few };
+// taps: one map comes in, whose x taps are its lanes; single: whose kOwnTaps are; packed and packed_single: the same with its
+// voxels side by side; shared: one bundle goes out, by several adjacent x taps; few: few go out.
+enum class Maps { many, taps, single, packed, packed_single, shared, few };
 constexpr bool is_single(Maps m) { return m == Maps::single || m == Maps::packed_single; }
+template <Maps M>
+using Lanes = std::conditional_t<M == Maps::many || M == Maps::shared, Two, One>;
 constexpr int voxel_step(Maps m) { return m == Maps::packed || m == Maps::packed_single ? 1 : kV; }  // floats
 
 // How many voxels that kOwnTaps taps of a block would meet lie before and after the row, kOwnTaps - 1 at most: left out, they
@@ -50,25 +96,25 @@ struct Edge {
 };
 
 // Voxels First to Last-1 of a block, one tap, all maps; the kernels of the next tap.
-template <int First, int Last, int R, int NB, Maps M>
-[[gnu::always_inline]] inline const V* add_tap(const Walk& k, const float* x, const V* w, V (&sum)[NB][R]) {
+template <int First, int Last, int R, int NB, Maps M, class W = typename Lanes<M>::Sum>
+[[gnu::always_inline]] inline const W* add_tap(const Walk& k, const float* x, const W* w, W (&sum)[NB][R]) {
     const int bundles = is_single(M) ? 1 : k.bundles;
     for (int bundle = 1; bundle <= bundles; ++bundle, x += k.bundle) {
         const int lanes = is_single(M) ? kOwnTaps : bundle == bundles ? k.last_lanes : k.lanes;
         const float* at = x;
 #pragma GCC unroll 2
         for (int l = 0; l < lanes; ++l, ++w, at += k.lane) {
-            V weight[NB];
+            W weight[NB];
             for (int b = 0; b < NB; ++b) weight[b] = w[b * k.w_out];
             for (int r = First; r < Last; ++r)
-                for (int b = 0; b < NB; ++b) sum[b][r] += at[r * voxel_step(M)] * weight[b];
+                for (int b = 0; b < NB; ++b) sum[b][r] += Lanes<M>::spread(at + r * voxel_step(M)) * weight[b];
         }
     }
     return w;
 }
 
-template <int Tap, int R, int NB, Maps M, Edge E>
-[[gnu::always_inline]] inline const V* add_edge_tap(const Walk& k, const float* row, const V* w, V (&sum)[NB][R]) {
+template <int Tap, int R, int NB, Maps M, Edge E, class W = typename Lanes<M>::Sum>
+[[gnu::always_inline]] inline const W* add_edge_tap(const Walk& k, const float* row, const W* w, W (&sum)[NB][R]) {
     constexpr int first = std::max(0, E.before - Tap), last = R - std::max(0, E.after - (kOwnTaps - 1 - Tap));
     if constexpr (first < last)
         return add_tap<first, last, R, NB, M>(k, row + Tap * k.x, w, sum);
@@ -77,14 +123,15 @@ template <int Tap, int R, int NB, Maps M, Edge E>
 }
 
 template <int R, int NB, Maps M, Edge E>
-void forward_block(const Walk& k, const float* in, const V* kernels, V* out, long out_bundle) {
+void forward_block(const Walk& k, const float* in, const float* kernels, V* out, long out_bundle) {
+    using W = typename Lanes<M>::Sum;
     const int nx = is_single(M) ? 1 : k.nx;
-    V sum[NB][R];
+    W sum[NB][R];
     clear(sum);
     for (int jz = 0; jz < k.nz; ++jz) {
         for (int jy = 0; jy < k.ny; ++jy) {
             const float* row = in + jz * k.z + jy * k.y;
-            const V* w = kernels + jz * k.w_z + jy * k.w_y;
+            const W* w = reinterpret_cast<const W*>(kernels) + jz * k.w_z + jy * k.w_y;
             if constexpr (E.before == 0 && E.after == 0) {
                 for (int jx = 0; jx < nx; ++jx, row += k.x) w = add_tap<0, R, R, NB, M>(k, row, w, sum);
             } else {
@@ -95,25 +142,27 @@ void forward_block(const Walk& k, const float* in, const V* kernels, V* out, lon
         }
     }
     for (int b = 0; b < NB; ++b)
-        for (int r = 0; r < R; ++r) out[b * out_bundle + r] = sum[b][r];
+        for (int r = 0; r < R; ++r) out[b * out_bundle + r] = Lanes<M>::joined(sum[b][r]);
 }
+
+using Shared = Two::Sum;
 
 // Voxels First to Last-1, J adjacent taps, one lane after another: one voxel read serves all taps that meet it.
 template <int First, int Last, int J, int R>
-[[gnu::always_inline]] inline void add_shared_taps(const Walk& k, const float* x, const V* w, int lanes, V (&sum)[R]) {
+[[gnu::always_inline]] inline void add_shared_taps(const Walk& k, const float* x, const Shared* w, int lanes, Shared (&sum)[R]) {
 #pragma GCC unroll 2
-    for (int l = 0; l < lanes; ++l, ++w, ++x) {
-        V weight[J];
+    for (int l = 0; l < lanes; ++l, ++w, x += Two::maps) {
+        Shared weight[J];
         for (int j = 0; j < J; ++j) weight[j] = w[j * k.w_tap];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
         for (int r = First; r < Last; ++r)
-            for (int j = std::max(0, r - R + 1); j <= std::min(r, J - 1); ++j) sum[r - j] += x[r * kV] * weight[j];
+            for (int j = std::max(0, r - R + 1); j <= std::min(r, J - 1); ++j) sum[r - j] += Two::spread(x + r * kV) * weight[j];
     }
 }
 
 // A row of taps, kOwnTaps at a time.
 template <int R, Edge E>
-[[gnu::always_inline]] inline void add_shared_row(const Walk& k, const float* x, const V* w, int lanes, V (&sum)[R]) {
+[[gnu::always_inline]] inline void add_shared_row(const Walk& k, const float* x, const Shared* w, int lanes, Shared (&sum)[R]) {
     constexpr int J = kOwnTaps, first = E.before, last = R + J - 1 - E.after;
     int left = k.nx;
     for (; left >= J; left -= J, x += J * kV, w += J * k.w_tap) add_shared_taps<first, last, J>(k, x, w, lanes, sum);
@@ -126,34 +175,35 @@ template <int R, Edge E>
 
 // One bundle of outputs, for which reads would outnumber multiplications if taps did not share them.
 template <int R, Edge E>
-void shared_block(const Walk& k, const float* in, const V* kernels, V* out, long) {
-    V sum[R];
+void shared_block(const Walk& k, const float* in, const float* kernels, V* out, long) {
+    constexpr int whole = kV / Two::maps;
+    Shared sum[R];
     clear(sum);
     for (int jz = 0; jz < k.nz; ++jz) {
         for (int jy = 0; jy < k.ny; ++jy) {
             const float* x = in + jz * k.z + jy * k.y;
-            const V* w = kernels + jz * k.w_z + jy * k.w_y;
-            for (int bundle = 1; bundle <= k.bundles; ++bundle, x += k.bundle, w += kV) {
+            const Shared* w = reinterpret_cast<const Shared*>(kernels) + jz * k.w_z + jy * k.w_y;
+            for (int bundle = 1; bundle <= k.bundles; ++bundle, x += k.bundle, w += whole) {
                 const int lanes = bundle == k.bundles ? k.last_lanes : k.lanes;
-                if (lanes == kV)  // a count known beforehand is worth a twentieth in a loop this short
-                    add_shared_row<R, E>(k, x, w, kV, sum);
+                if (lanes == whole)  // a count known beforehand is worth a twentieth in a loop this short
+                    add_shared_row<R, E>(k, x, w, whole, sum);
                 else
                     add_shared_row<R, E>(k, x, w, lanes, sum);
             }
         }
     }
-    for (int r = 0; r < R; ++r) out[r] = sum[r];
+    for (int r = 0; r < R; ++r) out[r] = Two::joined(sum[r]);
 }
 
 // Lanes are input maps; sums across them give output maps 0..O-1.
 template <int R, int O>
-void few_block(const Walk& k, const float* in, const V* kernels, V* out, long) {
+void few_block(const Walk& k, const float* in, const float* kernels, V* out, long) {
     V sum[O][R];
     clear(sum);
     for (int jz = 0; jz < k.nz; ++jz) {
         for (int jy = 0; jy < k.ny; ++jy) {
             const float* row = in + jz * k.z + jy * k.y;
-            const V* w = kernels + jz * k.w_z + jy * k.w_y;
+            const V* w = vec(kernels) + jz * k.w_z + jy * k.w_y;
             for (int jx = 0; jx < k.nx; ++jx, row += k.x) {
                 const V* x = vec(row);
                 for (int bundle = 0; bundle < k.bundles; ++bundle, x += k.bundle / kV, w += O) {
@@ -178,7 +228,7 @@ void few_block(const Walk& k, const float* in, const V* kernels, V* out, long) {
     }
 }
 
-using RowFunction = void (*)(const Walk&, const float*, const V*, V*, long);
+using RowFunction = void (*)(const Walk&, const float*, const float*, V*, long);
 
 // Voxels of a register block with NB bundles (few: O maps).
 constexpr int most_rows(Maps maps, int group) {
@@ -235,6 +285,7 @@ RowFunction row_function(int group, int rows, Edge edge) {
 RowFunction row_function(Maps maps, int group, int rows, Edge edge) {
     switch (maps) {
         case Maps::few: return row_function<Maps::few>(group, rows);
+        case Maps::taps: return row_function<Maps::taps>(group, rows);
         case Maps::single: return row_function<Maps::single>(group, rows);
         case Maps::packed: return row_function<Maps::packed>(group, rows);
         case Maps::packed_single: return row_function<Maps::packed_single>(group, rows);
@@ -246,7 +297,7 @@ RowFunction row_function(Maps maps, int group, int rows, Edge edge) {
 
 // A row of `voxels` in nearly equal register blocks; results in `out`, bundles `out_bundle` vectors apart. cut: the row of inputs
 // begins kOwnTaps - 1 voxels late and ends as many early, under kOwnTaps adjacent taps of many maps.
-void convolve_row(const Walk& k, Maps maps, int group, const float* in, const V* kernels, int voxels, V* out,
+void convolve_row(const Walk& k, Maps maps, int group, const float* in, const float* kernels, int voxels, V* out,
                   long out_bundle, bool cut = false) {
     const int blocks = ceil_div(voxels, most_rows(maps, group)), larger = voxels % blocks;
     for (int i = 0, done = 0; i < blocks; ++i) {
@@ -263,18 +314,22 @@ void convolve_row(const Walk& k, Maps maps, int group, const float* in, const V*
 // those of `group` bundles.
 Maps set_maps(Walk& k, int maps, int group, bool packed) {
     k.bundles = ceil_div(maps, kV);
-    k.lanes = kV;
-    k.last_lanes = maps - (k.bundles - 1) * kV;
-    k.lane = 1;
-    if (maps == 1) {
-        k.last_lanes = k.nx;
-        k.lane = k.x;
-        k.nx = 1;
+    if (maps > 1) {
+        k.lanes = kV / Two::maps;
+        k.last_lanes = ceil_div(maps - (k.bundles - 1) * kV, Two::maps);
+        k.lane = Two::maps;
+        return group == 1 && k.nx > 1 && k.x == kV ? Maps::shared : Maps::many;
     }
-    const bool single = maps == 1 && k.last_lanes == kOwnTaps;
-    if (group == 1 && k.nx > 1 && k.x == kV) return Maps::shared;
-    return packed ? (single ? Maps::packed_single : Maps::packed) : single ? Maps::single : Maps::many;
+    k.last_lanes = k.nx;
+    k.lane = k.x;
+    k.nx = 1;
+    if (k.last_lanes == kOwnTaps) return packed ? Maps::packed_single : Maps::single;
+    return packed ? Maps::packed : Maps::taps;
 }
+
+// Vectors of one tap of packed kernels, by the maps that come in, and how long they are.
+int tap_vectors(int maps) { return maps == 1 ? 1 : ceil_div(maps, Two::maps); }
+int vector_floats(int maps) { return maps == 1 ? kV : Two::maps * kV; }
 
 void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity, m = p.output;
@@ -282,11 +337,11 @@ void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const int rows = row_count(p, m), first = index / groups * p.rows_forward;
     const GroupRange group = p.few_outputs ? GroupRange{0, 1} : group_range(p.out_bundles, p.group_out, index % groups);
     const int nb = group.last - group.first, volume = int(m.volume()), taps = int(k.volume());
-    const long per_tap = p.few_outputs ? long(p.in_bundles) * p.problem.out_maps : maps, step = input_step(b);
+    const long per_tap = p.few_outputs ? long(p.in_bundles) * p.problem.out_maps : tap_vectors(maps), step = input_step(b);
     Walk walk{k.z, k.y, k.x, p.in_bundles, kV, kV, long(s.z) * n.y * n.x * step, long(s.y) * n.x * step, long(s.x) * step,
               long(b.input_stride), 1, long(k.y) * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
     const Maps kind = p.few_outputs ? Maps::few : set_maps(walk, maps, nb, b.packed_input);
-    const V* kernels = vec(b.at(Buffer::kernels_forward)) + group.first * taps * per_tap;
+    const float* kernels = b.at(Buffer::kernels_forward) + group.first * taps * per_tap * (p.few_outputs ? kV : vector_floats(maps));
     V* row = vec(scratch);
     for (int i = first; i < std::min(rows, first + p.rows_forward); ++i) {
         const bool pointwise = is_pointwise(p);
@@ -325,6 +380,7 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const int nb = group.last - group.first, volume = int(n.volume()), taps = int(k.volume());
     const bool pointwise = is_pointwise(p), padded = pads_gradient(p), cut = k.x > 1 && !padded;
     const long length = padded ? padded_row(p) : m.x, before = cut ? k.x - 1 : 0;
+    const long per_tap = tap_vectors(maps);
     const float* gradient = padded ? b.at(Buffer::gradient_spectra) : b.output_gradient;
     const long bundle_step = padded ? long(m.z) * m.y * length * kV : long(b.output_gradient_stride);
     V* row = vec(scratch);
@@ -335,12 +391,12 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
         const long start = pointwise ? long(i) * kRowVoxels : long(i) * n.x;
         if (tz.count > 0 && ty.count > 0) {
             Walk walk{tz.count, ty.count, k.x, 1, kV, kV, -long(s.z) * m.y * length * kV, -long(s.y) * length * kV,
-                      long(s.x) * kV, bundle_step, 1, long(k.y) * k.x * maps, long(k.x) * maps, maps, long(taps) * maps};
+                      long(s.x) * kV, bundle_step, 1, k.y * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
             const Maps kind = set_maps(walk, maps, nb, false);
             const long from = pointwise ? start
                                         : (long(z - s.z * tz.first) * m.y + (y - s.y * ty.first)) * length - before;
-            const V* kernels = vec(b.at(Buffer::kernels_backward)) +
-                               (long(group.first) * taps + (long(tz.first) * k.y + ty.first) * k.x) * maps;
+            const long first_tap = long(group.first) * taps + (long(tz.first) * k.y + ty.first) * k.x;
+            const float* kernels = b.at(Buffer::kernels_backward) + first_tap * per_tap * vector_floats(maps);
             convolve_row(walk, kind, nb, gradient + from * kV, kernels, voxels, row, voxels, cut);
         } else {
             std::fill(row, row + long(nb) * voxels, V{});
@@ -356,6 +412,28 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     }
 }
 
+// Kernels of the maps of a piece that come in; `kernel`: of a tap and a map.
+template <class L, class Kernel>
+void pack(int maps, const MapPiece& piece, long taps, Kernel kernel, float* to) {
+    auto* at = reinterpret_cast<typename L::Sum*>(to);
+    const int vectors = ceil_div(maps, L::maps);
+    for (long tap = 0; tap < taps; ++tap, at += vectors)
+        for (int i = piece.first; i < piece.last; i += L::maps) {
+            if constexpr (L::maps == 1)
+                at[i] = kernel(tap, i);
+            else
+                at[i / L::maps] = L::together(kernel(tap, i), i + 1 < piece.last ? kernel(tap, i + 1) : V{});
+        }
+}
+
+template <class Kernel>
+void pack(int maps, const MapPiece& piece, long taps, Kernel kernel, float* to) {
+    if (maps == 1)
+        pack<One>(maps, piece, taps, kernel, to);
+    else
+        pack<Two>(maps, piece, taps, kernel, to);
+}
+
 void pack_forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const long taps = long(p.problem.kernel.volume());
     if (p.few_outputs) {
@@ -367,25 +445,22 @@ void pack_forward(const LayerPlan& p, int index, const Buffers& b, float* scratc
         return;
     }
     const MapPiece piece = map_piece(p.out_bundles, p.problem.in_maps, p.kernel_maps_in, index);
-    const long maps = p.problem.in_maps;
+    const int maps = p.problem.in_maps;
     const V* from = vec(b.kernels) + piece.bundle * maps * taps;
-    V* to = vec(b.at(Buffer::kernels_forward)) + piece.bundle * maps * taps;
-    for (long j = 0; j < taps; ++j)
-        for (long i = piece.first; i < piece.last; ++i) to[j * maps + i] = from[i * taps + j];
+    float* to = b.at(Buffer::kernels_forward) + piece.bundle * taps * tap_vectors(maps) * vector_floats(maps);
+    pack(maps, piece, taps, [&](long tap, int i) { return from[i * taps + tap]; }, to);
 }
 
 void pack_backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const MapPiece piece = map_piece(p.in_bundles, p.problem.out_maps, p.kernel_maps_out, index);
-    const long taps = long(p.problem.kernel.volume()), maps = p.problem.out_maps, kx = p.problem.kernel.x;
+    const long taps = long(p.problem.kernel.volume()), kx = p.problem.kernel.x;
+    const int maps = p.problem.out_maps;
     V* turned = vec(scratch);
-    V* to = vec(b.at(Buffer::kernels_backward)) + piece.bundle * maps * taps;
+    float* to = b.at(Buffer::kernels_backward) + piece.bundle * taps * tap_vectors(maps) * vector_floats(maps);
     for (int o = piece.first; o < piece.last; o += kV) {
         transpose_kernels(p, b, o / kV, piece.bundle, turned);
-        for (int lane = 0; lane < kV && o + lane < piece.last; ++lane)
-            for (long j = 0; j < taps; ++j) {
-                const long reversed = j - j % kx + (kx - 1 - j % kx);
-                to[reversed * maps + o + lane] = turned[lane * taps + j];
-            }
+        const auto reversed = [&](long tap, int i) { return turned[(i - o) * taps + tap - tap % kx + (kx - 1 - tap % kx)]; };
+        pack(maps, {piece.bundle, o, std::min(o + kV, piece.last)}, taps, reversed, to);
     }
 }
 
@@ -401,90 +476,105 @@ struct Patch {
     long sums_r, sums_bundle;
 };
 
-template <int R, int NB>
-[[gnu::always_inline]] inline void update_block(const Patch& k) {
-    V sum[R][NB];  // a patch is summed by itself first: fewer roundings of the large total
+// R registers of as many maps, or pairs of maps, or taps; `count`: those maps that exist.
+template <int R, int NB, class L>
+[[gnu::always_inline]] inline void update_block(const Patch& k, int count) {
+    typename L::Sum sum[R][NB];  // a patch is summed by itself first: fewer roundings of the large total
     clear(sum);
     for (int y = 0; y < k.rows; ++y) {
         const float* a = k.a + y * k.a_row;
         const V* g = k.g + y * k.g_row;
 #pragma GCC unroll 2
         for (int x = 0; x < k.columns; ++x, a += k.a_x, ++g) {
-            V value[NB];
-            for (int b = 0; b < NB; ++b) value[b] = g[b * k.g_bundle];
+            typename L::Sum value[NB];
+            for (int b = 0; b < NB; ++b) value[b] = L::doubled(g[b * k.g_bundle]);
             for (int r = 0; r < R; ++r)
-                for (int b = 0; b < NB; ++b) sum[r][b] += a[r * k.a_r] * value[b];
+                for (int b = 0; b < NB; ++b) sum[r][b] += L::spread(a + r * L::maps * k.a_r) * value[b];
         }
     }
     for (int r = 0; r < R; ++r)
-        for (int b = 0; b < NB; ++b) k.sums[r * k.sums_r + b * k.sums_bundle] += sum[r][b];
+        for (int b = 0; b < NB; ++b)
+            L::add(k.sums + r * L::maps * k.sums_r + b * k.sums_bundle, k.sums_r, count - r * L::maps, sum[r][b]);
 }
 
 // Inlined, as calls would cost blocks this short a twentieth.
-template <int NB, int R = 1>
-[[gnu::always_inline]] inline void update_rows(int rows, const Patch& k) {
-    if constexpr (R < kUpdateRows[NB]) {
-        if (rows > R) return update_rows<NB, R + 1>(rows, k);
+template <int NB, class L, int R = 1>
+[[gnu::always_inline]] inline void update_rows(int count, const Patch& k) {
+    if constexpr (R * L::maps < std::min(kUpdateRows[NB], L::maps == 1 ? 99 : kV)) {
+        if (count > R * L::maps) return update_rows<NB, L, R + 1>(count, k);
     }
-    update_block<R, NB>(k);
+    update_block<R, NB, L>(k, count);
 }
 
-template <int NB>
+template <int NB, class L>
 [[gnu::always_inline]] inline void update_all_rows(int count, Patch k) {
     const int blocks = ceil_div(count, kUpdateRows[NB]);
     for (int i = 0; i < blocks; ++i) {
         const int r = (i + 1) * count / blocks - i * count / blocks;
-        update_rows<NB>(r, k);
+        update_rows<NB, L>(r, k);
         k.a += r * k.a_r;
         k.sums += r * k.sums_r;
     }
 }
 
+template <class L>
 void update_patch(int nb, int count, const Patch& k) {
     switch (nb) {
-        case 1: return update_all_rows<1>(count, k);
-        case 2: return update_all_rows<2>(count, k);
-        default: return update_all_rows<3>(count, k);
+        case 1: return update_all_rows<1, L>(count, k);
+        case 2: return update_all_rows<2, L>(count, k);
+        default: return update_all_rows<3, L>(count, k);
     }
 }
 
-// One voxel of the input, R maps: the taps First to Last-1 that meet it, each with an output voxel one further left.
+// What one voxel of the input adds to R sums of maps: the taps First to Last-1 that meet it, each with an output voxel one
+// further left.
 template <int First, int Last, int R>
-[[gnu::always_inline]] inline void add_shared(const float* a, const V* g, V (&sum)[R][kOwnTaps]) {
-    asm("" : "+r"(g));  // else GCC keeps vectors from one voxel for the next, in registers that the sums need
-    V value[kOwnTaps];
-    for (int j = First; j < Last; ++j) value[j] = g[-j];
+[[gnu::always_inline]] inline void add_shared(const float* a, const Shared (&value)[kOwnTaps], Shared (&sum)[R][kOwnTaps]) {
     for (int r = 0; r < R; ++r)
-        for (int j = First; j < Last; ++j) sum[r][j] += a[r] * value[j];
+        for (int j = First; j < Last; ++j) sum[r][j] += Two::spread(a + r * Two::maps) * value[j];
 }
 
-// Of one bundle of outputs: R maps by kOwnTaps adjacent taps at once; at least kOwnTaps - 1 columns.
+// Of one bundle of outputs: R sums of maps by kOwnTaps adjacent taps at once; at least kOwnTaps - 1 columns. Output voxels
+// that the next voxels of the input meet too stay in registers where these suffice.
 template <int R>
-[[gnu::noinline]] void shared_update_block(const Patch& k) {
+[[gnu::noinline]] void shared_update_block(const Patch& k, int count) {
     static_assert(kOwnTaps == 3);
-    V sum[R][kOwnTaps];
+    Shared sum[R][kOwnTaps], value[kOwnTaps];
     clear(sum);
     for (int y = 0; y < k.rows; ++y) {
         const float* a = k.a + y * k.a_row;
         const V* g = k.g + y * k.g_row;
-        add_shared<0, 1>(a, g, sum);
-        add_shared<0, 2>(a + kV, g + 1, sum);
+        value[0] = Two::doubled(g[0]);
+        add_shared<0, 1>(a, value, sum);
+        value[1] = value[0], value[0] = Two::doubled(g[1]);
+        add_shared<0, 2>(a + kV, value, sum);
         a += 2 * kV, g += 2;
-#pragma GCC unroll 2
-        for (int x = 2; x < k.columns; ++x, a += kV, ++g) add_shared<0, 3>(a, g, sum);
-        add_shared<1, 3>(a, g, sum);
-        add_shared<2, 3>(a + kV, g + 1, sum);
+#pragma GCC unroll 6
+        for (int x = 2; x < k.columns; ++x, a += kV, ++g) {
+            if constexpr (kTurns) {
+                value[2] = value[1], value[1] = value[0], value[0] = Two::doubled(g[0]);
+            } else {
+                asm("" : "+r"(g));  // else GCC keeps them all the same
+                for (int j = 0; j < kOwnTaps; ++j) value[j] = Two::doubled(g[-j]);
+            }
+            add_shared<0, 3>(a, value, sum);
+        }
+        value[1] = Two::doubled(g[-1]), value[2] = Two::doubled(g[-2]);
+        add_shared<1, 3>(a, value, sum);
+        value[2] = value[1];
+        add_shared<2, 3>(a + kV, value, sum);
     }
     for (int r = 0; r < R; ++r)
-        for (int j = 0; j < kOwnTaps; ++j) k.sums[r * k.sums_r + j] += sum[r][j];
+        for (int j = 0; j < kOwnTaps; ++j)
+            Two::add(k.sums + r * Two::maps * k.sums_r + j, k.sums_r, count - r * Two::maps, sum[r][j]);
 }
 
 template <int R = 1>
-void shared_update_rows(int rows, const Patch& k) {
-    if constexpr (R < kSharedUpdateRows) {
-        if (rows > R) return shared_update_rows<R + 1>(rows, k);
+void shared_update_rows(int count, const Patch& k) {
+    if constexpr (R * Two::maps < kSharedUpdateRows) {
+        if (count > R * Two::maps) return shared_update_rows<R + 1>(count, k);
     }
-    shared_update_block<R>(k);
+    shared_update_block<R>(k, count);
 }
 
 void shared_update_patch(int maps, Patch k) {
@@ -565,7 +655,7 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b) {
     const int maps = std::min(kV, p.problem.in_maps - in_bundle * kV);
     const bool over_taps = !few && maps == 1;  // rows of the register block are x taps instead of maps
     const bool single = over_taps && k.x == kOwnTaps;
-    const bool dense = !few && !over_taps && nb == 1 && s.x == 1;  // adjacent taps share what they read
+    const bool dense = !few && !over_taps && s.x == 1;  // adjacent taps share what they read
     const int count = few ? out_maps : over_taps ? k.x : maps;
     const long taps = long(k.volume());
 
@@ -611,10 +701,14 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b) {
             patch.sums = sums + j * tap_step;
             if (single)
                 single_update_patch(nb, k.y, patch);
-            else if (shared)
-                shared_update_patch(count, patch);
+            else if (shared) {
+                Patch one = patch;
+                for (int b = 0; b < nb; ++b, one.g += patch.g_bundle, one.sums += patch.sums_bundle) shared_update_patch(count, one);
+            }
+            else if (few || over_taps)
+                update_patch<One>(nb, count, patch);
             else
-                update_patch(nb, count, patch);
+                update_patch<Two>(nb, count, patch);
         }
     }
 }

@@ -376,6 +376,7 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     p.rows_forward = units_per_piece(forward, out_rows, out_rows, machine);
     p.rows_backward = units_per_piece(backward, in_rows, in_rows, machine);
     p.kernel_maps_in = units_per_piece(1e-9 * p.bundle * taps, double(in) * p.out_bundles, in, machine);
+    p.kernel_maps_in += p.kernel_maps_in % 2;  // kernels may be packed in pairs of maps
     p.kernel_maps_out = p.bundle * units_per_piece(4e-9 * p.bundle * p.bundle * taps, double(p.out_bundles) * p.in_bundles,
                                                    p.out_bundles, machine);
 
@@ -425,8 +426,8 @@ std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
     std::size_t floats = 0;
     if (p.method == Method::direct) {
         if (buffer == Buffer::kernels_forward && !p.problem.depthwise)
-            floats = p.few_outputs ? taps * p.in_bundles * out * V : p.out_bundles * in * taps * V;
-        if (buffer == Buffer::kernels_backward) floats = p.in_bundles * out * taps * V;
+            floats = p.few_outputs ? taps * p.in_bundles * out * V : p.out_bundles * (in + in % 2) * taps * V;
+        if (buffer == Buffer::kernels_backward) floats = p.in_bundles * (out + out % 2) * taps * V;
         if (buffer == Buffer::gradient_spectra && pads_gradient(p))
             floats = std::size_t(p.out_bundles) * p.output.z * p.output.y * padded_row(p) * V;
         if (buffer == Buffer::update_spectra) floats = std::size_t(p.update_chunks) * update_chunk_vectors(p) * V;

@@ -16,7 +16,8 @@ inline const V* vec(const float* p) { return reinterpret_cast<const V*>(p); }
 #define ZNN_INLINE inline __attribute__((always_inline))
 
 // Sums begin here: of an array's own `= {}` GCC keeps the clearing of memory, though the sums live in registers.
-ZNN_INLINE void clear(V& sum) { sum = V{}; }
+template <class T>
+ZNN_INLINE void clear(T& sum) { sum = T{}; }
 template <class T, int N>
 ZNN_INLINE void clear(T (&sums)[N]) {
     for (T& sum : sums) clear(sum);
