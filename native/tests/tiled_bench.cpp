@@ -3,7 +3,8 @@
 //     tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | depthwise | best] [SECONDS] [SPARSITY] [BUNDLE]
 //
 // INPUT, KERNEL, TILE and SPARSITY are z,y,x or one number for a cube. `best` (the default) tries the model's first candidates and
-// the direct method and reports the fastest. Prints the shortest time of every phase, its prediction, and the sums.
+// the direct method and reports the fastest. Prints the shortest time of every phase, its prediction, and the sums; of products
+// and of direct convolution also the share of the core's peak, the median of the rounds.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -57,7 +58,8 @@ struct Block {
 constexpr double kPeakOperations = 2e7;
 
 struct Result {
-    double phase[kPhases], total = 0, peak = 1e9;  // peak: seconds of kPeakOperations at the core's peak
+    double phase[kPhases], total = 0;
+    std::vector<double> peaks[kPhases];  // of each round, seconds of kPeakOperations at the core's peak over the phase's
 };
 
 // All phases once, slab by slab.
@@ -77,7 +79,11 @@ void time_round(const LayerPlan& p, const Buffers& b, float* scratch, Result& r)
                             Phase::update_product})
             run(phase, slab);
     run(Phase::backward_join, 0), run(Phase::update_inverse, 0);
-    for (int i = 0; i < kPhases; ++i) r.phase[i] = std::min(r.phase[i], spent[i]);
+    const double peak = peak_seconds(kPeakOperations);
+    for (int i = 0; i < kPhases; ++i) {
+        r.phase[i] = std::min(r.phase[i], spent[i]);
+        r.peaks[i].push_back(peak / spent[i]);
+    }
 }
 
 Result measure(const LayerPlan& p, double seconds) {
@@ -102,12 +108,14 @@ Result measure(const LayerPlan& p, double seconds) {
     Result r;
     std::fill_n(r.phase, kPhases, 1e9);
     const double start = now();
-    for (int round = 0; round < 3 || now() - start < seconds; ++round) {
-        time_round(p, b, scratch, r);
-        r.peak = std::min(r.peak, peak_seconds(kPeakOperations));
-    }
+    for (int round = 0; round < 3 || now() - start < seconds; ++round) time_round(p, b, scratch, r);
     for (double t : r.phase) r.total += t;
     return r;
+}
+
+double median(std::vector<double> values) {
+    std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+    return values[values.size() / 2];
 }
 
 void report(const LayerPlan& p, const Result& r, const Machine& machine) {
@@ -122,7 +130,7 @@ void report(const LayerPlan& p, const Result& r, const Machine& machine) {
                     piece_count(p, Phase(i)));
         if (rate > 0)
             std::printf(", %6.1f GFLOP/s, %4.1f %% of the peak", rate / r.phase[i] * 1e-9,
-                        100 * rate / r.phase[i] * r.peak / kPeakOperations);
+                        100 * rate * median(r.peaks[i]) / kPeakOperations);
         std::printf("\n");
     }
     std::printf("%s %d->%d input %s kernel %s %s: total_ms %.3f predicted %.3f direct-equivalent %.1f GFLOP/s\n", isa(),

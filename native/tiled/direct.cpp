@@ -5,6 +5,7 @@
 // Where registers are twice as wide as a bundle, two maps that come in share one: [in map / 2][V][2], summed at the end.
 #include <algorithm>
 #include <type_traits>
+#include <utility>
 
 #include "tiled/layout.hpp"
 #include "tiled/variant.hpp"
@@ -37,8 +38,11 @@ struct One {
     typedef V Sum;
     static constexpr int maps = 1;
     static ZNN_INLINE float spread(const float* x) { return *x; }
-    static ZNN_INLINE V doubled(V g) { return g; }
-    static ZNN_INLINE V joined(V sum) { return sum; }
+    static ZNN_INLINE const Sum* vector(const float* p) { return vec(p); }
+    template <int R>
+    static ZNN_INLINE void store(const Sum (&sums)[R], V* out) {
+        for (int r = 0; r < R; ++r) out[r] = sums[r];
+    }
     static ZNN_INLINE void add(V* first, long, int, V sum) { *first += sum; }
 };
 #if defined(__AVX512F__) && ZNN_V == 8
@@ -54,13 +58,24 @@ struct Two {
     }
     static ZNN_INLINE V first(Sum sum) { return __builtin_shufflevector(sum, sum, 0, 2, 4, 6, 8, 10, 12, 14); }
     static ZNN_INLINE V second(Sum sum) { return __builtin_shufflevector(sum, sum, 1, 3, 5, 7, 9, 11, 13, 15); }
+    static ZNN_INLINE const Sum* vector(const float* p) { return reinterpret_cast<const Sum*>(p); }
     static ZNN_INLINE Sum doubled(V g) {
         return __builtin_shufflevector(g, g, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
     }
     static ZNN_INLINE Sum together(V a, V b) {
         return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
     }
-    static ZNN_INLINE V joined(Sum sum) { return first(sum) + second(sum); }
+    template <int R>
+    static ZNN_INLINE void store(const Sum (&sums)[R], V* out) {
+        typedef float TwoVoxels __attribute__((vector_size(64), may_alias, aligned(32)));
+        for (int r = 0; r + 1 < R; r += 2) {
+            const Sum a = sums[r], b = sums[r + 1];
+            *reinterpret_cast<TwoVoxels*>(out + r) =
+                __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+                __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+        }
+        if (R % 2) out[R - 1] = first(sums[R - 1]) + second(sums[R - 1]);
+    }
     // `maps`: of the two, those that exist.
     static ZNN_INLINE void add(V* to, long step, int maps, Sum sum) {
         to[0] += first(sum);
@@ -95,22 +110,29 @@ struct Edge {
     int before = 0, after = 0;
 };
 
-// Voxels First to Last-1 of a block, one tap, all maps; the kernels of the next tap.
+// Voxels First to Last-1 of a block, one tap, the maps of one bundle; the kernels of the next.
 template <int First, int Last, int R, int NB, Maps M, class W = typename Lanes<M>::Sum>
-[[gnu::always_inline]] inline const W* add_tap(const Walk& k, const float* x, const W* w, W (&sum)[NB][R]) {
-    const int bundles = is_single(M) ? 1 : k.bundles;
-    for (int bundle = 1; bundle <= bundles; ++bundle, x += k.bundle) {
-        const int lanes = is_single(M) ? kOwnTaps : bundle == bundles ? k.last_lanes : k.lanes;
-        const float* at = x;
-#pragma GCC unroll 2
-        for (int l = 0; l < lanes; ++l, ++w, at += k.lane) {
-            W weight[NB];
-            for (int b = 0; b < NB; ++b) weight[b] = w[b * k.w_out];
-            for (int r = First; r < Last; ++r)
-                for (int b = 0; b < NB; ++b) sum[b][r] += Lanes<M>::spread(at + r * voxel_step(M)) * weight[b];
-        }
+[[gnu::always_inline]] inline const W* add_maps(const Walk& k, const float* at, const W* w, int lanes, long lane, W (&sum)[NB][R]) {
+#pragma GCC unroll 4
+    for (int l = 0; l < lanes; ++l, ++w, at += lane) {
+        W weight[NB];
+        for (int b = 0; b < NB; ++b) weight[b] = w[b * k.w_out];
+        for (int r = First; r < Last; ++r)
+            for (int b = 0; b < NB; ++b) sum[b][r] += Lanes<M>::spread(at + r * voxel_step(M)) * weight[b];
     }
     return w;
+}
+
+// All maps.
+template <int First, int Last, int R, int NB, Maps M, class W = typename Lanes<M>::Sum>
+[[gnu::always_inline]] inline const W* add_tap(const Walk& k, const float* x, const W* w, W (&sum)[NB][R]) {
+    if constexpr (is_single(M)) return add_maps<First, Last, R, NB, M>(k, x, w, kOwnTaps, k.lane, sum);
+    if constexpr (M != Maps::many) return add_maps<First, Last, R, NB, M>(k, x, w, k.last_lanes, k.lane, sum);
+    constexpr int whole = kV / Two::maps;  // counts known beforehand are worth a twentieth in loops this short
+    for (int bundle = 1; bundle < k.bundles; ++bundle, x += k.bundle)
+        w = add_maps<First, Last, R, NB, M>(k, x, w, whole, Two::maps, sum);
+    if (k.last_lanes == whole) return add_maps<First, Last, R, NB, M>(k, x, w, whole, Two::maps, sum);
+    return add_maps<First, Last, R, NB, M>(k, x, w, k.last_lanes, Two::maps, sum);
 }
 
 template <int Tap, int R, int NB, Maps M, Edge E, class W = typename Lanes<M>::Sum>
@@ -142,7 +164,7 @@ void forward_block(const Walk& k, const float* in, const float* kernels, V* out,
         }
     }
     for (int b = 0; b < NB; ++b)
-        for (int r = 0; r < R; ++r) out[b * out_bundle + r] = Lanes<M>::joined(sum[b][r]);
+        Lanes<M>::store(sum[b], out + b * out_bundle);
 }
 
 using Shared = Two::Sum;
@@ -192,7 +214,7 @@ void shared_block(const Walk& k, const float* in, const float* kernels, V* out, 
             }
         }
     }
-    for (int r = 0; r < R; ++r) out[r] = Two::joined(sum[r]);
+    Two::store(sum, out);
 }
 
 // Lanes are input maps; sums across them give output maps 0..O-1.
@@ -235,18 +257,26 @@ constexpr int most_rows(Maps maps, int group) {
     return maps == Maps::few ? kFewRows[group] : maps == Maps::shared ? kSharedRows : kRows[group];
 }
 
-// The block function of R rows, for a register block of group NB (few: O maps).
-template <int NB, Maps M, Edge E, int R = 1>
-RowFunction row_function(int rows) {
-    if constexpr (R < most_rows(M, NB)) {
-        if (rows > R) return row_function<NB, M, E, R + 1>(rows);
-    }
+template <int NB, Maps M, Edge E, int R>
+constexpr RowFunction block_function() {
     if constexpr (M == Maps::few)
         return few_block<R, NB>;
     else if constexpr (M == Maps::shared)
         return shared_block<R, E>;
     else
         return forward_block<R, NB, M, E>;
+}
+
+template <int NB, Maps M, Edge E, int... R>
+RowFunction row_function(int rows, std::integer_sequence<int, R...>) {
+    static constexpr RowFunction functions[] = {block_function<NB, M, E, R + 1>()...};
+    return functions[rows - 1];
+}
+
+// The function of so many voxels of a row, for a register block of group NB (few: O maps).
+template <int NB, Maps M, Edge E>
+RowFunction row_function(int rows) {
+    return row_function<NB, M, E>(rows, std::make_integer_sequence<int, most_rows(M, NB)>());
 }
 
 template <Maps M, Edge E = Edge{}>
@@ -295,19 +325,29 @@ RowFunction row_function(Maps maps, int group, int rows, Edge edge) {
     return row_function<Maps::many>(group, rows, edge);
 }
 
-// A row of `voxels` in nearly equal register blocks; results in `out`, bundles `out_bundle` vectors apart. cut: the row of inputs
-// begins kOwnTaps - 1 voxels late and ends as many early, under kOwnTaps adjacent taps of many maps.
-void convolve_row(const Walk& k, Maps maps, int group, const float* in, const float* kernels, int voxels, V* out,
-                  long out_bundle, bool cut = false) {
-    const int blocks = ceil_div(voxels, most_rows(maps, group)), larger = voxels % blocks;
-    for (int i = 0, done = 0; i < blocks; ++i) {
-        const int r = voxels / blocks + (i < larger), left = voxels - done - r;
-        const Edge edge = cut ? Edge{std::max(0, kOwnTaps - 1 - done), std::max(0, kOwnTaps - 1 - left)} : Edge{};
-        row_function(maps, group, r, edge)(k, in, kernels, out, out_bundle);
-        in += r * voxel_step(maps);
+// A row of `voxels` in nearly equal register blocks. cut: the row of inputs begins kOwnTaps - 1 voxels late and ends as many
+// early, under kOwnTaps adjacent taps of many maps.
+struct Row {
+    Maps maps;
+    int group, voxels;
+    bool cut;
+    int blocks = ceil_div(voxels, most_rows(maps, group)), least = voxels / blocks, larger = voxels % blocks;
+};
+
+// Results in `out`, bundles `out_bundle` vectors apart.
+void convolve_row(const Walk& k, const Row& row, const float* in, const float* kernels, V* out, long out_bundle) {
+    for (int i = 0, done = 0; i < row.blocks; ++i) {
+        const int r = row.least + (i < row.larger), left = row.voxels - done - r;
+        const Edge edge = row.cut ? Edge{std::max(0, kOwnTaps - 1 - done), std::max(0, kOwnTaps - 1 - left)} : Edge{};
+        row_function(row.maps, row.group, r, edge)(k, in, kernels, out, out_bundle);
+        in += r * voxel_step(row.maps);
         out += r;
         done += r;
     }
+}
+
+void next_row(int& z, int& y, int rows) {
+    if (++y == rows) y = 0, ++z;
 }
 
 // Input steps of one map become steps of x taps where there is only one map: the inner loop stays long. The walk's outputs are
@@ -342,17 +382,23 @@ void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
               long(b.input_stride), 1, long(k.y) * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
     const Maps kind = p.few_outputs ? Maps::few : set_maps(walk, maps, nb, b.packed_input);
     const float* kernels = b.at(Buffer::kernels_forward) + group.first * taps * per_tap * (p.few_outputs ? kV : vector_floats(maps));
-    V* row = vec(scratch);
-    for (int i = first; i < std::min(rows, first + p.rows_forward); ++i) {
-        const bool pointwise = is_pointwise(p);
-        const long in_start = pointwise ? long(i) * kRowVoxels : (long(i / m.y) * n.y + i % m.y) * n.x;
-        const long out_start = pointwise ? in_start : long(i) * m.x;
-        const int voxels = pointwise ? std::min(kRowVoxels, volume - i * kRowVoxels) : m.x;
-        convolve_row(walk, kind, p.few_outputs ? p.problem.out_maps : nb, b.input + in_start * step, kernels,
-                     voxels, row, voxels);
+    const bool pointwise = is_pointwise(p);
+    const int last = std::min(rows, first + p.rows_forward), register_group = p.few_outputs ? p.problem.out_maps : nb;
+    const Row whole{kind, register_group, pointwise ? kRowVoxels : m.x, false};
+    V* sums = vec(scratch);
+    int z = first / m.y, y = first % m.y;
+    for (int i = first, now; i < last; i += now) {
+        now = pointwise ? 1 : std::min(last - i, rows_together(m.x));
+        const long out_start = long(i) * whole.voxels;
+        const long voxels = pointwise ? std::min(long(kRowVoxels), volume - out_start) : long(now) * m.x;
+        if (pointwise)
+            convolve_row(walk, {kind, register_group, int(voxels), false}, b.input + out_start * step, kernels, sums, voxels);
+        else
+            for (int j = 0; j < now; ++j, next_row(z, y, m.y))
+                convolve_row(walk, whole, b.input + (long(z) * n.y + y) * n.x * step, kernels, sums + j * m.x, voxels);
         for (int o = 0; o < nb; ++o) {
             const int bundle = group.first + o;
-            finish_forward(row + long(o) * voxels, vec(b.output + bundle * b.output_stride) + out_start, 1, voxels,
+            finish_forward(sums + o * voxels, vec(b.output + bundle * b.output_stride) + out_start, 1, voxels,
                            b.bias ? b.bias + bundle * kV : nullptr, b.transfer, b.accumulate_output);
         }
     }
@@ -383,28 +429,38 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const long per_tap = tap_vectors(maps);
     const float* gradient = padded ? b.at(Buffer::gradient_spectra) : b.output_gradient;
     const long bundle_step = padded ? long(m.z) * m.y * length * kV : long(b.output_gradient_stride);
-    V* row = vec(scratch);
-    for (int i = first; i < std::min(rows, first + p.rows_backward); ++i) {
-        const int z = pointwise ? 0 : i / n.y, y = pointwise ? 0 : i % n.y;
+    Walk walk{k.z, k.y, k.x, 1, kV, kV, -long(s.z) * m.y * length * kV, -long(s.y) * length * kV,
+              long(s.x) * kV, bundle_step, 1, k.y * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
+    const Maps kind = set_maps(walk, maps, nb, false);
+    const float* kernels = b.at(Buffer::kernels_backward) + long(group.first) * taps * per_tap * vector_floats(maps);
+    const int last = std::min(rows, first + p.rows_backward);
+    const Row whole{kind, nb, pointwise ? kRowVoxels : n.x, cut};
+    V* sums = vec(scratch);
+    // One row: the taps along z and y whose outputs exist.
+    const auto add_row = [&](int z, int y, V* to, long voxels) {
         const TapRange tz(z, m.z, k.z, s.z), ty(y, m.y, k.y, s.y);
-        const int voxels = pointwise ? std::min(kRowVoxels, volume - i * kRowVoxels) : n.x;
-        const long start = pointwise ? long(i) * kRowVoxels : long(i) * n.x;
-        if (tz.count > 0 && ty.count > 0) {
-            Walk walk{tz.count, ty.count, k.x, 1, kV, kV, -long(s.z) * m.y * length * kV, -long(s.y) * length * kV,
-                      long(s.x) * kV, bundle_step, 1, k.y * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
-            const Maps kind = set_maps(walk, maps, nb, false);
-            const long from = pointwise ? start
-                                        : (long(z - s.z * tz.first) * m.y + (y - s.y * ty.first)) * length - before;
-            const long first_tap = long(group.first) * taps + (long(tz.first) * k.y + ty.first) * k.x;
-            const float* kernels = b.at(Buffer::kernels_backward) + first_tap * per_tap * vector_floats(maps);
-            convolve_row(walk, kind, nb, gradient + from * kV, kernels, voxels, row, voxels, cut);
-        } else {
-            std::fill(row, row + long(nb) * voxels, V{});
+        if (tz.count == 0 || ty.count == 0) {
+            for (int c = 0; c < nb; ++c) std::fill_n(to + c * voxels, n.x, V{});
+            return;
         }
+        walk.nz = tz.count, walk.ny = ty.count;
+        const long from = (long(z - s.z * tz.first) * m.y + (y - s.y * ty.first)) * length - before;
+        const long first_tap = (long(tz.first) * k.y + ty.first) * k.x;
+        convolve_row(walk, whole, gradient + from * kV, kernels + first_tap * per_tap * vector_floats(maps), to, voxels);
+    };
+    int z = first / n.y, y = first % n.y;
+    for (int i = first, now; i < last; i += now) {
+        now = pointwise ? 1 : std::min(last - i, rows_together(n.x));
+        const long start = long(i) * whole.voxels;
+        const long voxels = pointwise ? std::min(long(kRowVoxels), volume - start) : long(now) * n.x;
+        if (pointwise)
+            convolve_row(walk, {kind, nb, int(voxels), false}, gradient + start * kV, kernels, sums, voxels);
+        else
+            for (int j = 0; j < now; ++j, next_row(z, y, n.y)) add_row(z, y, sums + j * n.x, voxels);
         for (int c = 0; c < nb; ++c) {
             const int bundle = group.first + c;
             V* out = vec(b.input_gradient + bundle * b.input_gradient_stride) + start;
-            finish_forward(row + long(c) * voxels, out, 1, voxels, nullptr, Transfer::linear, b.accumulate_input_gradient);
+            finish_forward(sums + c * voxels, out, 1, voxels, nullptr, Transfer::linear, b.accumulate_input_gradient);
             if (b.activation)
                 apply_derivative(out, vec(b.activation + bundle * b.input_stride) + start, 1, voxels,
                                  b.activation_transfer);
@@ -464,14 +520,14 @@ void pack_backward(const LayerPlan& p, int index, const Buffers& b, float* scrat
     }
 }
 
-// sums[r][b] += over rows and columns of a[r] g[b]: a by broadcasts, `a_r` floats apart, g as vectors. Of a single map r are
-// the x taps, and there are y taps as well, `a_y` floats apart.
+// sums[r][b] += over rows and columns of a[r] g[b]: a by broadcasts, `a_r` floats apart, g as vectors (L::doubled ones). Of a
+// single map r are the x taps, and there are y taps as well, `a_y` floats apart.
 struct Patch {
     int rows, columns;
     const float* a;
     long a_r, a_x, a_row, a_y;
-    const V* g;
-    long g_bundle, g_row;
+    const float* g;
+    long g_bundle, g_row;  // floats
     V* sums;
     long sums_r, sums_bundle;
 };
@@ -483,11 +539,11 @@ template <int R, int NB, class L>
     clear(sum);
     for (int y = 0; y < k.rows; ++y) {
         const float* a = k.a + y * k.a_row;
-        const V* g = k.g + y * k.g_row;
+        const float* g = k.g + y * k.g_row;
 #pragma GCC unroll 2
-        for (int x = 0; x < k.columns; ++x, a += k.a_x, ++g) {
+        for (int x = 0; x < k.columns; ++x, a += k.a_x, g += L::maps * kV) {
             typename L::Sum value[NB];
-            for (int b = 0; b < NB; ++b) value[b] = L::doubled(g[b * k.g_bundle]);
+            for (int b = 0; b < NB; ++b) value[b] = *L::vector(g + b * k.g_bundle);
             for (int r = 0; r < R; ++r)
                 for (int b = 0; b < NB; ++b) sum[r][b] += L::spread(a + r * L::maps * k.a_r) * value[b];
         }
@@ -543,23 +599,23 @@ template <int R>
     clear(sum);
     for (int y = 0; y < k.rows; ++y) {
         const float* a = k.a + y * k.a_row;
-        const V* g = k.g + y * k.g_row;
-        value[0] = Two::doubled(g[0]);
+        const Shared* g = Two::vector(k.g + y * k.g_row);
+        value[0] = g[0];
         add_shared<0, 1>(a, value, sum);
-        value[1] = value[0], value[0] = Two::doubled(g[1]);
+        value[1] = value[0], value[0] = g[1];
         add_shared<0, 2>(a + kV, value, sum);
         a += 2 * kV, g += 2;
 #pragma GCC unroll 6
         for (int x = 2; x < k.columns; ++x, a += kV, ++g) {
             if constexpr (kTurns) {
-                value[2] = value[1], value[1] = value[0], value[0] = Two::doubled(g[0]);
+                value[2] = value[1], value[1] = value[0], value[0] = g[0];
             } else {
                 asm("" : "+r"(g));  // else GCC keeps them all the same
-                for (int j = 0; j < kOwnTaps; ++j) value[j] = Two::doubled(g[-j]);
+                for (int j = 0; j < kOwnTaps; ++j) value[j] = g[-j];
             }
             add_shared<0, 3>(a, value, sum);
         }
-        value[1] = Two::doubled(g[-1]), value[2] = Two::doubled(g[-2]);
+        value[1] = g[-1], value[2] = g[-2];
         add_shared<1, 3>(a, value, sum);
         value[2] = value[1];
         add_shared<2, 3>(a + kV, value, sum);
@@ -602,10 +658,10 @@ void single_update_block(const Patch& k) {
     clear(sum);
     for (int y = 0; y < k.rows; ++y) {
         const float* a = k.a + y * k.a_row;
-        const V* g = k.g + y * k.g_row;
-        for (int x = 0; x < k.columns; ++x, a += k.a_x, ++g) {
+        const float* g = k.g + y * k.g_row;
+        for (int x = 0; x < k.columns; ++x, a += k.a_x, g += kV) {
             V value[NB];
-            for (int b = 0; b < NB; ++b) value[b] = g[b * k.g_bundle];
+            for (int b = 0; b < NB; ++b) value[b] = *vec(g + b * k.g_bundle);
             for (int r = 0; r < R; ++r)
                 for (int j = 0; j < kOwnTaps; ++j)
                     for (int b = 0; b < NB; ++b) sum[r][j][b] += a[r * k.a_y + j * k.a_r] * value[b];
@@ -642,9 +698,22 @@ void single_update_patch(int nb, int rows, const Patch& k) {
     }
 }
 
+// Copies what a patch has of nb bundles of gradients, as registers that sum two maps need it.
+void double_gradient(Patch& patch, std::size_t bundle, int row, int nb, float* to) {
+#if defined(__AVX512F__) && ZNN_V == 8
+    Two::Sum* at = reinterpret_cast<Two::Sum*>(to);
+    for (int b = 0; b < nb; ++b)
+        for (int y = 0; y < patch.rows; ++y)
+            for (int x = 0; x < patch.columns; ++x) *at++ = Two::doubled(vec(patch.g + b * bundle)[long(y) * row + x]);
+    patch.g = to;
+    patch.g_row = 2L * kV * patch.columns;
+    patch.g_bundle = patch.g_row * patch.rows;
+#endif
+}
+
 // Partial sums of one chunk of the output, all taps: one input bundle by one group of output bundles, laid out as kernels.
 // With few outputs the lanes are input maps: one group of input bundles, [tap][out map][in bundle].
-void update_partial(const LayerPlan& p, int index, const Buffers& b) {
+void update_partial(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity;
     const bool few = p.few_outputs, pointwise = is_pointwise(p);
     const int bundles = few ? p.in_bundles : p.out_bundles, most = few ? p.group_in : p.group_out;
@@ -657,6 +726,7 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b) {
     const bool single = over_taps && k.x == kOwnTaps;
     const bool dense = !few && !over_taps && s.x == 1;  // adjacent taps share what they read
     const int count = few ? out_maps : over_taps ? k.x : maps;
+    const int together = dense && k.x % kOwnTaps == 0 ? 1 : nb;  // bundles of outputs that are summed at a time
     const long taps = long(k.volume());
 
     V* sums = vec(b.at(Buffer::update_spectra)) + chunk * update_chunk_vectors(p);
@@ -680,8 +750,8 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b) {
     patch.a_x = voxel;
     patch.a_row = (few ? m.x : from.x) * voxel;
     patch.a_y = s.y * from.x * voxel;
-    patch.g_row = few ? from.x : m.x;
-    patch.g_bundle = long(few ? b.input_stride : b.output_gradient_stride) / kV;
+    patch.g_row = (few ? from.x : m.x) * kV;
+    patch.g_bundle = long(few ? b.input_stride : b.output_gradient_stride);
 
     const PatchGrid grid(p);
     const int first = int(long(chunk) * grid.count() / p.update_chunks);
@@ -689,26 +759,28 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b) {
     for (int i = first; i < last; ++i) {
         const int z = i / (grid.down * grid.across), y = i / grid.across % grid.down * grid.rows, x = i % grid.across * grid.columns;
         patch.rows = std::min(grid.rows, m.y - y), patch.columns = std::min(grid.columns, m.x - x);
-        const float* g = gradient + ((long(z) * m.y + y) * m.x + x) * kV;
-        int step;
-        for (int j = 0; j < taps; j += step) {
-            const int jz = j / (k.y * k.x), jy = j / k.x % k.y, jx = j % k.x;
-            const bool shared = dense && jx + kOwnTaps <= k.x && patch.columns >= kOwnTaps - 1;
-            step = single ? k.y * k.x : over_taps ? k.x : shared ? kOwnTaps : 1;
-            const float* in = image + ((long(z + s.z * jz) * from.y + y + s.y * jy) * from.x + x + s.x * jx) * voxel;
-            patch.a = few ? g : in;
-            patch.g = vec(few ? in : g);
-            patch.sums = sums + j * tap_step;
-            if (single)
-                single_update_patch(nb, k.y, patch);
-            else if (shared) {
-                Patch one = patch;
-                for (int b = 0; b < nb; ++b, one.g += patch.g_bundle, one.sums += patch.sums_bundle) shared_update_patch(count, one);
+        for (int first_bundle = 0; first_bundle < nb; first_bundle += together) {
+            const float* g = gradient + first_bundle * b.output_gradient_stride + ((long(z) * m.y + y) * m.x + x) * kV;
+            patch.g = g;
+            if (Two::maps > 1 && !few && !over_taps) double_gradient(patch, b.output_gradient_stride, m.x, together, scratch);
+            int step;
+            for (int j = 0; j < taps; j += step) {
+                const int jz = j / (k.y * k.x), jy = j / k.x % k.y, jx = j % k.x;
+                const bool shared = together == 1 && dense && jx + kOwnTaps <= k.x && patch.columns >= kOwnTaps - 1;
+                step = single ? k.y * k.x : over_taps ? k.x : shared ? kOwnTaps : 1;
+                const float* in = image + ((long(z + s.z * jz) * from.y + y + s.y * jy) * from.x + x + s.x * jx) * voxel;
+                patch.a = few ? g : in;
+                if (few) patch.g = in;
+                patch.sums = sums + first_bundle * patch.sums_bundle + j * tap_step;
+                if (single)
+                    single_update_patch(together, k.y, patch);
+                else if (shared)
+                    shared_update_patch(count, patch);
+                else if (few || over_taps)
+                    update_patch<One>(together, count, patch);
+                else
+                    update_patch<Two>(together, count, patch);
             }
-            else if (few || over_taps)
-                update_patch<One>(nb, count, patch);
-            else
-                update_patch<Two>(nb, count, patch);
         }
     }
 }
@@ -747,7 +819,7 @@ void run_direct(const LayerPlan& p, Phase phase, int index, const Buffers& b, fl
         case Phase::forward_inverse: return forward(p, index, b, scratch);
         case Phase::gradient_transform: return pad_gradient(p, index, b);
         case Phase::backward_inverse: return backward(p, index, b, scratch);
-        case Phase::update_product: return update_partial(p, index, b);
+        case Phase::update_product: return update_partial(p, index, b, scratch);
         case Phase::update_inverse: return update(p, index, b, scratch);
         default: return;  // these phases have no pieces
     }

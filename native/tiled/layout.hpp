@@ -169,6 +169,12 @@ inline bool is_pointwise(const LayerPlan& p) { return p.problem.kernel.volume() 
 inline int row_count(const LayerPlan& p, Extent image) {
     return is_pointwise(p) ? ceil_div(int(image.volume()), kRowVoxels) : image.z * image.y;
 }
+// How many rows of so many voxels are finished together, while they are in L1, and the voxels there must be room for.
+inline constexpr int kFinishedVoxels = 64;
+inline int rows_together(int voxels) { return std::max(1, kFinishedVoxels / voxels); }
+inline int finished_voxels(const LayerPlan& p) {
+    return is_pointwise(p) ? kRowVoxels : std::max(kFinishedVoxels, p.problem.input.x);
+}
 // Whether the backward pass reads a copy of the output gradient with zeros on both sides of its rows. Three adjacent taps of
 // many maps, the usual ones, have functions that leave out what lies outside.
 inline bool pads_gradient(const LayerPlan& p) {
@@ -184,8 +190,8 @@ inline int padded_row(const LayerPlan& p) {
 struct TapRange {
     int first, count;
     TapRange(int i, int m, int k, int s) {
-        first = i >= m ? (i - m + s) / s : 0;
-        count = std::max(0, std::min(k, i / s + 1) - first);
+        first = i < m ? 0 : s == 1 ? i - m + 1 : (i - m + s) / s;
+        count = std::max(0, std::min(k, (s == 1 ? i : i / s) + 1) - first);
     }
 };
 
@@ -195,9 +201,8 @@ struct PatchGrid {
 
     explicit PatchGrid(const LayerPlan& p) {
         const Extent m = is_pointwise(p) ? Extent{1, 1, int(p.output.volume())} : p.output;
-        constexpr int kVoxels = 192;
-        columns = std::min(m.x, kVoxels);
-        rows = std::min(m.y, std::max(1, kVoxels / columns));
+        columns = std::min(m.x, p.patch_voxels);
+        rows = std::min(m.y, std::max(1, p.patch_voxels / columns));
         down = ceil_div(m.y, rows), across = ceil_div(m.x, columns), planes = m.z;
     }
     int count() const { return planes * down * across; }

@@ -155,6 +155,7 @@ struct LayerPlan {
     int rows_forward = 1, rows_backward = 1;     // (z, y) rows per piece
     int group_out = 1, group_in = 1;             // bundles per register block
     int update_chunks = 1;                       // parts of the output whose kernel gradients are summed apart
+    int patch_voxels = 192;                      // of the output, in L1 while kernel gradients are summed over them
     bool few_outputs = false;                    // lanes are input maps, sums taken across them
 
     int pieces[kPhases] = {};                    // of all slabs together, slab by slab
