@@ -16,19 +16,22 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int kRows[] = {0, 24, 12, 8};     // by NB
 constexpr int kFewRows[] = {0, 14, 12, 8, 6};
-constexpr int kSharedRows = 24, kSharedUpdateRows = 8;
+constexpr int kSharedRows[] = {0, 24, 12}, kSharedGroups = 2;  // what adjacent taps share, and by how many bundles at most
+constexpr int kSharedUpdateRows = 8;
 constexpr int kUpdateRows[] = {0, 16, 8, 8};
 constexpr bool kTurns = true;  // values that adjacent taps share stay in registers
 #elif defined(__AVX2__)
 constexpr int kRows[] = {0, 12, 6, 4};
 constexpr int kFewRows[] = {0, 8, 6, 4, 3};
-constexpr int kSharedRows = 11, kSharedUpdateRows = 4;
+constexpr int kSharedRows[] = {0, 11}, kSharedGroups = 1;
+constexpr int kSharedUpdateRows = 4;
 constexpr int kUpdateRows[] = {0, 8, 6, 4};
 constexpr bool kTurns = false;
 #else
 constexpr int kRows[] = {0, 4, 2, 1};
 constexpr int kFewRows[] = {0, 4, 2, 1, 1};
-constexpr int kSharedRows = 3, kSharedUpdateRows = 1;
+constexpr int kSharedRows[] = {0, 3}, kSharedGroups = 1;
+constexpr int kSharedUpdateRows = 1;
 constexpr int kUpdateRows[] = {0, 4, 2, 1};
 constexpr bool kTurns = false;
 #endif
@@ -87,7 +90,7 @@ using Two = One;
 #endif
 constexpr int kOwnTaps = 3;  // x taps of kernels that have functions of their own: the usual ones
 // Rows of three voxels and more may fall into blocks of one.
-constexpr bool kShortBlocks = std::min({kRows[1], kRows[2], kRows[3], kSharedRows}) < 3;
+constexpr bool kShortBlocks = std::min({kRows[1], kRows[2], kRows[3], kSharedRows[kSharedGroups]}) < 3;
 
 // The taps one output row takes part in, and what they touch. Steps of x in floats, of w in vectors.
 struct Walk {
@@ -170,21 +173,23 @@ void forward_block(const Walk& k, const float* in, const float* kernels, V* out,
 using Shared = Two::Sum;
 
 // Voxels First to Last-1, J adjacent taps, one lane after another: one voxel read serves all taps that meet it.
-template <int First, int Last, int J, int R>
-[[gnu::always_inline]] inline void add_shared_taps(const Walk& k, const float* x, const Shared* w, int lanes, Shared (&sum)[R]) {
+template <int First, int Last, int J, int R, int NB>
+[[gnu::always_inline]] inline void add_shared_taps(const Walk& k, const float* x, const Shared* w, int lanes, Shared (&sum)[NB][R]) {
 #pragma GCC unroll 2
     for (int l = 0; l < lanes; ++l, ++w, x += Two::maps) {
-        Shared weight[J];
-        for (int j = 0; j < J; ++j) weight[j] = w[j * k.w_tap];
+        Shared weight[J][NB];
+        for (int j = 0; j < J; ++j)
+            for (int b = 0; b < NB; ++b) weight[j][b] = w[j * k.w_tap + b * k.w_out];
 #pragma GCC unroll 32
         for (int r = First; r < Last; ++r)
-            for (int j = std::max(0, r - R + 1); j <= std::min(r, J - 1); ++j) sum[r - j] += Two::spread(x + r * kV) * weight[j];
+            for (int j = std::max(0, r - R + 1); j <= std::min(r, J - 1); ++j)
+                for (int b = 0; b < NB; ++b) sum[b][r - j] += Two::spread(x + r * kV) * weight[j][b];
     }
 }
 
 // A row of taps, kOwnTaps at a time.
-template <int R, Edge E>
-[[gnu::always_inline]] inline void add_shared_row(const Walk& k, const float* x, const Shared* w, int lanes, Shared (&sum)[R]) {
+template <int R, int NB, Edge E>
+[[gnu::always_inline]] inline void add_shared_row(const Walk& k, const float* x, const Shared* w, int lanes, Shared (&sum)[NB][R]) {
     constexpr int J = kOwnTaps, first = E.before, last = R + J - 1 - E.after;
     int left = k.nx;
     for (; left >= J; left -= J, x += J * kV, w += J * k.w_tap) add_shared_taps<first, last, J>(k, x, w, lanes, sum);
@@ -195,11 +200,11 @@ template <int R, Edge E>
     }
 }
 
-// One bundle of outputs, for which reads would outnumber multiplications if taps did not share them.
-template <int R, Edge E>
-void shared_block(const Walk& k, const float* in, const float* kernels, V* out, long) {
+// Adjacent taps, which share what they read: reads would else be many beside the multiplications of few bundles of outputs.
+template <int R, int NB, Edge E>
+void shared_block(const Walk& k, const float* in, const float* kernels, V* out, long out_bundle) {
     constexpr int whole = kV / Two::maps;
-    Shared sum[R];
+    Shared sum[NB][R];
     clear(sum);
     for (int jz = 0; jz < k.nz; ++jz) {
         for (int jy = 0; jy < k.ny; ++jy) {
@@ -208,13 +213,13 @@ void shared_block(const Walk& k, const float* in, const float* kernels, V* out, 
             for (int bundle = 1; bundle <= k.bundles; ++bundle, x += k.bundle, w += whole) {
                 const int lanes = bundle == k.bundles ? k.last_lanes : k.lanes;
                 if (lanes == whole)  // a count known beforehand is worth a twentieth in a loop this short
-                    add_shared_row<R, E>(k, x, w, whole, sum);
+                    add_shared_row<R, NB, E>(k, x, w, whole, sum);
                 else
-                    add_shared_row<R, E>(k, x, w, lanes, sum);
+                    add_shared_row<R, NB, E>(k, x, w, lanes, sum);
             }
         }
     }
-    Two::store(sum, out);
+    for (int b = 0; b < NB; ++b) Two::store(sum[b], out + b * out_bundle);
 }
 
 // Lanes are input maps; sums across them give output maps 0..O-1.
@@ -254,7 +259,7 @@ using RowFunction = void (*)(const Walk&, const float*, const float*, V*, long);
 
 // Voxels of a register block with NB bundles (few: O maps).
 constexpr int most_rows(Maps maps, int group) {
-    return maps == Maps::few ? kFewRows[group] : maps == Maps::shared ? kSharedRows : kRows[group];
+    return maps == Maps::few ? kFewRows[group] : maps == Maps::shared ? kSharedRows[group] : kRows[group];
 }
 
 template <int NB, Maps M, Edge E, int R>
@@ -262,7 +267,7 @@ constexpr RowFunction block_function() {
     if constexpr (M == Maps::few)
         return few_block<R, NB>;
     else if constexpr (M == Maps::shared)
-        return shared_block<R, E>;
+        return shared_block<R, NB, E>;
     else
         return forward_block<R, NB, M, E>;
 }
@@ -281,14 +286,14 @@ RowFunction row_function(int rows) {
 
 template <Maps M, Edge E = Edge{}>
 RowFunction row_function(int group, int rows) {
-    if constexpr (M == Maps::shared) return row_function<1, M, E>(rows);
-    switch (group) {
-        case 1: return row_function<1, M, E>(rows);
-        case 2: return row_function<2, M, E>(rows);
-        case 3: return row_function<3, M, E>(rows);
-    }
-    if constexpr (M == Maps::few) return row_function<4, M, E>(rows);
-    return nullptr;
+    constexpr int most = M == Maps::few ? 4 : M == Maps::shared ? kSharedGroups : 3;
+    if constexpr (most >= 4)
+        if (group == 4) return row_function<4, M, E>(rows);
+    if constexpr (most >= 3)
+        if (group == 3) return row_function<3, M, E>(rows);
+    if constexpr (most >= 2)
+        if (group == 2) return row_function<2, M, E>(rows);
+    return row_function<1, M, E>(rows);
 }
 
 template <Maps M>
@@ -322,6 +327,8 @@ RowFunction row_function(Maps maps, int group, int rows, Edge edge) {
         case Maps::shared: return row_function<Maps::shared>(group, rows, edge);
         case Maps::many: break;
     }
+    // Edges are of adjacent taps, for which plans have no more bundles than these share.
+    if constexpr (kSharedGroups > 1) return row_function<Maps::many>(group, rows);
     return row_function<Maps::many>(group, rows, edge);
 }
 
@@ -358,7 +365,7 @@ Maps set_maps(Walk& k, int maps, int group, bool packed) {
         k.lanes = kV / Two::maps;
         k.last_lanes = ceil_div(maps - (k.bundles - 1) * kV, Two::maps);
         k.lane = Two::maps;
-        return group == 1 && k.nx > 1 && k.x == kV ? Maps::shared : Maps::many;
+        return group <= kSharedGroups && k.nx > 1 && k.x == kV ? Maps::shared : Maps::many;
     }
     k.last_lanes = k.nx;
     k.lane = k.x;

@@ -366,12 +366,16 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     if (p.pools()) throw std::invalid_argument("convolution layer: the direct method does not pool its output");
     p.method = Method::direct;
     p.few_outputs = out <= 4 && !problem.depthwise;
-    p.group_out = p.group_in = problem.depthwise ? 1 : 3;
+    const bool wide = std::string(isa()) == "avx512";
+    // Bundles of outputs that a block of registers sums: two where adjacent taps share what they read (direct.cpp), which is
+    // more than the reads that a third one would spare.
+    const bool adjacent = k.x > 1 && problem.sparsity.x == 1;
+    p.group_out = p.group_in = problem.depthwise ? 1 : wide && adjacent ? 2 : 3;
     const int out_row = pointwise ? std::min<int>(kRowVoxels, int(p.output.volume())) : p.output.x;
     const int in_row = pointwise ? out_row : problem.input.x;
-    const int out_bundles = p.few_outputs ? 1 : std::min(3, p.out_bundles);
+    const int out_bundles = p.few_outputs ? 1 : std::min(p.group_out, p.out_bundles);
     const double forward = direct_seconds(p, out_row, out_row, in, out_bundles, machine);
-    const double backward = direct_seconds(p, in_row, in_row, out, std::min(3, p.in_bundles), machine);
+    const double backward = direct_seconds(p, in_row, in_row, out, std::min(p.group_in, p.in_bundles), machine);
     const int out_rows = row_count(p, p.output), in_rows = row_count(p, problem.input);
     p.rows_forward = units_per_piece(forward, out_rows, out_rows, machine);
     p.rows_backward = units_per_piece(backward, in_rows, in_rows, machine);
@@ -389,8 +393,7 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     set(Phase::gradient_transform, pads_gradient(p) ? p.out_bundles * p.output.z : 0);
     set(Phase::backward_inverse, in_groups * ceil_div(in_rows, p.rows_backward));
     // Three adjacent taps see one bundle of gradients at a time: more voxels fit, and wider vectors are through with them sooner.
-    const bool adjacent = problem.kernel.x % 3 == 0 && problem.sparsity.x == 1 && !problem.depthwise;
-    if (adjacent && std::string(isa()) == "avx512") p.patch_voxels *= 2;
+    if (wide && adjacent && k.x % 3 == 0 && !problem.depthwise) p.patch_voxels *= 2;
     // Enough chunks for many workers where there are few pairs of bundles, none shorter than a piece.
     const int pairs = p.few_outputs || problem.depthwise ? in_groups : p.in_bundles * out_groups;
     const double all = direct_seconds(p, out_row, double(p.output.volume()), in, p.out_bundles, machine);
