@@ -175,7 +175,7 @@ using Shared = Two::Sum;
 // Voxels First to Last-1, J adjacent taps, one lane after another: one voxel read serves all taps that meet it.
 template <int First, int Last, int J, int R, int NB>
 [[gnu::always_inline]] inline void add_shared_taps(const Walk& k, const float* x, const Shared* w, int lanes, Shared (&sum)[NB][R]) {
-#pragma GCC unroll 2
+#pragma GCC unroll 2 * Two::maps
     for (int l = 0; l < lanes; ++l, ++w, x += Two::maps) {
         Shared weight[J][NB];
         for (int j = 0; j < J; ++j)
