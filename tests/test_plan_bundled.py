@@ -53,6 +53,22 @@ def test_only_few_input_maps_are_fused_and_nothing_goes_back_to_the_input(graph)
         "tiled", second.first_tile())))
 
 
+def test_workers_without_a_piece_count(graph):
+    """A phase of a single piece keeps all workers from what follows; a plan for many takes one that they can share."""
+    spec = znn.NetworkSpec.layered("first", 1, [{"conv": 8, "kernel": 3, "transfer": "relu"}])
+    small = Graph.build(spec, output=(12, 12, 12))
+    alone, together = (bundled.layers(small, 8, training=False, workers=n)[0] for n in (1, 4))
+    for candidate in (Candidate("fused", (14, 14, 14)), *alone.ranked()):
+        counts = alone.native(candidate).pieces
+        phases = [float(count > 0 and alone.takes_part(candidate, phase)) for phase, count in enumerate(counts)]
+        pieces = [count for count, part in zip(counts, phases) if part]
+        assert alone.total(candidate, phases) == len(pieces)
+        assert together.total(candidate, phases) == pytest.approx(sum(max(1.0, 4 / count) for count in pieces))
+    assert alone.native(Candidate("fused", (14, 14, 14))).pieces[4] == 1  # one tile
+    request = Request(bundle=8, threads=4, patches=2)
+    assert all(layer.workers == 2 for layer in request.layers(small))
+
+
 def test_of_those_as_fast_the_model_decides(graph):
     layer = layer_of(graph)
     first, second, third = layer.ranked()[:3]

@@ -129,11 +129,11 @@ def _kept(what: str, found: Any, rates: Sequence[str], measure: Callable[[], Any
 # ---- one layer --------------------------------------------------------------------------------------------
 class Layer:
     """One convolution layer of a graph in bundles of maps; backward: the gradient of its input is wanted. Without training its
-    round is the forward pass alone.
+    round is the forward pass alone. workers: those that share one patch.
     """
 
-    def __init__(self, graph: Graph, edge: GraphEdge, bundle: int, backward: bool, training: bool = True) -> None:
-        self.name, self.bundle, self.backward, self.training = edge.name, bundle, backward, training
+    def __init__(self, graph: Graph, edge: GraphEdge, bundle: int, backward: bool, training: bool = True, workers: float = 1) -> None:
+        self.name, self.bundle, self.backward, self.training, self.workers = edge.name, bundle, backward, training, workers
         self.maps = graph.nodes[edge.source].maps, graph.nodes[edge.target].maps
         self.depthwise = edge.spec.depthwise
         self.shape = (*self.maps, edge.in_extent, edge.kernel, edge.sparsity, self.depthwise, bundle)
@@ -203,19 +203,21 @@ class Layer:
         return {"forward": PASSES["forward"], "backward": (), "update": (*PASSES["update"], *PASSES["backward"])}
 
     def predict(self, candidate: Candidate) -> float:
-        """Predicted seconds of a round on one core."""
+        """Predicted seconds of a round, as `total` counts them."""
         return self.total(candidate, self.phases(candidate))
 
     def total(self, candidate: Candidate, phases: Sequence[float]) -> float:
-        """Seconds of a round from those of the phases: with the pooling that follows, where the candidate leaves it to
-        an edge of its own, which reads and writes whole images.
+        """Seconds of a round from those of the phases on one core: with those of workers for whom a phase has no piece, and with
+        the pooling that follows, where the candidate leaves it to an edge of its own, which reads and writes whole images.
         """
-        if not self._pooled or self.native(candidate).pools:
-            return sum(phases)
+        native = self.native(candidate)
+        held = sum(s * max(1.0, self.workers / max(count, 1)) for s, count in zip(phases, native.pieces))
+        if not self._pooled or native.pools:
+            return held
         whole, pooled = self._pooled
         # Forward; backward: zeros first, then the gradients.
         count = 4 * ((whole + 2 * pooled) + (2 * whole + pooled) * self.training)
-        return sum(phases) + count / copy_rate(place_of(4 * whole))
+        return held + count / copy_rate(place_of(4 * whole))
 
     def recomputed(self, candidate: Candidate, phases: Sequence[float]) -> list[float]:
         """Phases with the input's transforms, made once more for the update where spectra are not kept."""
@@ -399,7 +401,7 @@ def _is_quiet(seconds: Sequence[float]) -> bool:
     return len(seconds) > 1 and sorted(seconds)[1] <= (1 + NOISE) * min(seconds)
 
 
-def layers(graph: Graph, bundle: int, input_gradient: bool = False, training: bool = True) -> list[Layer]:
+def layers(graph: Graph, bundle: int, input_gradient: bool = False, training: bool = True, workers: float = 1) -> list[Layer]:
     """The convolution layers of a graph, in its order."""
     wanted = gradient_nodes(graph, input_gradient, training)
-    return [Layer(graph, edge, bundle, wanted[edge.source], training) for edge in graph.edges if edge.kind == "conv"]
+    return [Layer(graph, edge, bundle, wanted[edge.source], training, workers) for edge in graph.edges if edge.kind == "conv"]

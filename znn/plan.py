@@ -207,7 +207,7 @@ class Request:
 
     def layers(self, graph: Graph) -> list[bundled.Layer]:
         """The convolution layers, in bundles of maps."""
-        return bundled.layers(graph, self.bundle, self.input_gradient, self.training)
+        return bundled.layers(graph, self.bundle, self.input_gradient, self.training, self.threads / self.patches)
 
 
 def resolve(plan: Any, graph: Graph, request: Request | None = None, **asked: Any) -> Plan:

@@ -96,6 +96,9 @@ void register_tiled(py::module_& module) {
         .def_property_readonly("kernel_bytes", [](const tiled::LayerPlan& plan) { return 4 * tiled::kernel_floats(plan); })
         .def_property_readonly("scratch_bytes", [](const tiled::LayerPlan& plan) { return tiled::scratch_bytes(plan); })
         .def_property_readonly("pools", &tiled::LayerPlan::pools)
+        .def_property_readonly("pieces", [](const tiled::LayerPlan& plan) {
+            return std::vector<int>(std::begin(plan.pieces), std::end(plan.pieces));
+        })
         .def_property_readonly("packs_input", &tiled::packs_input)
         .def_readonly("slabs", &tiled::LayerPlan::slabs)
         .def_readonly("kept_slabs", &tiled::LayerPlan::kept_slabs)

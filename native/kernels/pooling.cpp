@@ -291,16 +291,26 @@ void max_filter(const float* in, Extent n, Extent w, Extent s, int bundle, float
     }
 }
 
-// One output voxel, floats [from, from + W) of its bundle.
-ZNN_INLINE Candidate pool_vector(const float* in, Extent n, Extent w, int bundle, std::int32_t voxel) {
-    Candidate best{load(in + std::ptrdiff_t(voxel) * bundle), splat(voxel)};
+// Half of the widest vectors: a bundle of eight maps.
+typedef float Half __attribute__((vector_size(2 * W), aligned(4), may_alias));
+typedef std::int32_t HalfIndex __attribute__((vector_size(2 * W), aligned(4), may_alias));
+
+// One output voxel, as many floats of its bundle as a vector has.
+template <class F, class I>
+ZNN_INLINE void pool_vector(const float* in, Extent n, Extent w, int bundle, std::int32_t voxel, float* out, std::int32_t* index) {
+    F best = *reinterpret_cast<const F*>(in + std::ptrdiff_t(voxel) * bundle);
+    I best_at = voxel - I{};
     for (int z = 0; z < w.z; ++z)
         for (int y = 0; y < w.y; ++y)
             for (int x = 0; x < w.x; ++x) {
                 const std::int32_t at = voxel + (z * n.y + y) * n.x + x;
-                best = first_maximum(best, {load(in + std::ptrdiff_t(at) * bundle), splat(at)});
+                const F value = *reinterpret_cast<const F*>(in + std::ptrdiff_t(at) * bundle);
+                const I take = ~(I)(value <= best) & (I)(best == best);
+                best = take ? value : best;
+                best_at = take ? at - I{} : best_at;
             }
-    return best;
+    *reinterpret_cast<F*>(out) = best;
+    *reinterpret_cast<I*>(index) = best_at;
 }
 
 ZNN_INLINE void pool_scalar(const float* in, Extent n, Extent w, int bundle, std::int32_t voxel, float* out,
@@ -327,7 +337,10 @@ void max_pool(const float* in, Extent n, Extent w, Extent stride, int bundle, fl
             for (int x = 0; x < m.x; ++x, out += bundle, index += bundle) {
                 const std::int32_t voxel = (z * stride.z * n.y + y * stride.y) * n.x + x * stride.x;
                 int b = 0;
-                for (; b + W <= bundle; b += W) store(out + b, index + b, pool_vector(in + b, n, w, bundle, voxel));
+                for (; b + W <= bundle; b += W)
+                    pool_vector<vf_unaligned, vi_unaligned>(in + b, n, w, bundle, voxel, out + b, index + b);
+                for (; b + W / 2 <= bundle; b += W / 2)
+                    pool_vector<Half, HalfIndex>(in + b, n, w, bundle, voxel, out + b, index + b);
                 for (; b < bundle; ++b) pool_scalar(in + b, n, w, bundle, voxel, out + b, index + b);
             }
 }

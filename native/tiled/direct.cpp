@@ -14,7 +14,7 @@ namespace znn::tiled::ZNN_VARIANT {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kRows[] = {0, 24, 12, 8};     // by NB
+constexpr int kRows[] = {0, 14, 12, 8};     // by NB; GCC does not unroll loops of more than 16
 constexpr int kFewRows[] = {0, 14, 12, 8, 6};
 constexpr int kSharedRows[] = {0, 24, 12}, kSharedGroups = 2;  // what adjacent taps share, and by how many bundles at most
 constexpr int kSharedUpdateRows = 8;

@@ -150,11 +150,15 @@ double kernel_seconds(const LayerPlan& p, int maps, int bundles, const Machine& 
     return maps * bundles * a[0].k * lines * p.bundle;
 }
 
+bool has_wide_registers() { return std::string(isa()) == "avx512"; }
+
 double direct_seconds(const LayerPlan& p, int row, double voxels, int maps, int bundles, const Machine& machine) {
     const double taps = double(p.problem.kernel.volume());
     // Sums in registers; fewer than 10 wait for each other.
     const double block = std::min(12, row * (p.problem.depthwise ? 1 : std::min(bundles, 3)));
-    const double efficiency = std::min(1.0, block / 10);
+    double efficiency = std::min(1.0, block / 10);
+    // Of a single map one read serves one multiplication, and outputs are written before much is done to them (measured).
+    if (maps == 1 && !p.problem.depthwise) efficiency *= has_wide_registers() ? 0.5 : 0.75;
     return 2.0 * voxels * taps * maps * bundles * p.bundle / (machine.direct_flops * efficiency);
 }
 
@@ -366,11 +370,12 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     if (p.pools()) throw std::invalid_argument("convolution layer: the direct method does not pool its output");
     p.method = Method::direct;
     p.few_outputs = out <= 4 && !problem.depthwise;
-    const bool wide = std::string(isa()) == "avx512";
+    const bool wide = has_wide_registers();
     // Bundles of outputs that a block of registers sums: two where adjacent taps share what they read (direct.cpp), which is
     // more than the reads that a third one would spare.
     const bool adjacent = k.x > 1 && problem.sparsity.x == 1;
-    p.group_out = p.group_in = problem.depthwise ? 1 : wide && adjacent ? 2 : 3;
+    const auto group = [&](int maps) { return problem.depthwise ? 1 : wide && adjacent && maps > 1 ? 2 : 3; };
+    p.group_out = group(in), p.group_in = group(out);
     const int out_row = pointwise ? std::min<int>(kRowVoxels, int(p.output.volume())) : p.output.x;
     const int in_row = pointwise ? out_row : problem.input.x;
     const int out_bundles = p.few_outputs ? 1 : std::min(p.group_out, p.out_bundles);
