@@ -9,10 +9,6 @@ namespace {
 typedef signed char vb __attribute__((vector_size(W), aligned(1), may_alias));
 typedef short vs __attribute__((vector_size(2 * W)));
 
-// By way of shorts: compilers take the direct way element by element.
-ZNN_INLINE vi load_bytes(const std::int8_t* p) {
-    return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const vb*>(p), vs), vi);
-}
 ZNN_INLINE void store_bytes(std::int8_t* p, vi x) {
     *reinterpret_cast<vb*>(p) = __builtin_convertvector(__builtin_convertvector(x, vs), vb);
 }
@@ -56,30 +52,51 @@ struct Row {
     int first;
 };
 
+// Vectors of so many floats, and as many integers, shorts and bytes; bytes become integers by way of shorts: compilers take the
+// direct way element by element.
+#define ZNN_VECTORS(name, count)                                                                       \
+    struct name {                                                                                      \
+        static constexpr int lanes = count;                                                            \
+        typedef float F __attribute__((vector_size(4 * count), aligned(4), may_alias));                \
+        typedef std::int32_t I __attribute__((vector_size(4 * count), aligned(4), may_alias));         \
+        typedef short Shorts __attribute__((vector_size(2 * count)));                                  \
+        typedef signed char Bytes __attribute__((vector_size(count), aligned(1), may_alias));          \
+        static ZNN_INLINE I load_bytes(const std::int8_t* p) {                                         \
+            const Bytes bytes = *reinterpret_cast<const Bytes*>(p);                                    \
+            return __builtin_convertvector(__builtin_convertvector(bytes, Shorts), I);                 \
+        }                                                                                              \
+    }
+ZNN_VECTORS(Whole, W);
+ZNN_VECTORS(Half, (W / 2));
+#undef ZNN_VECTORS
+
 // gin[i + x step] += the gradients of those of R rows' windows i whose voxel first + x was the largest; i < count, x < X.
-template <int R, int X>
+template <int R, int X, class T>
 void collect(const float* g, const std::int8_t* place, const Row* rows, std::ptrdiff_t count, std::ptrdiff_t step, float* gin) {
+    using F = typename T::F;
+    using I = typename T::I;
     // Copies: for all that the compiler knows, gin's vectors might overwrite `rows`.
     const float* gradients[R];
     const std::int8_t* places[R];
-    vi voxels[R][X];
+    I voxels[R][X];
     for (int r = 0; r < R; ++r) {
         gradients[r] = g + rows[r].offset, places[r] = place + rows[r].offset;
-        for (int x = 0; x < X; ++x) voxels[r][x] = splat(rows[r].first + x);
+        for (int x = 0; x < X; ++x) voxels[r][x] = rows[r].first + x - I{};
     }
     std::ptrdiff_t i = 0;
-    for (; i + W <= count; i += W) {
-        vf sum[X];
+    for (; i + T::lanes <= count; i += T::lanes) {
+        F sum[X];
         ZNN_UNROLL
-        for (int x = 0; x < X; ++x) sum[x] = vf{};
+        for (int x = 0; x < X; ++x) sum[x] = F{};
         ZNN_UNROLL
         for (int r = 0; r < R; ++r) {
-            const vi largest = load_bytes(places[r] + i), gradient = bits(load(gradients[r] + i));
+            const I largest = T::load_bytes(places[r] + i);
+            const I gradient = *reinterpret_cast<const I*>(gradients[r] + i);
             ZNN_UNROLL
-            for (int x = 0; x < X; ++x) sum[x] += from_bits((vi)(largest == voxels[r][x]) & gradient);
+            for (int x = 0; x < X; ++x) sum[x] += (F)((I)(largest == voxels[r][x]) & gradient);
         }
         ZNN_UNROLL
-        for (int x = 0; x < X; ++x) store(gin + i + x * step, load(gin + i + x * step) + sum[x]);
+        for (int x = 0; x < X; ++x) *reinterpret_cast<F*>(gin + i + x * step) += sum[x];
     }
     for (; i < count; ++i)
         for (int r = 0; r < R; ++r) {
@@ -93,15 +110,15 @@ constexpr Maxima maxima_of[small_window + 1] = {nullptr,   maxima<1>, maxima<2>,
                                                 maxima<5>, maxima<6>, maxima<7>, maxima<8>};
 using Collect = void (*)(const float*, const std::int8_t*, const Row*, std::ptrdiff_t, std::ptrdiff_t, float*);
 
-template <int R, int X>
+template <int R, int X, class T>
 Collect collect_of(int rows, int across) {
     if constexpr (R == 1 && X < small_window) {
-        if (across > X) return collect_of<1, X + 1>(rows, across);
+        if (across > X) return collect_of<1, X + 1, T>(rows, across);
     }
     if constexpr ((R + 1) * X <= small_window) {
-        if (rows > R) return collect_of<R + 1, X>(rows, across);
+        if (rows > R) return collect_of<R + 1, X, T>(rows, across);
     }
-    return collect<R, X>;
+    return collect<R, X, T>;
 }
 
 void small_max_filter(const float* in, Extent n, Extent w, Extent s, int bundle, int first_row, int last_row, float* out,
@@ -135,7 +152,10 @@ void small_max_filter_backward(const float* g, const std::int8_t* place, Extent 
             }
         }
         __builtin_memset(gin, 0, length * sizeof(float));
-        if (count) collect_of<1, 1>(count, w.x)(g, place, rows, windows, std::ptrdiff_t(s.x) * bundle, gin);
+        const std::ptrdiff_t step = std::ptrdiff_t(s.x) * bundle;
+        // What is read is what was written just before, and comes faster when it is read in the same pieces.
+        const Collect function = step % W ? collect_of<1, 1, Half>(count, w.x) : collect_of<1, 1, Whole>(count, w.x);
+        if (count) function(g, place, rows, windows, step, gin);
     }
 }
 
