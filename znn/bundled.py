@@ -132,7 +132,8 @@ class Layer:
     round is the forward pass alone. workers: those that share one patch.
     """
 
-    def __init__(self, graph: Graph, edge: GraphEdge, bundle: int, backward: bool, training: bool = True, workers: float = 1) -> None:
+    def __init__(self, graph: Graph, edge: GraphEdge, bundle: int, backward: bool, training: bool = True,
+                 workers: float = 1) -> None:
         self.name, self.bundle, self.backward, self.training, self.workers = edge.name, bundle, backward, training, workers
         self.maps = graph.nodes[edge.source].maps, graph.nodes[edge.target].maps
         self.depthwise = edge.spec.depthwise

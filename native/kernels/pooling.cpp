@@ -297,7 +297,8 @@ typedef std::int32_t HalfIndex __attribute__((vector_size(2 * W), aligned(4), ma
 
 // One output voxel, as many floats of its bundle as a vector has.
 template <class F, class I>
-ZNN_INLINE void pool_vector(const float* in, Extent n, Extent w, int bundle, std::int32_t voxel, float* out, std::int32_t* index) {
+ZNN_INLINE void pool_vector(const float* in, Extent n, Extent w, int bundle, std::int32_t voxel, float* out,
+                            std::int32_t* index) {
     F best = *reinterpret_cast<const F*>(in + std::ptrdiff_t(voxel) * bundle);
     I best_at = voxel - I{};
     for (int z = 0; z < w.z; ++z)

@@ -52,36 +52,57 @@ struct Row {
     int first;
 };
 
-// Vectors of so many floats, and as many integers, shorts and bytes; bytes become integers by way of shorts: compilers take the
-// direct way element by element.
-#define ZNN_VECTORS(name, count)                                                                       \
-    struct name {                                                                                      \
-        static constexpr int lanes = count;                                                            \
-        typedef float F __attribute__((vector_size(4 * count), aligned(4), may_alias));                \
-        typedef std::int32_t I __attribute__((vector_size(4 * count), aligned(4), may_alias));         \
-        typedef short Shorts __attribute__((vector_size(2 * count)));                                  \
-        typedef signed char Bytes __attribute__((vector_size(count), aligned(1), may_alias));          \
-        static ZNN_INLINE I load_bytes(const std::int8_t* p) {                                         \
-            const Bytes bytes = *reinterpret_cast<const Bytes*>(p);                                    \
-            return __builtin_convertvector(__builtin_convertvector(bytes, Shorts), I);                 \
-        }                                                                                              \
+// Vectors of so many floats, and what adds a vector where a byte for each float is `voxel`.
+#if defined(__AVX512F__)
+struct Whole {
+    static constexpr int lanes = W;
+    typedef __m128i Places, Voxel;
+    typedef vf_unaligned F;
+    static ZNN_INLINE Voxel voxel(int v) { return _mm_set1_epi8(char(v)); }
+    static ZNN_INLINE Places places(const std::int8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+    static ZNN_INLINE F add(F sum, Places places, Voxel voxel, F value) {
+        return _mm512_mask_add_ps(sum, _mm_cmpeq_epi8_mask(places, voxel), sum, value);
     }
-ZNN_VECTORS(Whole, W);
-ZNN_VECTORS(Half, (W / 2));
-#undef ZNN_VECTORS
+};
+struct Half {
+    static constexpr int lanes = W / 2;
+    typedef __m128i Places, Voxel;
+    typedef float F __attribute__((vector_size(2 * W), aligned(4), may_alias));
+    static ZNN_INLINE Voxel voxel(int v) { return _mm_set1_epi8(char(v)); }
+    static ZNN_INLINE Places places(const std::int8_t* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); }
+    static ZNN_INLINE F add(F sum, Places places, Voxel voxel, F value) {
+        return _mm256_mask_add_ps(sum, __mmask8(_mm_cmpeq_epi8_mask(places, voxel)), sum, value);
+    }
+};
+#else
+struct Whole {
+    static constexpr int lanes = W;
+    typedef vi Places, Voxel;
+    typedef vf_unaligned F;
+    static ZNN_INLINE Voxel voxel(int v) { return splat(v); }
+    // By way of shorts: compilers take the direct way element by element.
+    static ZNN_INLINE Places places(const std::int8_t* p) {
+        const vb bytes = *reinterpret_cast<const vb*>(p);
+        return __builtin_convertvector(__builtin_convertvector(bytes, vs), vi);
+    }
+    static ZNN_INLINE F add(F sum, Places places, Voxel voxel, F value) {
+        return sum + from_bits((vi)(places == voxel) & bits(value));
+    }
+};
+using Half = Whole;
+#endif
 
 // gin[i + x step] += the gradients of those of R rows' windows i whose voxel first + x was the largest; i < count, x < X.
 template <int R, int X, class T>
 void collect(const float* g, const std::int8_t* place, const Row* rows, std::ptrdiff_t count, std::ptrdiff_t step, float* gin) {
     using F = typename T::F;
-    using I = typename T::I;
     // Copies: for all that the compiler knows, gin's vectors might overwrite `rows`.
     const float* gradients[R];
     const std::int8_t* places[R];
-    I voxels[R][X];
+    typename T::Voxel voxels[R][X];
     for (int r = 0; r < R; ++r) {
         gradients[r] = g + rows[r].offset, places[r] = place + rows[r].offset;
-        for (int x = 0; x < X; ++x) voxels[r][x] = rows[r].first + x - I{};
+        for (int x = 0; x < X; ++x) voxels[r][x] = T::voxel(rows[r].first + x);
     }
     std::ptrdiff_t i = 0;
     for (; i + T::lanes <= count; i += T::lanes) {
@@ -90,10 +111,10 @@ void collect(const float* g, const std::int8_t* place, const Row* rows, std::ptr
         for (int x = 0; x < X; ++x) sum[x] = F{};
         ZNN_UNROLL
         for (int r = 0; r < R; ++r) {
-            const I largest = T::load_bytes(places[r] + i);
-            const I gradient = *reinterpret_cast<const I*>(gradients[r] + i);
+            const typename T::Places largest = T::places(places[r] + i);
+            const F gradient = *reinterpret_cast<const F*>(gradients[r] + i);
             ZNN_UNROLL
-            for (int x = 0; x < X; ++x) sum[x] += (F)((I)(largest == voxels[r][x]) & gradient);
+            for (int x = 0; x < X; ++x) sum[x] = T::add(sum[x], largest, voxels[r][x], gradient);
         }
         ZNN_UNROLL
         for (int x = 0; x < X; ++x) *reinterpret_cast<F*>(gin + i + x * step) += sum[x];

@@ -115,7 +115,8 @@ struct Edge {
 
 // Voxels First to Last-1 of a block, one tap, the maps of one bundle; the kernels of the next.
 template <int First, int Last, int R, int NB, Maps M, class W = typename Lanes<M>::Sum>
-[[gnu::always_inline]] inline const W* add_maps(const Walk& k, const float* at, const W* w, int lanes, long lane, W (&sum)[NB][R]) {
+[[gnu::always_inline]] inline const W* add_maps(const Walk& k, const float* at, const W* w, int lanes, long lane,
+                                               W (&sum)[NB][R]) {
 #pragma GCC unroll 4
     for (int l = 0; l < lanes; ++l, ++w, at += lane) {
         W weight[NB];
@@ -174,7 +175,8 @@ using Shared = Two::Sum;
 
 // Voxels First to Last-1, J adjacent taps, one lane after another: one voxel read serves all taps that meet it.
 template <int First, int Last, int J, int R, int NB>
-[[gnu::always_inline]] inline void add_shared_taps(const Walk& k, const float* x, const Shared* w, int lanes, Shared (&sum)[NB][R]) {
+[[gnu::always_inline]] inline void add_shared_taps(const Walk& k, const float* x, const Shared* w, int lanes,
+                                                   Shared (&sum)[NB][R]) {
 #pragma GCC unroll 2 * Two::maps
     for (int l = 0; l < lanes; ++l, ++w, x += Two::maps) {
         Shared weight[J][NB];
@@ -189,7 +191,8 @@ template <int First, int Last, int J, int R, int NB>
 
 // A row of taps, kOwnTaps at a time.
 template <int R, int NB, Edge E>
-[[gnu::always_inline]] inline void add_shared_row(const Walk& k, const float* x, const Shared* w, int lanes, Shared (&sum)[NB][R]) {
+[[gnu::always_inline]] inline void add_shared_row(const Walk& k, const float* x, const Shared* w, int lanes,
+                                                  Shared (&sum)[NB][R]) {
     constexpr int J = kOwnTaps, first = E.before, last = R + J - 1 - E.after;
     int left = k.nx;
     for (; left >= J; left -= J, x += J * kV, w += J * k.w_tap) add_shared_taps<first, last, J>(k, x, w, lanes, sum);
@@ -388,7 +391,8 @@ void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     Walk walk{k.z, k.y, k.x, p.in_bundles, kV, kV, long(s.z) * n.y * n.x * step, long(s.y) * n.x * step, long(s.x) * step,
               long(b.input_stride), 1, long(k.y) * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
     const Maps kind = p.few_outputs ? Maps::few : set_maps(walk, maps, nb, b.packed_input);
-    const float* kernels = b.at(Buffer::kernels_forward) + group.first * taps * per_tap * (p.few_outputs ? kV : vector_floats(maps));
+    const long bundle_floats = taps * per_tap * (p.few_outputs ? kV : vector_floats(maps));
+    const float* kernels = b.at(Buffer::kernels_forward) + group.first * bundle_floats;
     const bool pointwise = is_pointwise(p);
     const int last = std::min(rows, first + p.rows_forward), register_group = p.few_outputs ? p.problem.out_maps : nb;
     const Row whole{kind, register_group, pointwise ? kRowVoxels : m.x, false};
@@ -563,7 +567,7 @@ template <int R, int NB, class L>
 // Inlined, as calls would cost blocks this short a twentieth.
 template <int NB, class L, int R = 1>
 [[gnu::always_inline]] inline void update_rows(int count, const Patch& k) {
-    if constexpr (R * L::maps < std::min(kUpdateRows[NB], L::maps == 1 ? 99 : kV)) {
+    if constexpr (R * L::maps < (L::maps == 1 ? kUpdateRows[NB] : kV)) {
         if (count > R * L::maps) return update_rows<NB, L, R + 1>(count, k);
     }
     update_block<R, NB, L>(k, count);

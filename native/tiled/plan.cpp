@@ -406,7 +406,8 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     set(Phase::update_product, pairs * p.update_chunks);
     set(Phase::update_inverse, p.few_outputs ? p.in_bundles : p.out_bundles * ceil_div(in, p.kernel_maps_in));
 
-    const long rows = 3L * finished_voxels(p), turned = p.bundle * taps, doubled = p.bundle == 8 ? 3L * 2 * p.patch_voxels : 0;
+    const long rows = 3L * finished_voxels(p), turned = p.bundle * taps;
+    const long doubled = wide && p.bundle == 8 ? 3L * 2 * p.patch_voxels : 0;  // gradients for pairs of maps
     p.scratch = std::size_t(std::max({rows, turned, doubled})) * p.bundle * sizeof(float);
     return p;
 }
