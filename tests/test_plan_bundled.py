@@ -25,9 +25,9 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def graph():
-    """Large enough for its spectra to be cut into slabs."""
+    """Large enough for its spectra to be cut into slabs, with a layer that no machine convolves directly as fast."""
     layers = [{"conv": 8, "kernel": 3, "transfer": "relu"}, {"conv": 9, "kernel": (3, 3, 2), "transfer": "tanh"},
-              {"max_filter": 2}, {"conv": 8, "kernel": 3, "transfer": "relu"}, {"conv": 2, "kernel": 3}]
+              {"max_filter": 2}, {"conv": 8, "kernel": 5, "transfer": "relu"}, {"conv": 2, "kernel": 3}]
     return Graph.build(znn.NetworkSpec.layered("slabs", 1, layers), output=(60, 70, 64))
 
 

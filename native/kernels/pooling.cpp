@@ -291,14 +291,23 @@ void max_filter(const float* in, Extent n, Extent w, Extent s, int bundle, float
     }
 }
 
-// Half of the widest vectors: a bundle of eight maps.
-typedef float Half __attribute__((vector_size(2 * W), aligned(4), may_alias));
-typedef std::int32_t HalfIndex __attribute__((vector_size(2 * W), aligned(4), may_alias));
+// Vectors of values and indices, and half as long ones: a bundle of eight maps. (As arguments of templates the vectors
+// themselves would lose what is said of their alignment.)
+struct Whole {
+    typedef vf_unaligned F;
+    typedef vi_unaligned I;
+};
+struct Half {
+    typedef float F __attribute__((vector_size(2 * W), aligned(4), may_alias));
+    typedef std::int32_t I __attribute__((vector_size(2 * W), aligned(4), may_alias));
+};
 
 // One output voxel, as many floats of its bundle as a vector has.
-template <class F, class I>
+template <class T>
 ZNN_INLINE void pool_vector(const float* in, Extent n, Extent w, int bundle, std::int32_t voxel, float* out,
                             std::int32_t* index) {
+    using F = typename T::F;
+    using I = typename T::I;
     F best = *reinterpret_cast<const F*>(in + std::ptrdiff_t(voxel) * bundle);
     I best_at = voxel - I{};
     for (int z = 0; z < w.z; ++z)
@@ -339,9 +348,9 @@ void max_pool(const float* in, Extent n, Extent w, Extent stride, int bundle, fl
                 const std::int32_t voxel = (z * stride.z * n.y + y * stride.y) * n.x + x * stride.x;
                 int b = 0;
                 for (; b + W <= bundle; b += W)
-                    pool_vector<vf_unaligned, vi_unaligned>(in + b, n, w, bundle, voxel, out + b, index + b);
+                    pool_vector<Whole>(in + b, n, w, bundle, voxel, out + b, index + b);
                 for (; b + W / 2 <= bundle; b += W / 2)
-                    pool_vector<Half, HalfIndex>(in + b, n, w, bundle, voxel, out + b, index + b);
+                    pool_vector<Half>(in + b, n, w, bundle, voxel, out + b, index + b);
                 for (; b < bundle; ++b) pool_scalar(in + b, n, w, bundle, voxel, out + b, index + b);
             }
 }
