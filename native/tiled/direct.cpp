@@ -356,8 +356,28 @@ void convolve_row(const Walk& k, const Row& row, const float* in, const float* k
     }
 }
 
-void next_row(int& z, int& y, int rows) {
-    if (++y == rows) y = 0, ++z;
+// Rows [first, last) of an image, several together: add(z, y, to, step) convolves one to `to`, results of its bundles `step` vectors
+// apart; with a 1x1x1 kernel add_part(start, voxels) does what is taken as a row. finish(start, voxels) ends each lot.
+template <class Add, class AddPart, class Finish>
+void each_row(const LayerPlan& p, Extent image, int first, int last, V* sums, Add add, AddPart add_part, Finish finish) {
+    if (is_pointwise(p)) {
+        for (int i = first; i < last; ++i) {
+            const long start = long(i) * kRowVoxels, voxels = std::min(long(kRowVoxels), long(image.volume()) - start);
+            add_part(start, voxels);
+            finish(start, voxels);
+        }
+        return;
+    }
+    int z = first / image.y, y = first % image.y;
+    for (int i = first, now; i < last; i += now) {
+        now = std::min(last - i, rows_together(image.x));
+        const long voxels = long(now) * image.x;
+        for (int j = 0; j < now; ++j) {
+            add(z, y, sums + j * image.x, voxels);
+            if (++y == image.y) y = 0, ++z;
+        }
+        finish(long(i) * image.x, voxels);
+    }
 }
 
 // Input steps of one map become steps of x taps where there is only one map: the inner loop stays long. The walk's outputs are
@@ -380,39 +400,36 @@ Maps set_maps(Walk& k, int maps, int group, bool packed) {
 // Vectors of one tap of packed kernels, by the maps that come in, and how long they are.
 int tap_vectors(int maps) { return maps == 1 ? 1 : ceil_div(maps, Two::maps); }
 int vector_floats(int maps) { return maps == 1 ? kV : Two::maps * kV; }
+long tap_floats(int maps) { return long(tap_vectors(maps)) * vector_floats(maps); }
 
 void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity, m = p.output;
     const int maps = p.problem.in_maps, groups = p.few_outputs ? 1 : group_count(p.out_bundles, p.group_out);
     const int rows = row_count(p, m), first = index / groups * p.rows_forward;
     const GroupRange group = p.few_outputs ? GroupRange{0, 1} : group_range(p.out_bundles, p.group_out, index % groups);
-    const int nb = group.last - group.first, volume = int(m.volume()), taps = int(k.volume());
+    const int nb = group.last - group.first, taps = int(k.volume());
     const long per_tap = p.few_outputs ? long(p.in_bundles) * p.problem.out_maps : tap_vectors(maps), step = input_step(b);
     Walk walk{k.z, k.y, k.x, p.in_bundles, kV, kV, long(s.z) * n.y * n.x * step, long(s.y) * n.x * step, long(s.x) * step,
               long(b.input_stride), 1, long(k.y) * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
     const Maps kind = p.few_outputs ? Maps::few : set_maps(walk, maps, nb, b.packed_input);
-    const long bundle_floats = taps * per_tap * (p.few_outputs ? kV : vector_floats(maps));
+    const long bundle_floats = taps * (p.few_outputs ? per_tap * kV : tap_floats(maps));
     const float* kernels = b.at(Buffer::kernels_forward) + group.first * bundle_floats;
-    const bool pointwise = is_pointwise(p);
     const int last = std::min(rows, first + p.rows_forward), register_group = p.few_outputs ? p.problem.out_maps : nb;
-    const Row whole{kind, register_group, pointwise ? kRowVoxels : m.x, false};
+    const Row whole{kind, register_group, m.x, false};
     V* sums = vec(scratch);
-    int z = first / m.y, y = first % m.y;
-    for (int i = first, now; i < last; i += now) {
-        now = pointwise ? 1 : std::min(last - i, rows_together(m.x));
-        const long out_start = long(i) * whole.voxels;
-        const long voxels = pointwise ? std::min(long(kRowVoxels), volume - out_start) : long(now) * m.x;
-        if (pointwise)
-            convolve_row(walk, {kind, register_group, int(voxels), false}, b.input + out_start * step, kernels, sums, voxels);
-        else
-            for (int j = 0; j < now; ++j, next_row(z, y, m.y))
-                convolve_row(walk, whole, b.input + (long(z) * n.y + y) * n.x * step, kernels, sums + j * m.x, voxels);
+    const auto add = [&](int z, int y, V* to, long voxels) {
+        convolve_row(walk, whole, b.input + (long(z) * n.y + y) * n.x * step, kernels, to, voxels);
+    };
+    const auto add_part = [&](long start, long voxels) {
+        convolve_row(walk, {kind, register_group, int(voxels), false}, b.input + start * step, kernels, sums, voxels);
+    };
+    each_row(p, m, first, last, sums, add, add_part, [&](long start, long voxels) {
         for (int o = 0; o < nb; ++o) {
             const int bundle = group.first + o;
-            finish_forward(sums + o * voxels, vec(b.output + bundle * b.output_stride) + out_start, 1, voxels,
+            finish_forward(sums + o * voxels, vec(b.output + bundle * b.output_stride) + start, 1, voxels,
                            b.bias ? b.bias + bundle * kV : nullptr, b.transfer, b.accumulate_output);
         }
-    }
+    });
 }
 
 // Rows of the output gradient between zeros.
@@ -434,8 +451,8 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const int maps = p.problem.out_maps, groups = group_count(p.in_bundles, p.group_in);
     const int rows = row_count(p, n), first = index / groups * p.rows_backward;
     const GroupRange group = group_range(p.in_bundles, p.group_in, index % groups);
-    const int nb = group.last - group.first, volume = int(n.volume()), taps = int(k.volume());
-    const bool pointwise = is_pointwise(p), padded = pads_gradient(p), cut = k.x > 1 && !padded;
+    const int nb = group.last - group.first, taps = int(k.volume());
+    const bool padded = pads_gradient(p), cut = k.x > 1 && !padded;
     const long length = padded ? padded_row(p) : m.x, before = cut ? k.x - 1 : 0;
     const long per_tap = tap_vectors(maps);
     const float* gradient = padded ? b.at(Buffer::gradient_spectra) : b.output_gradient;
@@ -443,12 +460,12 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     Walk walk{k.z, k.y, k.x, 1, kV, kV, -long(s.z) * m.y * length * kV, -long(s.y) * length * kV,
               long(s.x) * kV, bundle_step, 1, k.y * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
     const Maps kind = set_maps(walk, maps, nb, false);
-    const float* kernels = b.at(Buffer::kernels_backward) + long(group.first) * taps * per_tap * vector_floats(maps);
+    const float* kernels = b.at(Buffer::kernels_backward) + group.first * taps * tap_floats(maps);
     const int last = std::min(rows, first + p.rows_backward);
-    const Row whole{kind, nb, pointwise ? kRowVoxels : n.x, cut};
+    const Row whole{kind, nb, n.x, cut};
     V* sums = vec(scratch);
     // One row: the taps along z and y whose outputs exist.
-    const auto add_row = [&](int z, int y, V* to, long voxels) {
+    const auto add = [&](int z, int y, V* to, long voxels) {
         const TapRange tz(z, m.z, k.z, s.z), ty(y, m.y, k.y, s.y);
         if (tz.count == 0 || ty.count == 0) {
             for (int c = 0; c < nb; ++c) std::fill_n(to + c * voxels, n.x, V{});
@@ -457,17 +474,12 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
         walk.nz = tz.count, walk.ny = ty.count;
         const long from = (long(z - s.z * tz.first) * m.y + (y - s.y * ty.first)) * length - before;
         const long first_tap = (long(tz.first) * k.y + ty.first) * k.x;
-        convolve_row(walk, whole, gradient + from * kV, kernels + first_tap * per_tap * vector_floats(maps), to, voxels);
+        convolve_row(walk, whole, gradient + from * kV, kernels + first_tap * tap_floats(maps), to, voxels);
     };
-    int z = first / n.y, y = first % n.y;
-    for (int i = first, now; i < last; i += now) {
-        now = pointwise ? 1 : std::min(last - i, rows_together(n.x));
-        const long start = long(i) * whole.voxels;
-        const long voxels = pointwise ? std::min(long(kRowVoxels), volume - start) : long(now) * n.x;
-        if (pointwise)
-            convolve_row(walk, {kind, nb, int(voxels), false}, gradient + start * kV, kernels, sums, voxels);
-        else
-            for (int j = 0; j < now; ++j, next_row(z, y, n.y)) add_row(z, y, sums + j * n.x, voxels);
+    const auto add_part = [&](long start, long voxels) {
+        convolve_row(walk, {kind, nb, int(voxels), false}, gradient + start * kV, kernels, sums, voxels);
+    };
+    each_row(p, n, first, last, sums, add, add_part, [&](long start, long voxels) {
         for (int c = 0; c < nb; ++c) {
             const int bundle = group.first + c;
             V* out = vec(b.input_gradient + bundle * b.input_gradient_stride) + start;
@@ -476,7 +488,7 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
                 apply_derivative(out, vec(b.activation + bundle * b.input_stride) + start, 1, voxels,
                                  b.activation_transfer);
         }
-    }
+    });
 }
 
 // Kernels of the maps of a piece that come in; `kernel`: of a tap and a map.
@@ -514,7 +526,7 @@ void pack_forward(const LayerPlan& p, int index, const Buffers& b, float* scratc
     const MapPiece piece = map_piece(p.out_bundles, p.problem.in_maps, p.kernel_maps_in, index);
     const int maps = p.problem.in_maps;
     const V* from = vec(b.kernels) + piece.bundle * maps * taps;
-    float* to = b.at(Buffer::kernels_forward) + piece.bundle * taps * tap_vectors(maps) * vector_floats(maps);
+    float* to = b.at(Buffer::kernels_forward) + piece.bundle * taps * tap_floats(maps);
     pack(maps, piece, taps, [&](long tap, int i) { return from[i * taps + tap]; }, to);
 }
 
@@ -523,7 +535,7 @@ void pack_backward(const LayerPlan& p, int index, const Buffers& b, float* scrat
     const long taps = long(p.problem.kernel.volume()), kx = p.problem.kernel.x;
     const int maps = p.problem.out_maps;
     V* turned = vec(scratch);
-    float* to = b.at(Buffer::kernels_backward) + piece.bundle * taps * tap_vectors(maps) * vector_floats(maps);
+    float* to = b.at(Buffer::kernels_backward) + piece.bundle * taps * tap_floats(maps);
     for (int o = piece.first; o < piece.last; o += kV) {
         transpose_kernels(p, b, o / kV, piece.bundle, turned);
         const auto reversed = [&](long tap, int i) { return turned[(i - o) * taps + tap - tap % kx + (kx - 1 - tap % kx)]; };
