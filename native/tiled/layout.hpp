@@ -28,8 +28,8 @@ struct TileScratchSizes {
 inline long kernel_pencil(const LayerPlan& p, int maps) { return 2 * ((long(maps) * p.axis[0].k) | 1); }
 
 // Kernels of so many pairs of taps at most are transformed frequency by frequency inside the product (and back inside the
-// update's) where so many tiles (in the update: for each pair) share it.
-inline constexpr int kTurnedPairs = 2, kTurnedTiles = 8;
+// update's) where so many tiles (in the update by narrow registers: for each pair) share it.
+inline constexpr int kTurnedPairs = 3, kTurnedTiles = 8;
 // The pairs of such a kernel, else 0.
 inline int turned_pairs(const Axis& lines) { return lines.table() && lines.k / 2 <= kTurnedPairs ? lines.k / 2 : 0; }
 

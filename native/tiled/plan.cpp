@@ -244,6 +244,8 @@ void arrange_tiles(LayerPlan& p, const Machine& machine, bool memoize) {
     p.out_pencil = long(p.out_bundles) * p.tiles_per_slab * p.line * 2 * p.bundle + pad;
     p.in_slab = std::size_t(p.in_pencil) * p.pencils;
     p.out_slab = std::size_t(p.out_pencil) * p.pencils;
+    p.streams_in = 4 * p.in_slab > machine.l3_bytes / 2;
+    p.streams_out = 4 * p.out_slab > machine.l3_bytes / 2;
 }
 
 // Bundles of kernels whose expanded spectra take at most half of L2.
@@ -297,7 +299,7 @@ void size_tiled_pieces(LayerPlan& p, const Machine& machine) {
     const long taps = long(p.problem.kernel.volume()), T = p.axis[0].T;
     const long transforms = tile.total() + p.bundle * taps;
     const long forward = p.chunk_out * T * (2L * in + 2) + 2 * T, backward = p.chunk_in * T * (2L * out + 2) + 2 * T;
-    const long turned = (2L * kTurnedPairs + 2) * 2 * std::max(in, out);  // pairs of taps, and what becomes of them
+    const long turned = (2L * kTurnedPairs + 2) * 2 * 2 * std::max(in, out);  // pairs of taps of two bundles, and what becomes of them
     const long update = long(p.in_bundles) * p.bundle * (2 * T + 2) + kernel_pencil(p, in) + 2 * T;
     p.scratch = std::size_t(std::max({transforms, forward, backward, turned, update})) * p.bundle * sizeof(float);
 }

@@ -14,17 +14,20 @@ namespace znn::tiled::ZNN_VARIANT {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kRows[] = {0, 8, 4, 3, 2};   // by NB: the most tiles whose sums stay in registers
+constexpr int kRows[] = {0, 8, 6, 4, 3};   // by NB: the most tiles whose sums stay in registers
 constexpr int kUpdateRows = 8;
+constexpr bool kWide = true;
 #elif defined(__AVX2__)
 constexpr int kRows[] = {0, 5, 2, 1, 1};
 constexpr int kUpdateRows = 4;
+constexpr bool kWide = false;
 #else
 constexpr int kRows[] = {0, 2, 1, 1, 1};
 constexpr int kUpdateRows = 2;
+constexpr bool kWide = false;
 #endif
 constexpr int kMaxGroup = 4;
-static_assert(kRows[1] <= kTurnedTiles);  // blocks that transform kernels have one bundle of outputs
+constexpr int kTurnedGroup = kWide ? 2 : 1;
 
 ZNN_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
@@ -38,6 +41,7 @@ typedef float ComplexInMemory __attribute__((vector_size(64), may_alias, aligned
 typedef int Lanes __attribute__((vector_size(64)));
 ZNN_INLINE Complex load(const V* p) { return *reinterpret_cast<const ComplexInMemory*>(p); }
 ZNN_INLINE void store(V* p, Complex c) { *reinterpret_cast<ComplexInMemory*>(p) = c; }
+ZNN_INLINE void stream(V* p, Complex c) { _mm512_stream_ps(reinterpret_cast<float*>(p), reinterpret_cast<__m512>(c)); }
 template <bool CONJ>
 struct Sum {
     Complex by_re, by_im;
@@ -56,6 +60,7 @@ struct Complex {
 };
 ZNN_INLINE Complex load(const V* p) { return {p[0], p[1]}; }
 ZNN_INLINE void store(V* p, Complex c) { p[0] = c.re, p[1] = c.im; }
+ZNN_INLINE void stream(V* p, Complex c) { ZNN_VARIANT::stream(p, c.re), ZNN_VARIANT::stream(p + 1, c.im); }
 ZNN_INLINE Complex operator+(Complex a, Complex b) { return {a.re + b.re, a.im + b.im}; }
 ZNN_INLINE Complex operator-(Complex a, Complex b) { return {a.re - b.re, a.im - b.im}; }
 ZNN_INLINE Complex operator*(float a, Complex b) { return {a * b.re, a * b.im}; }
@@ -82,11 +87,13 @@ struct Block {
     long a_tile, a_bundle;
     int maps;
     const V* w;
-    long w_out;
-    V* c;
-    long c_tile, c_out;
+    long w_out = 0;
+    V* c = nullptr;
+    long c_tile = 0, c_out = 0;
+    bool streams = false;  // c, past the caches
     const float* turn = nullptr;
     V* turned = nullptr;
+    long turned_out = 0;
     const char* ahead = nullptr;  // a line of cache for each map to fetch meanwhile
     long ahead_step = 0;
 };
@@ -110,7 +117,6 @@ void make_pairs(const Axis& axis, const V* kernels, int maps, V* pairs) {
 
 template <int R, int NB, bool CONJ, int H = 0, bool KEEP = false>
 void forward_block(const Block& given) {
-    static_assert(H == 0 || NB == 1);
     const Block k = given;
     Sum<CONJ> sum[R][NB];
     clear(sum);
@@ -129,14 +135,25 @@ void forward_block(const Block& given) {
             __builtin_prefetch(ahead, 0, 2);
             Complex w[NB];
             for (int b = 0; b < NB; ++b) w[b] = load(at + b * k.w_out);
-            for (int j = 0; j < 2 * H; ++j) w[0] = w[0] + turn[j] * load(at + 2 + 2 * j);
-            if constexpr (KEEP) store(turned, w[0]), turned += 2;
+            for (int j = 0; j < 2 * H; ++j)
+                for (int b = 0; b < NB; ++b) w[b] = w[b] + turn[j] * load(at + b * k.w_out + 2 + 2 * j);
+            if constexpr (KEEP) {
+                for (int b = 0; b < NB; ++b) store(turned + b * k.turned_out, w[b]);
+                turned += 2;
+            }
             for (int r = 0; r < R; ++r)
                 for (int b = 0; b < NB; ++b) sum[r][b].add(a[r * k.a_tile + l], a[r * k.a_tile + kV + l], w[b]);
         }
     }
-    for (int r = 0; r < R; ++r)
-        for (int b = 0; b < NB; ++b) store(k.c + r * k.c_tile + b * k.c_out, sum[r][b].value());
+    if (k.streams) {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+            for (int b = 0; b < NB; ++b) stream(k.c + r * k.c_tile + b * k.c_out, sum[r][b].value());
+    } else {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+            for (int b = 0; b < NB; ++b) store(k.c + r * k.c_tile + b * k.c_out, sum[r][b].value());
+    }
 }
 
 using BlockFunction = void (*)(const Block&);
@@ -159,11 +176,15 @@ BlockFunction block_function(int group, int rows) {
     }
 }
 
-// The block that transforms pairs of taps itself; keep: for others, too.
+// The block that transforms pairs of taps itself; keep: for others, too. Groups are of kTurnedGroup or of the one left over.
+template <bool CONJ, int H>
+BlockFunction turning_function(int group, int rows, bool keep) {
+    if (group == 1) return keep ? block_function<1, CONJ, H, true>(rows) : block_function<1, CONJ, H>(rows);
+    return keep ? block_function<kTurnedGroup, CONJ, H, true>(rows) : block_function<kTurnedGroup, CONJ, H>(rows);
+}
 template <bool CONJ>
-BlockFunction turning_function(int rows, int half, bool keep) {
-    if (half == 1) return keep ? block_function<1, CONJ, 1, true>(rows) : block_function<1, CONJ, 1>(rows);
-    return keep ? block_function<1, CONJ, 2, true>(rows) : block_function<1, CONJ, 2>(rows);
+BlockFunction turning_function(int group, int rows, int half, bool keep) {
+    return (half == 1 ? turning_function<CONJ, 1> : half == 2 ? turning_function<CONJ, 2> : turning_function<CONJ, 3>)(group, rows, keep);
 }
 
 // Output bundles per register block: many tiles fill the registers alone.
@@ -189,7 +210,7 @@ struct Blocks {
         b.even = block_function<CONJ>(group, b.rows);
         b.more = b.larger ? block_function<CONJ>(group, b.rows + 1) : b.even;
         b.turns = half > 0;
-        b.first = half ? turning_function<CONJ>(b.rows + (b.larger > 0), half, b.count > 1) : b.more;
+        b.first = half ? turning_function<CONJ>(group, b.rows + (b.larger > 0), half, b.count > 1) : b.more;
         return b;
     }
     void run(Block k) const {
@@ -198,7 +219,7 @@ struct Blocks {
             (i == 0 ? first : i < larger ? more : even)(k);
             k.a += r * k.a_tile;
             k.c += r * k.c_tile;
-            if (turns) k.w = k.turned;
+            if (turns) k.w = k.turned, k.w_out = k.turned_out;
             k.ahead_step = 0;
         }
     }
@@ -214,19 +235,20 @@ struct Lookout {
     int at = 0;
 
     static Stream stream(const void* from, long floats) { return {static_cast<const char*>(from), floats / 16}; }
-    // Where a block finds `lines` lines to fetch, `step` bytes apart.
-    const char* take(long lines, long& step) {
+    // Where a block finds `lines` lines to fetch in so many steps of `step` bytes.
+    const char* take(long lines, long steps, long& step) {
         while (at < 3 && streams[at].lines <= 0) ++at;
-        step = at < 3 ? 64 : 0;
+        step = at < 3 ? 64 * lines / steps : 0;
         if (at == 3) return streams[2].next;
         const char* from = streams[at].next;
         streams[at].next += 64 * lines, streams[at].lines -= lines;
         return from;
     }
+    long lines() const { return streams[0].lines + streams[1].lines + streams[2].lines; }
     void first(const void* from, long floats) { at = 0, streams[0] = stream(from, floats); }
     void fetch(long lines) {
         long step;
-        for (const char* next = take(lines, step); lines > 0; --lines, next += step) __builtin_prefetch(next, 0, 2);
+        for (const char* next = take(lines, lines, step); lines > 0; --lines, next += step) __builtin_prefetch(next, 0, 2);
     }
 };
 
@@ -236,6 +258,7 @@ constexpr long kPrefetchFloats = 48 << 10;  // larger pencils would push out wha
 struct SpectraView {
     float* data;
     long pencil;
+    bool streams = false;
 };
 
 // Cosines and sines of a line's frequency f for its pairs of taps.
@@ -258,8 +281,8 @@ struct Product {
 
     const Axis& axis = p.axis[0];
     const int T = axis.T, maps = CONJ ? p.problem.in_maps : p.problem.out_maps;
-    const int chunk = CONJ ? p.chunk_out : p.chunk_in, group = std::min({group_of(tiles), bundles, chunk});
-    const int half = tiles >= kTurnedTiles ? turned_pairs(axis) : 0;
+    const int chunk = CONJ ? p.chunk_out : p.chunk_in, half = tiles >= kTurnedTiles ? turned_pairs(axis) : 0;
+    const int group = std::min(half ? kTurnedGroup : std::min(group_of(tiles), chunk), bundles);
     const long line = 2 * p.line, kernel = kernel_pencil(p, maps);
     const Blocks full = Blocks::make<CONJ>(tiles, group, half);
 
@@ -267,28 +290,32 @@ struct Product {
     // What the next pencil reads, and where it writes; first comes what a part of this one needs.
     Lookout next(int pencil) const {
         const auto stream = [&](SpectraView view) {
-            return Lookout::stream(view.data + (pencil + 1) * view.pencil, pencil + 1 < p1 && view.pencil <= kPrefetchFloats ? view.pencil : 0);
+            return Lookout::stream(view.data + (pencil + 1) * view.pencil, pencil + 1 < p1 && view.pencil <= kPrefetchFloats && !view.streams ? view.pencil : 0);
         };
         return {{{}, stream(spectra), stream(result)}};
     }
     void block(const Blocks& blocks, int pencil, int o, int f, Block b, Lookout& ahead) const {
         b.a = spectra.data + pencil * spectra.pencil + 2 * kV * f, b.a_tile = line * kV, b.a_bundle = line * kV * tiles, b.maps = maps;
-        b.c = vec(result.data + pencil * result.pencil) + o * tiles * line + 2 * f, b.c_tile = line, b.c_out = line * tiles;
-        b.ahead = ahead.take(maps, b.ahead_step);
+        b.c = vec(result.data + pencil * result.pencil) + o * tiles * line + 2 * f, b.c_tile = line, b.c_out = line * tiles, b.streams = result.streams;
+        b.ahead = ahead.take(maps, maps, b.ahead_step);
         blocks.run(b);
     }
     // Kernels transformed in the blocks.
     void turned(int pencil) const {
-        V *pairs = scratch, *turned = pairs + long(maps) * pair_vectors(half);
+        const long step = long(maps) * pair_vectors(half), turned_step = 2L * maps;
+        V *pairs = scratch, *turned = pairs + group * step;
         Lookout ahead = next(pencil);
-        for (int o = 0; o < bundles; ++o) {
-            (half == 1 ? make_pairs<1> : make_pairs<2>)(axis, taps(pencil, o), maps, pairs);
-            const bool last = o + 1 == bundles;
-            ahead.first(last ? taps(pencil + 1, 0) : taps(pencil, o + 1), last && pencil + 1 == p1 ? 0 : kernel * kV);
+        for (int o = 0; o < bundles; o += group) {
+            const int count = std::min(group, bundles - o);
+            for (int b = 0; b < count; ++b)
+                (half == 1 ? make_pairs<1> : half == 2 ? make_pairs<2> : make_pairs<3>)(axis, taps(pencil, o + b), maps, pairs + b * step);
+            const bool last = o + count == bundles;
+            ahead.first(last ? taps(pencil + 1, 0) : taps(pencil, o + count), last && pencil + 1 == p1 ? 0 : kernel * kV);
+            const Blocks blocks = count == group ? full : Blocks::make<CONJ>(tiles, count, half);
             for (int f = 0; f < T; ++f) {
                 float turn[2 * kTurnedPairs];
                 set_turn(axis, f, turn);
-                block(full, pencil, o, f, {.w = pairs, .turn = turn, .turned = turned}, ahead);
+                block(blocks, pencil, o, f, {.w = pairs, .w_out = step, .turn = turn, .turned = turned, .turned_out = turned_step}, ahead);
             }
         }
     }
@@ -309,6 +336,7 @@ struct Product {
     }
     void run(int p0) const {
         for (int pencil = p0; pencil < p1; ++pencil) half ? turned(pencil) : expanded(pencil);
+        if (result.streams) finish_streams();
     }
 };
 
@@ -318,11 +346,11 @@ void product(const LayerPlan& p, bool forward, int slab, int p0, int p1, const B
     const int tiles = p.slab_tiles(slab);
     if (forward)
         Product<true>{p, tiles, p.out_bundles, p1, {b.at(Buffer::input_spectra) + p.input_place(slab, b.keep), p.in_pencil},
-                      {b.at(Buffer::output_spectra) + p.passing_out(slab), p.out_pencil}, vec(b.at(Buffer::kernels_forward)),
+                      {b.at(Buffer::output_spectra) + p.passing_out(slab), p.out_pencil, p.streams_out}, vec(b.at(Buffer::kernels_forward)),
                       vec(scratch)}.run(p0);
     else
         Product<false>{p, tiles, p.in_bundles, p1, {b.at(Buffer::gradient_spectra) + p.passing_out(slab), p.out_pencil},
-                       {b.at(Buffer::input_gradient_spectra) + p.passing_in(slab), p.in_pencil}, vec(b.at(Buffer::kernels_backward)),
+                       {b.at(Buffer::input_gradient_spectra) + p.passing_in(slab), p.in_pencil, p.streams_in}, vec(b.at(Buffer::kernels_backward)),
                        vec(scratch)}.run(p0);
 }
 
@@ -396,6 +424,7 @@ void update_pencil(const LayerPlan& p, int tiles, const float* x, const V* gradi
     const Axis& axis = p.axis[0];
     const int T = axis.T, maps = p.problem.in_maps;
     const long line = 2 * p.line;
+    const long blocks = long(p.out_bundles) * maps / R * (T / 2 + 1), lines = std::min<long>(tiles, (ahead.lines() + long(maps) * p.out_bundles * 2 * axis.k * kV / 16) * 5 / 4 / blocks + 1);
     for (int o = 0; o < p.out_bundles; ++o, gradient += tiles * line, out += out_bundle) {
         for (int i0 = 0; i0 < maps; i0 += kV) {
             const int lanes = std::min(kV, maps - i0);
@@ -412,7 +441,7 @@ void update_pencil(const LayerPlan& p, int tiles, const float* x, const V* gradi
                 const float* near[] = {x_at + 2 * kV, x_at + (mirror - 2) * kV, g_at + 2 * kV, g_at + (mirror - 2) * kV};
                 for (int i = 0; i < lanes; i += R) {
                     long step;
-                    const char* next = ahead.take(tiles, step);
+                    const char* next = ahead.take(lines, tiles, step);
                     add_rows(x_at + i, gradient + 2 * f, line, mirror, tiles, turn, sums + i * pair_vectors(H), near[i / R % 4], next, step);
                 }
             }
@@ -428,7 +457,7 @@ void update_product(const LayerPlan& p, int slab, int p0, int p1, const Buffers&
     const Axis& axis = p.axis[0];
     const int T = axis.T, maps = p.problem.in_maps, tiles = p.slab_tiles(slab);
     const long line = 2 * p.line, step = 2 * T + 2, kernel = kernel_pencil(p, maps), bundle = p.pencils * kernel;
-    const int half = tiles >= kTurnedTiles * turned_pairs(axis) ? turned_pairs(axis) : 0;
+    const int pairs = turned_pairs(axis), half = tiles >= kTurnedTiles * (kWide ? 1 : pairs) ? pairs : 0;
     V* sums = vec(scratch);
     V* taps = sums + p.in_bundles * kV * step;
     V* buffer = taps + kernel;
@@ -439,7 +468,7 @@ void update_product(const LayerPlan& p, int slab, int p0, int p1, const Buffers&
         const bool next = pencil + 1 < p1 && std::max(p.in_pencil, p.out_pencil) <= kPrefetchFloats;
         Lookout ahead{{{}, Lookout::stream(x + p.in_pencil, next ? p.in_pencil : 0), Lookout::stream(gradient + p.out_pencil, next ? p.out_pencil : 0)}};
         if (half) {
-            (half == 1 ? update_pencil<1> : update_pencil<2>)(p, tiles, x, vec(gradient), slab > 0, out, bundle, ahead, sums);
+            (half == 1 ? update_pencil<1> : half == 2 ? update_pencil<2> : update_pencil<3>)(p, tiles, x, vec(gradient), slab > 0, out, bundle, ahead, sums);
             continue;
         }
         const long lines = (p.in_pencil + p.out_pencil) / 16 / (long(T) * p.out_bundles) + 1;

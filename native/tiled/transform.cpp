@@ -160,6 +160,19 @@ void forward_tile(const LayerPlan& p, const Box& box, V* out, long out_line, flo
     codelets(p.axis[0].T).c2c(planes, planes + 1, 2 * p.plane, 2, out, out + 1, 2, out_line, p.pencils);
 }
 
+// The same past the caches, by way of one line after the other.
+static void stream_tile(const LayerPlan& p, const Box& box, V* out, long out_line, float* scratch) {
+    forward_planes(p, box, scratch);
+    const V* planes = vec(scratch);
+    V* line = TileScratch(p, scratch).line;
+    const int T = p.axis[0].T;
+    const Codelets& c = codelets(T);
+    for (int pencil = 0; pencil < p.pencils; ++pencil, planes += 2, out += out_line) {
+        c.c2c(planes, planes + 1, 2 * p.plane, 0, line, line + 1, 2, 0, 1);
+        for (int i = 0; i < 2 * T; ++i) stream(out + i, line[i]);
+    }
+}
+
 namespace {
 
 // Inverse of one tile up to the planes of pencils.
@@ -297,13 +310,15 @@ void transform_tiles(const LayerPlan& p, bool gradient, int index, const Buffers
     float* spectra = gradient ? b.at(Buffer::gradient_spectra) + p.passing_out(piece.slab)
                               : b.at(Buffer::input_spectra) + p.input_place(piece.slab, b.keep);
     const long pencil = (gradient ? p.out_pencil : p.in_pencil) / kV;
+    const bool streams = gradient ? p.streams_out : p.streams_in;
     for (int t = piece.first; t < piece.last; ++t) {
         const TilePlace place = tile_place(p, piece.slab * p.tiles_per_slab + t);
         const Box box = gradient ? gradient_box(p, place, b, piece.bundle)
                                  : input_box(p, place, b.input + piece.bundle * b.input_stride);
         V* out = vec(spectra) + (long(piece.bundle) * p.slab_tiles(piece.slab) + t) * 2 * p.line;
-        forward_tile(p, box, out, pencil, scratch);
+        (streams ? stream_tile : forward_tile)(p, box, out, pencil, scratch);
     }
+    if (streams) finish_streams();
 }
 
 void forward_inverse(const LayerPlan& p, int index, const Buffers& b, float* scratch) {

@@ -1,5 +1,9 @@
 // The vectors of a code path and the transforms made for it: all that the generated code needs to know.
 #pragma once
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #include "tiled/transform_ops.hpp"
 
 namespace znn::tiled::ZNN_VARIANT {
@@ -21,6 +25,27 @@ ZNN_INLINE void clear(T& sum) { sum = T{}; }
 template <class T, int N>
 ZNN_INLINE void clear(T (&sums)[N]) {
     for (T& sum : sums) clear(sum);
+}
+
+// Stores past the caches: what will not be read before it has left them anyway is not fetched first. In whole lines of cache,
+// one after the other; before others may read them, finish_streams().
+ZNN_INLINE void stream(V* p, V x) {
+#if defined(__AVX__)
+    float* to = reinterpret_cast<float*>(p);
+#if defined(__AVX512F__) && ZNN_V == 16
+    _mm512_stream_ps(to, reinterpret_cast<__m512>(x));
+#else
+    const __m256* part = reinterpret_cast<const __m256*>(&x);
+    for (int i = 0; i < kV / 8; ++i) _mm256_stream_ps(to + 8 * i, part[i]);
+#endif
+#else
+    *p = x;
+#endif
+}
+ZNN_INLINE void finish_streams() {
+#if defined(__AVX__)
+    _mm_sfence();
+#endif
 }
 
 // Strides are in vectors. `in_line`, `out_line`: from line to line.
