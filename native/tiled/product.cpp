@@ -16,14 +16,16 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int kRows[] = {0, 8, 6, 4, 3};   // by NB: the most tiles whose sums stay in registers
 constexpr int kUpdateRows = 8;
+// Where frequencies are taken with their mirror images: rows, and output bundles.
+constexpr int kTurnedRows = ZNN_V == 8 ? 2 : 4, kUpdateGroup = ZNN_V == 8 ? 3 : 1;
 constexpr bool kWide = true;
 #elif defined(__AVX2__)
 constexpr int kRows[] = {0, 5, 2, 1, 1};
-constexpr int kUpdateRows = 4;
+constexpr int kUpdateRows = 4, kTurnedRows = 2, kUpdateGroup = 1;
 constexpr bool kWide = false;
 #else
 constexpr int kRows[] = {0, 2, 1, 1, 1};
-constexpr int kUpdateRows = 2;
+constexpr int kUpdateRows = 2, kTurnedRows = 1, kUpdateGroup = 1;
 constexpr bool kWide = false;
 #endif
 constexpr int kMaxGroup = 4;
@@ -369,36 +371,59 @@ void update_block(const float* x, const V* g, long line, int tiles, V* out, long
     for (int r = 0; r < R; ++r) store(out + r * out_map, sum[r].value());
 }
 
-// The same at frequency f and at its mirror image, `mirror` vectors on, added to the sums over frequencies that a line's taps are
-// made of (pair_vectors). MIRROR: f has one. Meanwhile lines are fetched that other blocks need: `near`, step by step with
-// the tiles, into L1, `ahead` into L2.
-template <int R, int H, bool MIRROR>
-void update_turned(const float* x, const V* g, long line, long mirror, int tiles, const float* turn, V* sums, const float* near,
-                   const char* ahead, long ahead_step) {
-    Sum<true> sum[R], other[R];
+// The same for NB output bundles at frequency f and at its mirror image, `mirror` vectors on, added to the sums over frequencies
+// that a line's taps are made of (pair_vectors), `[bundle][map]`. MIRROR: f has one. Meanwhile lines are fetched that other
+// blocks need: `near`, step by step with the tiles, into L1, `ahead` into L2.
+struct UpdateBlock {
+    const float* x;
+    const V* g;
+    long line, mirror;
+    int tiles;
+    const float* turn;
+    V* sums;
+    const float* near;
+    const char* ahead;
+    long ahead_step;
+};
+
+template <int R, int NB, int H, bool MIRROR>
+void update_turned(const UpdateBlock& given) {
+    const UpdateBlock k = given;
+    const float *x = k.x, *near = k.near;
+    const V* g = k.g;
+    const char* ahead = k.ahead;
+    Sum<true> sum[R][NB], other[R][NB];
     clear(sum), clear(other);
-    for (int t = 0; t < tiles; ++t, x += line * kV, g += line, ahead += ahead_step) {
+    for (int t = 0; t < k.tiles; ++t, x += k.line * kV, g += k.line, ahead += k.ahead_step) {
         __builtin_prefetch(ahead, 0, 2);
-        const Complex at = load(g);
-        for (int r = 0; r < R; ++r) sum[r].add(x[r], x[kV + r], at);
+        Complex at[NB];
+        for (int b = 0; b < NB; ++b) at[b] = load(g + b * k.tiles * k.line);
+        for (int r = 0; r < R; ++r)
+            for (int b = 0; b < NB; ++b) sum[r][b].add(x[r], x[kV + r], at[b]);
         if constexpr (MIRROR) {
-            const float* y = x + mirror * kV;
-            const Complex there = load(g + mirror);
-            for (int l = 0; l < 2 * kV; l += 16) prefetch(near + l);
-            near += line * kV;
-            for (int r = 0; r < R; ++r) other[r].add(y[r], y[kV + r], there);
+            const float* y = x + k.mirror * kV;
+            for (int b = 0; b < NB; ++b) at[b] = load(g + b * k.tiles * k.line + k.mirror);
+            for (int l = 0; l < 2 * kV; l += 16) {
+                prefetch(near + l);
+                if constexpr (NB > 1) prefetch(near + (k.mirror - 4) * kV + l);
+            }
+            near += k.line * kV;
+            for (int r = 0; r < R; ++r)
+                for (int b = 0; b < NB; ++b) other[r][b].add(y[r], y[kV + r], at[b]);
         }
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r, sums += pair_vectors(H)) {
-        const Complex even = sum[r].value() + other[r].value(), odd = sum[r].value() - other[r].value();
-        store(sums, load(sums) + even);
-        for (int j = 0; j < H; ++j) {
-            V* pair = sums + 2 + 4 * j;
-            store(pair, load(pair) + turn[2 * j] * even);
-            if constexpr (MIRROR) store(pair + 2, load(pair + 2) + turn[2 * j + 1] * odd);
+    for (int r = 0; r < R; ++r)
+        for (int b = 0; b < NB; ++b) {
+            V* sums = k.sums + (b * kV + r) * pair_vectors(H);
+            const Complex even = sum[r][b].value() + other[r][b].value(), odd = sum[r][b].value() - other[r][b].value();
+            store(sums, load(sums) + even);
+            for (int j = 0; j < H; ++j) {
+                V* pair = sums + 2 + 4 * j;
+                store(pair, load(pair) + k.turn[2 * j] * even);
+                if constexpr (MIRROR) store(pair + 2, load(pair + 2) + k.turn[2 * j + 1] * odd);
+            }
         }
-    }
 }
 
 // The taps of one map's line.
@@ -416,38 +441,58 @@ void store_taps(const V* sums, bool even, bool add, V* out) {
     }
 }
 
-// One pencil, short kernels: [map][tap] for every output bundle `out_bundle` vectors apart.
-template <int H>
-void update_pencil(const LayerPlan& p, int tiles, const float* x, const V* gradient, bool add, V* out, long out_bundle,
-                   Lookout& ahead, V* sums) {
-    constexpr int R = kUpdateRows / 2;
+// One pencil of NB output bundles, short kernels: [map][tap] for each, `out_bundle` vectors apart.
+template <int NB, int H>
+void update_bundles(const LayerPlan& p, int tiles, const float* x, const V* gradient, bool add, V* out, long out_bundle,
+                    long lines, Lookout& ahead, V* sums) {
+    constexpr int R = kTurnedRows;
     const Axis& axis = p.axis[0];
     const int T = axis.T, maps = p.problem.in_maps;
     const long line = 2 * p.line;
-    const long blocks = long(p.out_bundles) * maps / R * (T / 2 + 1), lines = std::min<long>(tiles, (ahead.lines() + long(maps) * p.out_bundles * 2 * axis.k * kV / 16) * 5 / 4 / blocks + 1);
-    for (int o = 0; o < p.out_bundles; ++o, gradient += tiles * line, out += out_bundle) {
-        for (int i0 = 0; i0 < maps; i0 += kV) {
-            const int lanes = std::min(kV, maps - i0);
-            const float* bundle = x + i0 * tiles * line;
-            V* taps = out + i0 * 2L * axis.k;
-            ahead.first(taps, lanes * 2L * axis.k * kV);
-            std::fill_n(sums, kV * pair_vectors(H), V{});
-            for (int f = 0; f <= T / 2; ++f) {
-                float turn[2 * H];
-                set_turn(axis, f, turn);
-                const auto add_rows = (f > 0 && 2 * f < T) ? update_turned<R, H, true> : update_turned<R, H, false>;
-                const float *x_at = bundle + 2 * f * kV, *g_at = reinterpret_cast<const float*>(gradient + 2 * f);
-                const long mirror = 2 * (T - 2 * f);
-                const float* near[] = {x_at + 2 * kV, x_at + (mirror - 2) * kV, g_at + 2 * kV, g_at + (mirror - 2) * kV};
-                for (int i = 0; i < lanes; i += R) {
-                    long step;
-                    const char* next = ahead.take(lines, tiles, step);
-                    add_rows(x_at + i, gradient + 2 * f, line, mirror, tiles, turn, sums + i * pair_vectors(H), near[i / R % 4], next, step);
-                }
+    for (int i0 = 0; i0 < maps; i0 += kV) {
+        const int lanes = std::min(kV, maps - i0);
+        const float* bundle = x + i0 * tiles * line;
+        V* taps = out + i0 * 2L * axis.k;
+        ahead.first(taps, lanes * 2L * axis.k * kV);
+        std::fill_n(sums, NB * kV * pair_vectors(H), V{});
+        for (int f = 0; f <= T / 2; ++f) {
+            float turn[2 * H];
+            set_turn(axis, f, turn);
+            const auto add_rows = (f > 0 && 2 * f < T) ? update_turned<R, NB, H, true> : update_turned<R, NB, H, false>;
+            const float *x_at = bundle + 2 * f * kV, *g_at = reinterpret_cast<const float*>(gradient + 2 * f);
+            const long mirror = 2 * (T - 2 * f);
+            const auto near = [&](int block) {
+                const float* at = block == 0 ? x_at : g_at + (block - 1) % NB * tiles * line * kV;
+                if constexpr (NB == 1) at = block / 2 ? g_at : x_at;
+                return at + (NB == 1 && block % 2 ? mirror - 2 : 2) * kV;
+            };
+            for (int i = 0; i < lanes; i += R) {
+                long step;
+                const char* next = ahead.take(lines, tiles, step);
+                add_rows({x_at + i, gradient + 2 * f, line, mirror, tiles, turn, sums + i * pair_vectors(H), near(i / R % 4), next, step});
             }
-            for (int i = 0; i < lanes; ++i)
-                store_taps<H>(sums + i * pair_vectors(H), axis.k % 2 == 0, add, taps + i * 2L * axis.k);
         }
+        for (int b = 0; b < NB; ++b)
+            for (int i = 0; i < lanes; ++i)
+                store_taps<H>(sums + (b * kV + i) * pair_vectors(H), axis.k % 2 == 0, add, taps + b * out_bundle + i * 2L * axis.k);
+    }
+}
+
+template <int H>
+void update_pencil(const LayerPlan& p, int tiles, const float* x, const V* gradient, bool add, V* out, long out_bundle,
+                   Lookout& ahead, V* sums) {
+    const long bundle = 2 * tiles * p.line;
+    const int groups = ceil_div(p.out_bundles, kUpdateGroup);
+    const long blocks = long(groups) * ceil_div(p.problem.in_maps, kTurnedRows) * (p.axis[0].T / 2 + 1);
+    const long lines = std::min<long>(tiles, ahead.lines() / blocks + 1);
+    for (int o = 0; o < p.out_bundles; o += kUpdateGroup) {
+        const int count = std::min(kUpdateGroup, p.out_bundles - o);
+        const auto update = [&]<int NB>() {
+            update_bundles<NB, H>(p, tiles, x, gradient + o * bundle, add, out + o * out_bundle, out_bundle, lines, ahead, sums);
+        };
+        if (count == 1) update.template operator()<1>();
+        else if (count == 2) update.template operator()<std::min(2, kUpdateGroup)>();
+        else update.template operator()<kUpdateGroup>();
     }
 }
 
