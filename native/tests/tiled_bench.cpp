@@ -102,6 +102,7 @@ Result measure(const LayerPlan& p, double seconds) {
     b.kernel_gradient = take(kernel_floats(p));
     b.bias = take(p.out_bundles * p.bundle);
     b.transfer = Transfer::relu;
+    b.packed_input = packs_input(p);  // a single map as data comes
     for (int i = 0; i < kBuffers; ++i) b.work[i] = take(buffer_bytes(p, Buffer(i)) / sizeof(float) + 16);
     float* scratch = take(scratch_bytes(p) / sizeof(float));
 

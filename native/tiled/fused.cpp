@@ -26,19 +26,23 @@ struct FusedScratch {
     }
 };
 
-// One map of `tiles` tiles, tile by lane; voxels beyond the image are zero.
+// One map of `tiles` tiles, tile by lane; voxels beyond the image are zero. Row by row, so that all lanes of one meet in L1.
 void gather_tiles(const LayerPlan& p, const float* image, long voxel_floats, int first, int tiles, V* box) {
-    const long T1 = p.axis[1].T, T2 = p.axis[2].T;
-    std::fill_n(box, p.axis[0].T * T1 * T2, V{});
-    for (int lane = 0; lane < tiles; ++lane) {
-        const Box from = input_box(p, tile_place(p, first + lane), image, voxel_floats);
-        for (int z = 0; z < from.count[0]; ++z)
-            for (int y = 0; y < from.count[1]; ++y) {
-                const float* in = from.origin + (z * from.step[0] + y * from.step[1]) * voxel_floats;
-                float* out = reinterpret_cast<float*>(box + (z * T1 + y) * T2) + lane;
-                for (int x = 0; x < from.count[2]; ++x) out[x * kV] = in[x * from.step[2] * voxel_floats];
+    const int T0 = p.axis[0].T, T1 = p.axis[1].T, T2 = p.axis[2].T;
+    Box from[kV];
+    for (int lane = 0; lane < tiles; ++lane) from[lane] = input_box(p, tile_place(p, first + lane), image, voxel_floats);
+    for (int z = 0; z < T0; ++z)
+        for (int y = 0; y < T1; ++y, box += T2) {
+            std::fill_n(box, T2, V{});
+            for (int lane = 0; lane < tiles; ++lane) {
+                const Box& b = from[lane];
+                if (z >= b.count[0] || y >= b.count[1]) continue;
+                const float* in = b.origin + (z * b.step[0] + y * b.step[1]) * voxel_floats;
+                const long step = b.step[2] * voxel_floats;
+                float* out = reinterpret_cast<float*>(box) + lane;
+                for (int x = 0; x < b.count[2]; ++x) out[x * kV] = in[x * step];
             }
-    }
+        }
 }
 
 // Spectra [pencil][map][line], lanes are tiles.
