@@ -397,7 +397,7 @@ def _check_float32(array: Any, what: str, shapes: list[tuple[int, ...]]) -> None
         raise DataError(f"{what} has shape {array.shape}, expected shape {' or '.join(map(str, reversed(shapes)))}")
     if not array.flags.c_contiguous:
         raise DataError(f"{what} is not in C order, expected a contiguous array (numpy.ascontiguousarray makes one)")
-    if not np.isfinite(array).all():
+    if not _core.all_finite(array):
         raise DataError(f"{what} holds NaN or infinity, expected finite numbers")
 
 

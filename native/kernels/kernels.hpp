@@ -45,6 +45,7 @@ struct Table {
     void (*spectral_correlate)(const float* a, const float* g, float* acc, std::size_t blocks, std::size_t count);
 
     // ---- pointwise, over n floats
+    bool (*all_finite)(const float* x, std::size_t n);  // neither NaN nor infinite
     void (*add)(float* dst, const float* src, std::size_t n);
     void (*scale)(float* dst, float factor, std::size_t n);
     // x = f(x + bias[i % bundle])

@@ -1,5 +1,7 @@
 // Loops over single arrays: sums, transfer functions with their biases, dropout masks, and the optimiser's step.
+#include <bit>
 #include <cmath>
+#include <cstdint>
 
 #include "kernels/math.hpp"
 
@@ -17,6 +19,13 @@ ZNN_INLINE void over(std::size_t n, const Whole& whole, const Rest& rest) {
 void add(float* dst, const float* src, std::size_t n) {
     over(n, [&](std::size_t i) { store(dst + i, load(dst + i) + load(src + i)); },
          [&](std::size_t i, Part p) { store(dst + i, load(dst + i, p) + load(src + i, p), p); });
+}
+
+// A plain loop of whole numbers, which the compiler turns into vectors.
+bool all_finite(const float* x, std::size_t n) {
+    std::uint32_t beyond = 0;
+    for (std::size_t i = 0; i < n; ++i) beyond |= (std::bit_cast<std::uint32_t>(x[i]) & 0x7f800000u) == 0x7f800000u;
+    return !beyond;
 }
 
 void scale(float* dst, float factor, std::size_t n) {
@@ -134,6 +143,7 @@ void transfer_backward(float* g, const float* y, std::size_t n, int bundle, Tran
 }  // namespace
 
 void fill_pointwise(Table& table) {
+    table.all_finite = all_finite;
     table.add = add;
     table.scale = scale;
     table.transfer_forward = transfer_forward;

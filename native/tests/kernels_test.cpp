@@ -12,6 +12,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/kernels.hpp"
@@ -315,6 +316,16 @@ void test_pointwise(const Table& t) {
     for (std::size_t i = 0; i < n; ++i) sum[i] = double(a[i]) + b[i];
     t.add(a, b, n);
     expect_small(relative_error(a, sum, 1), 1e-7, "add", t, shape);
+    expect(t.all_finite(a, n), std::string("all_finite: finite numbers, ") + t.isa + ", " + shape);
+    if (n) {
+        using Limits = std::numeric_limits<float>;
+        float& one = a[pick(0, int(n) - 1)];
+        for (const float odd : {Limits::quiet_NaN(), Limits::infinity(), -Limits::infinity(), Limits::max(), Limits::denorm_min()}) {
+            const float kept = std::exchange(one, odd);
+            expect(t.all_finite(a, n) == std::isfinite(odd), "all_finite: " + std::to_string(odd) + ", " + t.isa + ", " + shape);
+            one = kept;
+        }
+    }
     for (std::size_t i = 0; i < n; ++i) scaled[i] = double(a[i]) * factor;
     t.scale(a, factor, n);
     expect_small(relative_error(a, scaled), 1e-7, "scale", t, shape);
