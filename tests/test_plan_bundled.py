@@ -63,7 +63,9 @@ def test_workers_without_a_piece_count(graph):
         phases = [float(count > 0 and alone.takes_part(candidate, phase)) for phase, count in enumerate(counts)]
         pieces = [count for count, part in zip(counts, phases) if part]
         assert alone.total(candidate, phases) == len(pieces)
-        assert together.total(candidate, phases) == pytest.approx(sum(max(1.0, 4 / count) for count in pieces))
+        shared = sum(max(1.0, 4 / count) for count in pieces)
+        assert together.total(candidate, phases) == pytest.approx(shared, rel=1e-3)  # what workers exchange is little here
+        assert (together.total(candidate, phases) > shared) == (candidate.method == "tiled")
     assert alone.native(Candidate("fused", (14, 14, 14))).pieces[4] == 1  # one tile
     request = Request(bundle=8, threads=4, patches=2)
     assert all(layer.workers == 2 for layer in request.layers(small))

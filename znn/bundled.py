@@ -31,6 +31,7 @@ INPUT_TRANSFORM, GRADIENT_TRANSFORM, UPDATE_PRODUCT = 2, 5, 9
 # Its buffers: transformed kernels, those of a layer and a patch, those that layers share, and the sums of kernel gradients, which
 # are either.
 KERNELS, OF_BACKWARD, OWN, INPUT_SPECTRA, SHARED_SPECTRA, HALO, SUMS = 0, 1, (2, 4, 7), 2, (3, 5), 6, 7
+SPECTRA_OF = {2: 2, 3: 3, 5: 4, 6: 5}  # the buffers that phases write spectra to
 
 SHARED_SUMS_BYTES = _core.SHARED_SUMS_BYTES  # a layer's buffer of kernel gradients, from which on layers share one
 SMALL_WINDOW = _core.SMALL_WINDOW  # voxels of the largest max-filter whose windows are compared at once
@@ -45,6 +46,9 @@ PROBE_S, TOGETHER = 0.02, 6  # about the seconds of one lap of a probe; probes h
 # Laps after the first, which meets cold memory: at least, and at most; seconds of a probe that are enough if they were quiet, and
 # that are if not.
 LAPS, ENOUGH_S, PATIENCE_S = (2, 15), 0.08, 0.4
+# Of what workers exchange: bytes of a buffer that would have stayed in one core's cache, and bytes per second from another core's
+# (the tiled layers of scaling_3d with 5 and 16 maps: 9e9 and 18e9 on two cores of a Xeon of 2 MiB of L2 each).
+EXCHANGED, EXCHANGE_RATE = 1 << 20, 12e9
 WHOLE_S, WARM_UPS = 60.0, 3  # beside the peak: a layer that takes less is measured whole; turns that are not kept
 
 
@@ -208,17 +212,29 @@ class Layer:
         return self.total(candidate, self.phases(candidate))
 
     def total(self, candidate: Candidate, phases: Sequence[float]) -> float:
-        """Seconds of a round from those of the phases on one core: with those of workers for whom a phase has no piece, and with
-        the pooling that follows, where the candidate leaves it to an edge of its own, which reads and writes whole images.
+        """Seconds of a round from those of the phases on one core: with those of workers for whom a phase has no piece, with what
+        spectra take that several workers exchange, and with the pooling that follows, where the candidate leaves it to an edge of
+        its own, which reads and writes whole images.
         """
         native = self.native(candidate)
         held = sum(s * max(1.0, self.workers / max(count, 1)) for s, count in zip(phases, native.pieces))
+        if self.workers > 1:
+            held += (1 - 1 / self.workers) * self._exchanged(candidate) / EXCHANGE_RATE
         if not self._pooled or native.pools:
             return held
         whole, pooled = self._pooled
         # Forward; backward: zeros first, then the gradients.
         count = 4 * ((whole + 2 * pooled) + (2 * whole + pooled) * self.training)
         return held + count / copy_rate(place_of(4 * whole))
+
+    def _exchanged(self, candidate: Candidate) -> int:
+        """Bytes of spectra that one core would find in its own cache, while workers find in theirs what they wrote themselves:
+        transforms go tile by tile, products frequency by frequency.
+        """
+        native = self.native(candidate)
+        sizes, pieces = native.buffer_bytes, native.pieces
+        return sum(min(sizes[buffer], EXCHANGED) for phase, buffer in SPECTRA_OF.items()
+                   if pieces[phase] and self.takes_part(candidate, phase)) if candidate.method != "direct" else 0
 
     def recomputed(self, candidate: Candidate, phases: Sequence[float]) -> list[float]:
         """Phases with the input's transforms, made once more for the update where spectra are not kept."""
