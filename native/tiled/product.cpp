@@ -504,8 +504,8 @@ void update_product(const LayerPlan& p, int slab, int p0, int p1, const Buffers&
     const long line = 2 * p.line, step = 2 * T + 2, kernel = kernel_pencil(p, maps), bundle = p.pencils * kernel;
     const int pairs = turned_pairs(axis), half = tiles >= kTurnedTiles * (kWide ? 1 : pairs) ? pairs : 0;
     V* sums = vec(scratch);
-    V* taps = sums + p.in_bundles * kV * step;
-    V* buffer = taps + kernel;
+    V* taps = sums + kV * step;
+    V* buffer = taps + 2L * kV * axis.k;
     for (int pencil = p0; pencil < p1; ++pencil) {
         const float* x = b.at(Buffer::input_spectra) + p.input_place(slab, b.keep) + pencil * p.in_pencil;
         const float* gradient = b.at(Buffer::gradient_spectra) + p.passing_out(slab) + pencil * p.out_pencil;
@@ -516,18 +516,23 @@ void update_product(const LayerPlan& p, int slab, int p0, int p1, const Buffers&
             (half == 1 ? update_pencil<1> : half == 2 ? update_pencil<2> : update_pencil<3>)(p, tiles, x, vec(gradient), slab > 0, out, bundle, ahead, sums);
             continue;
         }
-        const long lines = (p.in_pencil + p.out_pencil) / 16 / (long(T) * p.out_bundles) + 1;
+        // The sums of one bundle's lines stay in L1 until they are transformed back.
+        const long lines = (p.in_pencil + p.out_pencil) / 16 / (long(T) * p.out_bundles * p.in_bundles) + 1;
         for (int o = 0; o < p.out_bundles; ++o, out += bundle) {
             const V* g = vec(gradient) + o * tiles * line;
-            for (int f = 0; f < T; ++f) {
-                ahead.fetch(lines);
-                for (int i = 0; i < maps; i += kUpdateRows)
-                    update_block<kUpdateRows>(x + (i / kV * tiles * line + 2 * f) * kV + i % kV, g + 2 * f, line, tiles,
-                                              sums + i * step + 2 * f, step);
+            for (int i0 = 0; i0 < maps; i0 += kV) {
+                const int lanes = std::min(kV, maps - i0);
+                V* own = out + i0 * 2L * axis.k;
+                for (int f = 0; f < T; ++f) {
+                    ahead.fetch(lines);
+                    for (int i = 0; i < lanes; i += kUpdateRows)
+                        update_block<kUpdateRows>(x + (i0 / kV * tiles * line + 2 * f) * kV + i, g + 2 * f, line, tiles,
+                                                  sums + i * step + 2 * f, step);
+                }
+                kernel_line_inverse(axis, sums, 2, step, slab ? taps : own, 2, 2 * axis.k, lanes, buffer);
+                if (slab)
+                    for (long i = 0; i < 2L * lanes * axis.k; ++i) own[i] += taps[i];
             }
-            kernel_line_inverse(axis, sums, 2, step, slab ? taps : out, 2, 2 * axis.k, maps, buffer);
-            if (slab)
-                for (long i = 0; i < 2L * maps * axis.k; ++i) out[i] += taps[i];
         }
     }
 }
