@@ -14,7 +14,7 @@ namespace znn::tiled::ZNN_VARIANT {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kRows[] = {0, 8, 6, 4, 3};   // by NB: the most tiles whose sums stay in registers
+constexpr int kRows[] = {0, 8, 6, ZNN_V == 8 ? 4 : 3, ZNN_V == 8 ? 3 : 2};  // by NB: the most tiles whose sums fit the registers
 constexpr int kUpdateRows = 8;
 // Where frequencies are taken with their mirror images: rows, and output bundles.
 constexpr int kTurnedRows = ZNN_V == 8 ? 2 : 4, kUpdateGroup = ZNN_V == 8 ? 3 : 1;
@@ -29,7 +29,7 @@ constexpr int kUpdateRows = 2, kTurnedRows = 1, kUpdateGroup = 1;
 constexpr bool kWide = false;
 #endif
 constexpr int kMaxGroup = 4;
-constexpr int kTurnedGroup = kWide ? 2 : 1;
+constexpr int kTurnedGroup = kWide && ZNN_V == 8 ? 2 : 1;  // wider bundles fill registers, and L1 with their pairs, alone
 
 ZNN_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
@@ -186,7 +186,8 @@ BlockFunction turning_function(int group, int rows, bool keep) {
 }
 template <bool CONJ>
 BlockFunction turning_function(int group, int rows, int half, bool keep) {
-    return (half == 1 ? turning_function<CONJ, 1> : half == 2 ? turning_function<CONJ, 2> : turning_function<CONJ, 3>)(group, rows, keep);
+    const auto function = half == 1 ? turning_function<CONJ, 1> : half == 2 ? turning_function<CONJ, 2> : turning_function<CONJ, 3>;
+    return function(group, rows, keep);
 }
 
 // Output bundles per register block: many tiles fill the registers alone.
@@ -292,32 +293,35 @@ struct Product {
     // What the next pencil reads, and where it writes; first comes what a part of this one needs.
     Lookout next(int pencil) const {
         const auto stream = [&](SpectraView view) {
-            return Lookout::stream(view.data + (pencil + 1) * view.pencil, pencil + 1 < p1 && view.pencil <= kPrefetchFloats && !view.streams ? view.pencil : 0);
+            const bool wanted = pencil + 1 < p1 && view.pencil <= kPrefetchFloats && !view.streams;
+            return Lookout::stream(view.data + (pencil + 1) * view.pencil, wanted ? view.pencil : 0);
         };
         return {{{}, stream(spectra), stream(result)}};
     }
     void block(const Blocks& blocks, int pencil, int o, int f, Block b, Lookout& ahead) const {
         b.a = spectra.data + pencil * spectra.pencil + 2 * kV * f, b.a_tile = line * kV, b.a_bundle = line * kV * tiles, b.maps = maps;
-        b.c = vec(result.data + pencil * result.pencil) + o * tiles * line + 2 * f, b.c_tile = line, b.c_out = line * tiles, b.streams = result.streams;
+        b.c = vec(result.data + pencil * result.pencil) + o * tiles * line + 2 * f, b.c_tile = line, b.c_out = line * tiles;
+        b.streams = result.streams;
         b.ahead = ahead.take(maps, maps, b.ahead_step);
         blocks.run(b);
     }
     // Kernels transformed in the blocks.
     void turned(int pencil) const {
+        const auto make = half == 1 ? make_pairs<1> : half == 2 ? make_pairs<2> : make_pairs<3>;
         const long step = long(maps) * pair_vectors(half), turned_step = 2L * maps;
         V *pairs = scratch, *turned = pairs + group * step;
         Lookout ahead = next(pencil);
         for (int o = 0; o < bundles; o += group) {
             const int count = std::min(group, bundles - o);
-            for (int b = 0; b < count; ++b)
-                (half == 1 ? make_pairs<1> : half == 2 ? make_pairs<2> : make_pairs<3>)(axis, taps(pencil, o + b), maps, pairs + b * step);
+            for (int b = 0; b < count; ++b) make(axis, taps(pencil, o + b), maps, pairs + b * step);
             const bool last = o + count == bundles;
             ahead.first(last ? taps(pencil + 1, 0) : taps(pencil, o + count), last && pencil + 1 == p1 ? 0 : kernel * kV);
             const Blocks blocks = count == group ? full : Blocks::make<CONJ>(tiles, count, half);
             for (int f = 0; f < T; ++f) {
                 float turn[2 * kTurnedPairs];
                 set_turn(axis, f, turn);
-                block(blocks, pencil, o, f, {.w = pairs, .w_out = step, .turn = turn, .turned = turned, .turned_out = turned_step}, ahead);
+                block(blocks, pencil, o, f,
+                      {.w = pairs, .w_out = step, .turn = turn, .turned = turned, .turned_out = turned_step}, ahead);
             }
         }
     }
@@ -348,12 +352,12 @@ void product(const LayerPlan& p, bool forward, int slab, int p0, int p1, const B
     const int tiles = p.slab_tiles(slab);
     if (forward)
         Product<true>{p, tiles, p.out_bundles, p1, {b.at(Buffer::input_spectra) + p.input_place(slab, b.keep), p.in_pencil},
-                      {b.at(Buffer::output_spectra) + p.passing_out(slab), p.out_pencil, p.streams_out}, vec(b.at(Buffer::kernels_forward)),
-                      vec(scratch)}.run(p0);
+                      {b.at(Buffer::output_spectra) + p.passing_out(slab), p.out_pencil, p.streams_out},
+                      vec(b.at(Buffer::kernels_forward)), vec(scratch)}.run(p0);
     else
         Product<false>{p, tiles, p.in_bundles, p1, {b.at(Buffer::gradient_spectra) + p.passing_out(slab), p.out_pencil},
-                       {b.at(Buffer::input_gradient_spectra) + p.passing_in(slab), p.in_pencil, p.streams_in}, vec(b.at(Buffer::kernels_backward)),
-                       vec(scratch)}.run(p0);
+                       {b.at(Buffer::input_gradient_spectra) + p.passing_in(slab), p.in_pencil, p.streams_in},
+                       vec(b.at(Buffer::kernels_backward)), vec(scratch)}.run(p0);
 }
 
 namespace {
@@ -513,7 +517,8 @@ void update_product(const LayerPlan& p, int slab, int p0, int p1, const Buffers&
         const bool next = pencil + 1 < p1 && std::max(p.in_pencil, p.out_pencil) <= kPrefetchFloats;
         Lookout ahead{{{}, Lookout::stream(x + p.in_pencil, next ? p.in_pencil : 0), Lookout::stream(gradient + p.out_pencil, next ? p.out_pencil : 0)}};
         if (half) {
-            (half == 1 ? update_pencil<1> : half == 2 ? update_pencil<2> : update_pencil<3>)(p, tiles, x, vec(gradient), slab > 0, out, bundle, ahead, sums);
+            const auto update = half == 1 ? update_pencil<1> : half == 2 ? update_pencil<2> : update_pencil<3>;
+            update(p, tiles, x, vec(gradient), slab > 0, out, bundle, ahead, sums);
             continue;
         }
         // The sums of one bundle's lines stay in L1 until they are transformed back.
