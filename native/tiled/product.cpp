@@ -488,7 +488,8 @@ void update_pencil(const LayerPlan& p, int tiles, const float* x, const V* gradi
     const long bundle = 2 * tiles * p.line;
     const int groups = ceil_div(p.out_bundles, kUpdateGroup);
     const long blocks = long(groups) * ceil_div(p.problem.in_maps, kTurnedRows) * (p.axis[0].T / 2 + 1);
-    const long lines = std::min<long>(tiles, ahead.lines() / blocks + 1);
+    const long taps = long(p.problem.in_maps) * groups * 2 * p.axis[0].k * kV / 16;  // lines, fetched besides
+    const long lines = std::min<long>(tiles, (ahead.lines() + taps) * 5 / 4 / blocks + 1);
     for (int o = 0; o < p.out_bundles; o += kUpdateGroup) {
         const int count = std::min(kUpdateGroup, p.out_bundles - o);
         const auto update = [&]<int NB>() {
