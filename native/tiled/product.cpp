@@ -473,7 +473,8 @@ void update_bundles(const LayerPlan& p, int tiles, const float* x, const V* grad
             for (int i = 0; i < lanes; i += R) {
                 long step;
                 const char* next = ahead.take(lines, tiles, step);
-                add_rows({x_at + i, gradient + 2 * f, line, mirror, tiles, turn, sums + i * pair_vectors(H), near(i / R % 4), next, step});
+                add_rows({x_at + i, gradient + 2 * f, line, mirror, tiles, turn, sums + i * pair_vectors(H), near(i / R % 4),
+                          next, step});
             }
         }
         for (int b = 0; b < NB; ++b)
@@ -516,7 +517,8 @@ void update_product(const LayerPlan& p, int slab, int p0, int p1, const Buffers&
         const float* gradient = b.at(Buffer::gradient_spectra) + p.passing_out(slab) + pencil * p.out_pencil;
         V* out = vec(b.at(Buffer::update_spectra)) + pencil * kernel;
         const bool next = pencil + 1 < p1 && std::max(p.in_pencil, p.out_pencil) <= kPrefetchFloats;
-        Lookout ahead{{{}, Lookout::stream(x + p.in_pencil, next ? p.in_pencil : 0), Lookout::stream(gradient + p.out_pencil, next ? p.out_pencil : 0)}};
+        Lookout ahead{{{}, Lookout::stream(x + p.in_pencil, next ? p.in_pencil : 0),
+                       Lookout::stream(gradient + p.out_pencil, next ? p.out_pencil : 0)}};
         if (half) {
             const auto update = half == 1 ? update_pencil<1> : half == 2 ? update_pencil<2> : update_pencil<3>;
             update(p, tiles, x, vec(gradient), slab > 0, out, bundle, ahead, sums);
