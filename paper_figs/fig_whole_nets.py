@@ -56,7 +56,8 @@ def _panel(axis, rows):
         for j, (name, seconds) in enumerate(shown):
             axis.bar(left + (j + 0.5) * SIZE, seconds, SIZE * 0.95, color=style.ENGINE_COLOURS[name])
             if name == "torch_cpu":
-                axis.text(left + (j + 0.5) * SIZE, seconds * 1.08, f"{row['ratio']:.2g}×", ha="center", va="bottom", fontsize=6)
+                ratio = f"{row['ratio']:.{0 if row['ratio'] >= 10 else 1}f}×"
+                axis.text(left + (j + 0.5) * SIZE, seconds * 1.08, ratio, ha="center", va="bottom", fontsize=6)
         if row["bound_seconds"]:
             mine = left + ([name for name, _ in shown].index("znn_bundled") + 0.5) * SIZE
             axis.hlines(row["bound_seconds"], mine - SIZE * 0.6, mine + SIZE * 0.6, color="black", lw=1.2)
