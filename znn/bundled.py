@@ -231,10 +231,12 @@ class Layer:
         """Bytes of spectra that one core would find in its own cache, while workers find in theirs what they wrote themselves:
         transforms go tile by tile, products frequency by frequency.
         """
+        if candidate.method == "direct":
+            return 0
         native = self.native(candidate)
         sizes, pieces = native.buffer_bytes, native.pieces
         return sum(min(sizes[buffer], EXCHANGED) for phase, buffer in SPECTRA_OF.items()
-                   if pieces[phase] and self.takes_part(candidate, phase)) if candidate.method != "direct" else 0
+                   if pieces[phase] and self.takes_part(candidate, phase))
 
     def recomputed(self, candidate: Candidate, phases: Sequence[float]) -> list[float]:
         """Phases with the input's transforms, made once more for the update where spectra are not kept."""

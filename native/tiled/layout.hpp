@@ -30,6 +30,8 @@ inline long kernel_pencil(const LayerPlan& p, int maps) { return 2 * ((long(maps
 // Kernels of so many pairs of taps at most are transformed frequency by frequency inside the product (and back inside the
 // update's) where so many tiles (in the update by narrow registers: for each pair) share it.
 inline constexpr int kTurnedPairs = 3, kTurnedTiles = 8;
+// The most output bundles that a code path does so for at once, in the product and in the update: there is scratch for them.
+inline constexpr int kMostTurned = 2, kMostSummed = 3;
 // The pairs of such a kernel, else 0.
 inline int turned_pairs(const Axis& lines) { return lines.table() && lines.k / 2 <= kTurnedPairs ? lines.k / 2 : 0; }
 

@@ -299,9 +299,10 @@ void size_tiled_pieces(LayerPlan& p, const Machine& machine) {
     const long taps = long(p.problem.kernel.volume()), T = p.axis[0].T;
     const long transforms = tile.total() + p.bundle * taps;
     const long forward = p.chunk_out * T * (2L * in + 2) + 2 * T, backward = p.chunk_in * T * (2L * out + 2) + 2 * T;
-    // Pairs of taps of two bundles, and what becomes of them; sums over frequencies of three, or over tiles of one.
-    const long turned = (2L * kTurnedPairs + 2) * 2 * 2 * std::max(in, out);
-    const long update = std::max(p.bundle * (2 * T + 2 + 2L * p.axis[0].k) + 2 * T, 3L * p.bundle * (4 * kTurnedPairs + 2));
+    const long turned = (2L * kTurnedPairs + 2) * 2 * kMostTurned * std::max(in, out);  // pairs of taps, and what becomes of them
+    // Lines of one bundle's maps and their taps, or sums over frequencies.
+    const long update = std::max(p.bundle * (2 * T + 2 + 2L * p.axis[0].k) + 2 * T,
+                                 long(kMostSummed) * p.bundle * (4 * kTurnedPairs + 2));
     p.scratch = std::size_t(std::max({transforms, forward, backward, turned, update})) * p.bundle * sizeof(float);
 }
 

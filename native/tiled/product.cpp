@@ -13,23 +13,29 @@
 namespace znn::tiled::ZNN_VARIANT {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kRows[] = {0, 8, 6, ZNN_V == 8 ? 4 : 3, ZNN_V == 8 ? 3 : 2};  // by NB: the most tiles whose sums fit the registers
-constexpr int kUpdateRows = 8;
-// Where frequencies are taken with their mirror images: rows, and output bundles.
-constexpr int kTurnedRows = ZNN_V == 8 ? 2 : 4, kUpdateGroup = ZNN_V == 8 ? 3 : 1;
-constexpr bool kWide = true;
+// What fits the registers. kRows: tiles of a product, by NB. Output bundles whose kernels are transformed together: wider ones
+// fill registers, and L1 with their pairs of taps, alone. Of the update: rows; rows and output bundles where frequencies are
+// taken with their mirror images; and how many tiles for each pair of taps make that pay.
+#if defined(__AVX512F__) && ZNN_V == 8
+constexpr int kRows[] = {0, 8, 6, 4, 3}, kTurnedGroup = 2;
+constexpr int kUpdateRows = 8, kTurnedRows = 2, kUpdateGroup = 3;
+#elif defined(__AVX512F__)
+constexpr int kRows[] = {0, 8, 6, 3, 2}, kTurnedGroup = 1;
+constexpr int kUpdateRows = 8, kTurnedRows = 4, kUpdateGroup = 1;
 #elif defined(__AVX2__)
-constexpr int kRows[] = {0, 5, 2, 1, 1};
+constexpr int kRows[] = {0, 5, 2, 1, 1}, kTurnedGroup = 1;
 constexpr int kUpdateRows = 4, kTurnedRows = 2, kUpdateGroup = 1;
-constexpr bool kWide = false;
 #else
-constexpr int kRows[] = {0, 2, 1, 1, 1};
+constexpr int kRows[] = {0, 2, 1, 1, 1}, kTurnedGroup = 1;
 constexpr int kUpdateRows = 2, kTurnedRows = 1, kUpdateGroup = 1;
-constexpr bool kWide = false;
+#endif
+static_assert(kTurnedGroup <= kMostTurned && kUpdateGroup <= kMostSummed);  // there is scratch for so many
+#if defined(__AVX512F__)
+constexpr int update_tiles(int) { return kTurnedTiles; }
+#else
+constexpr int update_tiles(int pairs) { return kTurnedTiles * pairs; }
 #endif
 constexpr int kMaxGroup = 4;
-constexpr int kTurnedGroup = kWide && ZNN_V == 8 ? 2 : 1;  // wider bundles fill registers, and L1 with their pairs, alone
 
 ZNN_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
@@ -502,16 +508,38 @@ void update_pencil(const LayerPlan& p, int tiles, const float* x, const V* gradi
     }
 }
 
+// The same for kernels that are transformed back line by line, once all frequencies of a bundle's maps are there: these sums stay
+// in L1 until then.
+void update_expanded(const LayerPlan& p, int tiles, const float* x, const V* gradient, bool add, V* out, long out_bundle,
+                     Lookout& ahead, V* sums) {
+    const Axis& axis = p.axis[0];
+    const int T = axis.T, maps = p.problem.in_maps;
+    const long line = 2 * p.line, step = 2 * T + 2;
+    V *taps = sums + kV * step, *buffer = taps + 2L * kV * axis.k;
+    const long lines = ahead.lines() / (long(T) * p.out_bundles * p.in_bundles) + 1;
+    for (int o = 0; o < p.out_bundles; ++o, gradient += tiles * line, out += out_bundle)
+        for (int i0 = 0; i0 < maps; i0 += kV) {
+            const int lanes = std::min(kV, maps - i0);
+            const float* bundle = x + i0 * tiles * line;
+            V* own = out + i0 * 2L * axis.k;
+            for (int f = 0; f < T; ++f) {
+                ahead.fetch(lines);
+                for (int i = 0; i < lanes; i += kUpdateRows)
+                    update_block<kUpdateRows>(bundle + 2 * f * kV + i, gradient + 2 * f, line, tiles, sums + i * step + 2 * f, step);
+            }
+            kernel_line_inverse(axis, sums, 2, step, add ? taps : own, 2, 2 * axis.k, lanes, buffer);
+            if (add)
+                for (long i = 0; i < 2L * lanes * axis.k; ++i) own[i] += taps[i];
+        }
+}
+
 }  // namespace
 
 void update_product(const LayerPlan& p, int slab, int p0, int p1, const Buffers& b, float* scratch) {
-    const Axis& axis = p.axis[0];
-    const int T = axis.T, maps = p.problem.in_maps, tiles = p.slab_tiles(slab);
-    const long line = 2 * p.line, step = 2 * T + 2, kernel = kernel_pencil(p, maps), bundle = p.pencils * kernel;
-    const int pairs = turned_pairs(axis), half = tiles >= kTurnedTiles * (kWide ? 1 : pairs) ? pairs : 0;
-    V* sums = vec(scratch);
-    V* taps = sums + kV * step;
-    V* buffer = taps + 2L * kV * axis.k;
+    const int tiles = p.slab_tiles(slab), pairs = turned_pairs(p.axis[0]);
+    const long kernel = kernel_pencil(p, p.problem.in_maps);
+    const auto update = pairs == 0 || tiles < update_tiles(pairs) ? update_expanded
+                        : pairs == 1 ? update_pencil<1> : pairs == 2 ? update_pencil<2> : update_pencil<3>;
     for (int pencil = p0; pencil < p1; ++pencil) {
         const float* x = b.at(Buffer::input_spectra) + p.input_place(slab, b.keep) + pencil * p.in_pencil;
         const float* gradient = b.at(Buffer::gradient_spectra) + p.passing_out(slab) + pencil * p.out_pencil;
@@ -519,29 +547,7 @@ void update_product(const LayerPlan& p, int slab, int p0, int p1, const Buffers&
         const bool next = pencil + 1 < p1 && std::max(p.in_pencil, p.out_pencil) <= kPrefetchFloats;
         Lookout ahead{{{}, Lookout::stream(x + p.in_pencil, next ? p.in_pencil : 0),
                        Lookout::stream(gradient + p.out_pencil, next ? p.out_pencil : 0)}};
-        if (half) {
-            const auto update = half == 1 ? update_pencil<1> : half == 2 ? update_pencil<2> : update_pencil<3>;
-            update(p, tiles, x, vec(gradient), slab > 0, out, bundle, ahead, sums);
-            continue;
-        }
-        // The sums of one bundle's lines stay in L1 until they are transformed back.
-        const long lines = (p.in_pencil + p.out_pencil) / 16 / (long(T) * p.out_bundles * p.in_bundles) + 1;
-        for (int o = 0; o < p.out_bundles; ++o, out += bundle) {
-            const V* g = vec(gradient) + o * tiles * line;
-            for (int i0 = 0; i0 < maps; i0 += kV) {
-                const int lanes = std::min(kV, maps - i0);
-                V* own = out + i0 * 2L * axis.k;
-                for (int f = 0; f < T; ++f) {
-                    ahead.fetch(lines);
-                    for (int i = 0; i < lanes; i += kUpdateRows)
-                        update_block<kUpdateRows>(x + (i0 / kV * tiles * line + 2 * f) * kV + i, g + 2 * f, line, tiles,
-                                                  sums + i * step + 2 * f, step);
-                }
-                kernel_line_inverse(axis, sums, 2, step, slab ? taps : own, 2, 2 * axis.k, lanes, buffer);
-                if (slab)
-                    for (long i = 0; i < 2L * lanes * axis.k; ++i) own[i] += taps[i];
-            }
-        }
+        update(p, tiles, x, vec(gradient), slab > 0, out, p.pencils * kernel, ahead, vec(scratch));
     }
 }
 
