@@ -22,6 +22,7 @@ BUILD_TIMEOUT_S, RUN_TIMEOUT_S = 900, 300
 # How much each program does: everything in the plain build, less where each memory access is watched.
 PROGRAMS = {
     "tasks_test": {"": 1000, "thread": 300, "address": 500},
+    "stage_test": {"": 300, "thread": 60, "address": 100},
     "sum_test": {"": 300, "thread": 60, "address": 100},
     "pool_test": {"": 20000, "thread": 4000, "address": 8000},
     "engine_stress": {"": 150, "thread": 40, "address": 60},

@@ -10,11 +10,13 @@ using Work = tiled::Buffer;
 
 void BundledNetwork::plan_conv(int e) {
     const EdgeGroupDescription& d = edges_[e];
+    tiled::Machine machine;
+    machine.workers = options_.threads;
     const auto plan = [&](const tiled::Problem& problem) {
         switch (d.method) {
-            case Method::tiled: return tiled::plan_tiled(problem, V_, d.transform, {}, d.memoize);
-            case Method::fused: return tiled::plan_fused(problem, V_, d.transform);
-            default: return tiled::plan_direct(problem, V_);
+            case Method::tiled: return tiled::plan_tiled(problem, V_, d.transform, machine, d.memoize);
+            case Method::fused: return tiled::plan_fused(problem, V_, d.transform, machine);
+            default: return tiled::plan_direct(problem, V_, machine);
         }
     };
     tiled::Problem problem{groups_[d.source].maps, groups_[d.target].maps, groups_[d.source].extent, d.kernel, d.sparsity};

@@ -1,22 +1,25 @@
 #include "engine/stage.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace znn {
 
-Stage::Stage(TaskLabel label, int pieces, Body body) : label(label), body_(std::move(body)), pieces_(pieces) {
-    for (int i = 0; i < pieces; ++i) {
-        tickets_.push_back(std::make_unique<Ticket>(*this));
-        tickets_.back()->label = label;
-        tasks_.push_back(tickets_.back().get());
-    }
-}
+Stage::Stage(TaskLabel label, int pieces, Body body) : label(label), body_(std::move(body)), pieces_(pieces) {}
 
 void Stage::set_executor(Executor* executor) {
     executor_ = executor;
     if (workers_ == executor->threads()) return;  // a layer's stages get their executor before every call
     workers_ = executor->threads();
     ranges_ = std::make_unique<Range[]>(workers_);
+    tasks_.clear();
+    tickets_.clear();
+    for (int i = 0; i < std::min(pieces_, workers_); ++i) {
+        tickets_.push_back(std::make_unique<Ticket>(*this));
+        tickets_.back()->label = label;
+        tickets_.back()->priority = priority_;
+        tasks_.push_back(tickets_.back().get());
+    }
 }
 
 int Stage::Range::take(bool from_end) {
@@ -29,29 +32,54 @@ int Stage::Range::take(bool from_end) {
     }
 }
 
-// There are as many tickets as pieces, so whoever holds one finds a piece.
+bool Stage::Range::empty() const {
+    const std::uint64_t left = pieces.load(std::memory_order_relaxed);
+    return (left & 0xffffffff) == left >> 32;
+}
+
 int Stage::next_piece(int worker) {
     int piece = ranges_[worker].take(false);
-    for (int i = 1; piece < 0; ++i) piece = ranges_[(worker + i) % workers_].take(true);
+    for (int i = 1; piece < 0 && i < workers_; ++i) piece = ranges_[(worker + i) % workers_].take(true);
     return piece;
 }
 
-void Stage::Ticket::run(Worker& worker) {
-    Stage& stage = stage_;
-    const int piece = stage.next_piece(worker.index);
-    TaskLabel label = stage.label;
-    label.a = piece;
-    worker.name_event(label);
-    // After a failure the rest of the round is only counted down, so that it ends.
-    if (!stage.executor_->failed()) {
+bool Stage::has_pieces() const {
+    return std::any_of(&ranges_[0], &ranges_[workers_], [](const Range& range) { return !range.empty(); });
+}
+
+void Stage::work(Ticket& ticket, Worker& worker) {
+    held_.fetch_add(1, std::memory_order_relaxed);
+    for (int piece; (piece = next_piece(worker.index)) >= 0;) {
+        run(piece, worker);
+        if (!executor_->wanted_elsewhere(worker, priority_) || !has_pieces()) continue;
+        held_.fetch_sub(1, std::memory_order_relaxed);
+        return executor_->submit(&ticket, &worker);
+    }
+    leave(worker);
+}
+
+// After a failure the rest of the round is only counted down, so that it ends.
+void Stage::run(int piece, Worker& worker) {
+    TaskLabel piece_label = label;
+    piece_label.a = piece;
+    worker.begin_piece(piece_label);
+    if (!executor_->failed()) {
         try {
-            stage.body_(piece, worker);
+            body_(piece, worker);
         } catch (...) {
-            if (stage.left_.fetch_sub(1, std::memory_order_acq_rel) == 1) stage.complete(&worker);
-            throw;
+            executor_->fail(std::current_exception());
         }
     }
-    if (stage.left_.fetch_sub(1, std::memory_order_acq_rel) == 1) stage.complete(&worker);
+    worker.end_piece();
+}
+
+// All pieces have been begun; whoever leaves last knows that they are over. Tickets still queued are for nothing, and might lie
+// there for long, behind what is more urgent.
+void Stage::leave(Worker& worker) {
+    int gone = 1;
+    if (held_.load(std::memory_order_relaxed) < int(tickets_.size()) && !withdrawn_.exchange(true))
+        for (auto& ticket : tickets_) gone += executor_->withdraw(*ticket);
+    if (open_.fetch_sub(gone, std::memory_order_acq_rel) == gone) complete(&worker);
 }
 
 void Stage::before(Stage& later) {
@@ -59,15 +87,13 @@ void Stage::before(Stage& later) {
     ++later.predecessors_;
 }
 
-void Stage::set_priority(int priority) {
-    for (auto& ticket : tickets_) ticket->priority = priority;
-}
-
 void Stage::arm() {
     const std::uint64_t workers = workers_, count = pieces_;
     for (std::uint64_t i = 0; i < workers; ++i)
         ranges_[i].pieces.store(count * (i + 1) / workers << 32 | count * i / workers, std::memory_order_relaxed);
-    left_.store(pieces_, std::memory_order_relaxed);
+    open_.store(int(tickets_.size()), std::memory_order_relaxed);
+    held_.store(0, std::memory_order_relaxed);
+    withdrawn_.store(false, std::memory_order_relaxed);
     waiting_.store(predecessors_, std::memory_order_release);
 }
 

@@ -1,6 +1,7 @@
-// Stages: sets of equal tasks ("pieces") with what must come before and what follows. The bundled engine's task graph.
+// Stages: sets of equal pieces of work with what must come before and what follows. The bundled engine's task graph.
 // Every worker has its part of a stage's pieces, the same share of every stage, and takes others' only when its own are gone:
 // neighbouring stages cut the same image, so it mostly reads what it wrote itself, which is still in its own cache.
+// The queue of tasks is met once per worker and stage: with many workers and short pieces it would be what all wait for.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -26,7 +27,7 @@ public:
     void when_done(std::function<void(Worker*)> action) { done_actions_.push_back(std::move(action)); }
 
     void set_executor(Executor* executor);
-    void set_priority(int priority);
+    void set_priority(int priority) { priority_ = priority; }  // before set_executor
     // It starts only after `arrivals` more, from gates or from the caller.
     void await(int arrivals) { predecessors_ += arrivals; }
     // Before a round, and before anything arrives.
@@ -37,11 +38,11 @@ public:
     const TaskLabel label;
 
 private:
-    // The right to run one piece: which, is settled when a worker takes it up.
+    // The right to run pieces until none is left or something more urgent comes up: one for each worker that could help.
     class Ticket final : public Task {
     public:
-        explicit Ticket(Stage& stage) : stage_(stage) { essential = true; }
-        void run(Worker& worker) override;
+        explicit Ticket(Stage& stage) : stage_(stage) { essential = in_pieces = true; }
+        void run(Worker& worker) override { stage_.work(*this, worker); }
 
     private:
         Stage& stage_;
@@ -51,21 +52,29 @@ private:
     struct alignas(64) Range {
         std::atomic<std::uint64_t> pieces{0};
         int take(bool from_end);  // -1: none is left
+        bool empty() const;
     };
 
-    int next_piece(int worker);
+    void work(Ticket& ticket, Worker& worker);
+    void run(int piece, Worker& worker);
+    int next_piece(int worker);  // -1: none is left
+    bool has_pieces() const;
+    void leave(Worker& worker);
     void complete(Worker* worker);
 
     Body body_;
     Executor* executor_ = nullptr;
-    int pieces_, workers_ = 0;
+    int pieces_, workers_ = 0, priority_ = 0;
     std::vector<std::unique_ptr<Ticket>> tickets_;
-    std::vector<Task*> tasks_;
+    std::vector<Task*> tasks_;  // the same
     std::unique_ptr<Range[]> ranges_;  // one per worker
     std::vector<Stage*> followers_;
     std::vector<std::function<void(Worker*)>> done_actions_;
     int predecessors_ = 0;
-    std::atomic<int> waiting_{0}, left_{0};
+    std::atomic<int> waiting_{0};
+    alignas(64) std::atomic<int> open_{0};  // tickets whose holders may still run a piece
+    std::atomic<int> held_{0};              // tickets that a worker has in hand, or has left
+    std::atomic<bool> withdrawn_{false};    // those nobody took up, as there is nothing left to do
 };
 
 // Lets stages of the next round wait for a stage of this one: FORCE at the granularity of layers. Closed when the work it

@@ -32,6 +32,17 @@ void Worker::relabel(TaskLabel label) {
     event_start_ = events_.back().end_ns;
 }
 
+void Worker::begin_piece(TaskLabel label) {
+    ++counters.tasks;
+    if (!tracing()) return;
+    begin_event(label);
+    path_start_ = event_start_;  // pieces done one after the other do not depend on one another
+}
+
+void Worker::end_piece() {
+    if (in_event_) end_event();
+}
+
 void Worker::join_path(std::int64_t path_ns) {
     if (!tracing()) return;
     const std::int64_t now = now_ns();
@@ -147,6 +158,7 @@ void Executor::work_until(const std::function<bool()>& over) {
     while (!over()) {
         if (seat.owns_lock() || seat.try_lock()) {
             if (!pinned) pinned.emplace(processors_.empty() ? -1 : processors_[0]);
+            workers_[0]->over_ = &over;
             if (run_next(*workers_[0], over) || over()) continue;
         }
         std::unique_lock lock(sleep_mutex_);
@@ -155,24 +167,37 @@ void Executor::work_until(const std::function<bool()>& over) {
         if (!work && !over()) something_done_.wait_for(lock, std::chrono::milliseconds(100));
         if (seat.owns_lock()) caller_sleeps_.store(false, std::memory_order_relaxed);
     }
-    if (seat.owns_lock()) workers_[0]->looking_since_ = 0;  // the time between calls is not the engine's
+    if (!seat.owns_lock()) return;
+    workers_[0]->looking_since_ = 0;  // the time between calls is not the engine's
+    workers_[0]->over_ = nullptr;
 }
 
 void Executor::run_body(Task& task, Worker& worker) {
-    ++worker.counters.tasks;
+    if (!task.in_pieces) ++worker.counters.tasks;
     if (failed() && !task.essential) return;
-    if (worker.tracing()) worker.begin_event(task.label);
+    if (worker.tracing() && !task.in_pieces) worker.begin_event(task.label);
     try {
         task.run(worker);
     } catch (...) {
-        {
-            std::lock_guard guard(failure_mutex_);
-            if (!failure_) failure_ = std::current_exception();
-        }
-        failed_.store(true, std::memory_order_release);
-        wake();
+        fail(std::current_exception());
     }
     if (worker.in_event_) worker.end_event();
+}
+
+void Executor::fail(std::exception_ptr failure) {
+    {
+        std::lock_guard guard(failure_mutex_);
+        if (!failure_) failure_ = std::move(failure);
+    }
+    failed_.store(true, std::memory_order_release);
+    wake();
+}
+
+bool Executor::withdraw(Task& task) {
+    if (!queue_->remove(&task)) return false;
+    available_.fetch_sub(1, std::memory_order_relaxed);
+    finish(1);
+    return true;
 }
 
 void Executor::execute(Task* task, Worker& worker) {

@@ -44,8 +44,9 @@ public:
     bool tracing() const { return tracing_.load(std::memory_order_relaxed); }
     // Ends the event in hand and begins one with another label (a task whose tail is another kind of work).
     void relabel(TaskLabel label);
-    // What the event in hand turns out to be.
-    void name_event(TaskLabel label) { label_ = label; }
+    // Around every piece of a task that counts and traces its pieces itself.
+    void begin_piece(TaskLabel label);
+    void end_piece();
     // Time that preceded this moment on the longest path through the tasks that led here.
     std::int64_t path_now() const { return tracing() ? path_base_ + (now_ns() - path_start_) : 0; }
     // A predecessor with a longer path has been met (the other contributions of a sum).
@@ -64,6 +65,7 @@ private:
     std::atomic<bool> tracing_{false};  // idle workers look at it while it is set
     bool in_event_ = false;
     std::int64_t looking_since_ = 0;  // for a task; 0: not, or not traced
+    const std::function<bool()>* over_ = nullptr;  // where a caller sits in for this worker: when it wants to go on
     TaskLabel label_;
     std::int64_t event_start_ = 0, path_base_ = 0, path_start_ = 0;
     std::vector<TraceEvent> events_;
@@ -98,6 +100,16 @@ public:
     // True: it is complete now, because it was, or because it was stolen from the queue and run here.
     // False: another worker is running it (or it is not ready yet) and will run `follower` when it completes.
     bool force(Task& task, Task& follower, Worker& worker);
+
+    // Whether a worker with several pieces of work of this priority in hand should leave the rest: something more urgent is
+    // queued (where priorities decide), or its caller need not wait any more.
+    bool wanted_elsewhere(const Worker& worker, int priority) const {
+        return queue_->most_urgent() > priority || (worker.over_ && (*worker.over_)());
+    }
+    // Takes a task back that is still queued; false if it is not.
+    bool withdraw(Task& task);
+    // The first failure is kept, for rethrow_failure(); tasks that are not essential are not run any more.
+    void fail(std::exception_ptr failure);
 
     // Runs tasks as worker 0 until `done()` holds or a task failed. `done` is re-evaluated after every task, after every call of
     // wake() and now and then. A second thread that waits meanwhile only waits. With one worker everything queued is done then.

@@ -47,17 +47,28 @@ void HeapOfLists::push(Task* task) {
     in_heap_[priority] = true;
     heap_.push_back(priority);
     std::push_heap(heap_.begin(), heap_.end());
+    most_urgent_.store(heap_.front(), std::memory_order_relaxed);
 }
 
 Task* HeapOfLists::pop() {
-    while (!heap_.empty()) {
-        const int priority = heap_.front();
-        if (Task* task = lists_[priority].pop_front()) return task;
+    if (heap_.empty()) return nullptr;
+    Task* task = lists_[heap_.front()].pop_front();
+    drop_empty();
+    return task;
+}
+
+void HeapOfLists::unlink(Task* task) {
+    lists_[task->priority].unlink(task);
+    drop_empty();
+}
+
+void HeapOfLists::drop_empty() {
+    while (!heap_.empty() && lists_[heap_.front()].empty()) {
+        in_heap_[heap_.front()] = false;
         std::pop_heap(heap_.begin(), heap_.end());
         heap_.pop_back();
-        in_heap_[priority] = false;
     }
-    return nullptr;
+    most_urgent_.store(heap_.empty() ? -1 : heap_.front(), std::memory_order_relaxed);
 }
 
 namespace {
@@ -66,7 +77,8 @@ namespace {
 template <class Container>
 class SharedQueue final : public ReadyQueue {
 public:
-    explicit SharedQueue(Container container) : container_(std::move(container)) {}
+    template <class... Arguments>
+    explicit SharedQueue(Arguments... arguments) : container_(arguments...) {}
 
     void push(std::span<Task* const> tasks, int) override {
         std::lock_guard guard(lock_);
@@ -82,20 +94,24 @@ public:
         container_.unlink(task);
         return true;
     }
+    int most_urgent() const override { return container_.most_urgent(); }
 
 private:
     SpinLock lock_;  // held for so short that who waits should not sleep
     Container container_;
 };
 
-struct FifoList : TaskList {
-    void push(Task* task) { push_back(task); }
+struct PlainList : TaskList {
     Task* pop() { return pop_front(); }
+    int most_urgent() const { return -1; }
 };
 
-struct LifoList : TaskList {
+struct FifoList : PlainList {
+    void push(Task* task) { push_back(task); }
+};
+
+struct LifoList : PlainList {
     void push(Task* task) { push_front(task); }
-    Task* pop() { return pop_front(); }
 };
 
 // Each worker runs its own newest task; one with nothing to do takes the oldest task of another.
@@ -153,9 +169,9 @@ private:
 
 std::unique_ptr<ReadyQueue> make_queue(Policy policy, int workers, int priorities) {
     switch (policy) {
-        case Policy::priority: return std::make_unique<SharedQueue<HeapOfLists>>(HeapOfLists(priorities));
-        case Policy::fifo: return std::make_unique<SharedQueue<FifoList>>(FifoList());
-        case Policy::lifo: return std::make_unique<SharedQueue<LifoList>>(LifoList());
+        case Policy::priority: return std::make_unique<SharedQueue<HeapOfLists>>(priorities);
+        case Policy::fifo: return std::make_unique<SharedQueue<FifoList>>();
+        case Policy::lifo: return std::make_unique<SharedQueue<LifoList>>();
         case Policy::stealing: return std::make_unique<StealingQueue>(workers);
     }
     return nullptr;

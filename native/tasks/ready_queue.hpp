@@ -1,5 +1,6 @@
 // The queues of ready tasks, one per scheduling policy.
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <mutex>
@@ -19,6 +20,8 @@ public:
     virtual Task* pop(int worker) = 0;  // null when there is nothing
     // Takes a task out if it is still queued: how FORCE steals an update.
     virtual bool remove(Task* task) = 0;
+    // The priority that work in hand should give way to, -1: none. Any thread may ask at any time.
+    virtual int most_urgent() const { return -1; }
 };
 
 // `priorities`: the number of distinct priorities tasks may carry.
@@ -46,12 +49,16 @@ public:
     explicit HeapOfLists(int priorities) : lists_(priorities), in_heap_(priorities, false) { heap_.reserve(priorities); }
     void push(Task* task);
     Task* pop();
-    void unlink(Task* task) { lists_[task->priority].unlink(task); }  // an emptied list stays until popped
+    void unlink(Task* task);
+    int most_urgent() const { return most_urgent_.load(std::memory_order_relaxed); }
 
 private:
+    void drop_empty();
+
     std::vector<TaskList> lists_;
-    std::vector<int> heap_;  // priorities whose list may hold tasks, as a max-heap
+    std::vector<int> heap_;  // priorities as a max-heap; the first one's list holds tasks, others' may have been emptied
     std::vector<bool> in_heap_;
+    std::atomic<int> most_urgent_{-1};
 };
 
 }  // namespace znn

@@ -28,6 +28,7 @@ public:
     TaskLabel label;
     int priority = 0;       // index into the executor's distinct priorities, larger is more urgent
     bool essential = false; // run even after another task has failed (updates: nothing computed is lost)
+    bool in_pieces = false; // its body counts and traces the pieces it does, one by one
 
     // Longest measured path of work that had to precede this task, in ns (only kept when tracing).
     std::atomic<std::int64_t> path_ns{0};

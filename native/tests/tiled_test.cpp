@@ -120,6 +120,7 @@ private:
         Machine machine;
         if (c_.small_caches) machine.l2_bytes = 4 << 10, machine.l3_bytes = 16 << 10;
         machine.piece_s = std::uniform_real_distribution<double>(0, 3e-5)(random_);
+        machine.workers = std::uniform_int_distribution<int>(1, 24)(random_);
         plan_ = c_.direct  ? plan_direct(c_.problem, V_, machine)
                 : c_.fused ? plan_fused(c_.problem, V_, c_.tile, machine)
                            : plan_tiled(c_.problem, V_, c_.tile, machine, c_.memoize);

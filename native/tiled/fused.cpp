@@ -118,19 +118,21 @@ void forward_fused(const LayerPlan& p, int index, const Buffers& b, float* scrat
     }
 }
 
-// One chunk of the tiles: sums[out bundle][pencil][map][line], at the end inverted along axis 0.
+// One chunk of the tiles and some bundles of outputs: sums[out bundle][pencil][map][line], at the end inverted along axis 0.
 void update_fused(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const FusedScratch f(p, scratch);
     const int maps = p.problem.in_maps, T = p.axis[0].T, groups = ceil_div(p.tiles, p.fused_tiles);
-    const int begin = int(long(index) * groups / p.update_chunks), end = int(long(index + 1) * groups / p.update_chunks);
+    const int chunk = index / p.update_parts, part = index % p.update_parts;
+    const int begin = int(long(chunk) * groups / p.update_chunks), end = int(long(chunk + 1) * groups / p.update_chunks);
+    const int bundles[2] = {part * p.out_bundles / p.update_parts, (part + 1) * p.out_bundles / p.update_parts};
     const long line = 2 * p.line, bundle = p.pencils * f.sizes.pencil, kernel = kernel_pencil(p, maps);
     const auto add = choose(maps, add_line<1>, add_line<2>, add_line<3>, add_line<4>);
     const V* planes = vec(f.rest);
-    std::fill_n(f.sums, p.out_bundles * bundle, V{});
+    std::fill_n(f.sums + bundles[0] * bundle, (bundles[1] - bundles[0]) * bundle, V{});
     for (int group = begin; group < end; ++group) {
         const int first = group * p.fused_tiles, tiles = std::min(p.fused_tiles, p.tiles - first);
         transform_inputs(p, b, f, first, tiles);
-        for (int o = 0; o < p.out_bundles; ++o)
+        for (int o = bundles[0]; o < bundles[1]; ++o)
             for (int t = 0; t < tiles; ++t) {
                 forward_planes(p, gradient_box(p, tile_place(p, first + t), b, o), f.rest);
                 for (int p0 = 0; p0 < p.pencils; p0 += kFusedBlock) {
@@ -144,8 +146,8 @@ void update_fused(const LayerPlan& p, int index, const Buffers& b, float* scratc
                 }
             }
     }
-    V* out = vec(b.at(Buffer::update_spectra)) + long(index) * p.out_bundles * p.pencils * kernel;
-    for (long i = 0; i < long(p.out_bundles) * p.pencils; ++i)
+    V* out = vec(b.at(Buffer::update_spectra)) + long(chunk) * p.out_bundles * p.pencils * kernel;
+    for (long i = long(bundles[0]) * p.pencils; i < long(bundles[1]) * p.pencils; ++i)
         kernel_line_inverse(p.axis[0], f.sums + i * f.sizes.pencil, 2, line, out + i * kernel, 2, 2 * p.axis[0].k, maps, f.lines);
 }
 

@@ -254,15 +254,15 @@ int expanded_chunk(const LayerPlan& p, int maps, int bundles, const Machine& mac
     return clamp_count(0.5 * double(machine.l2_bytes) / one, bundles);
 }
 
-// What a piece of a phase of `all` seconds should take: little work is cut finer, so that it still keeps workers busy, but not
-// so fine that handing pieces out (about a microsecond each) is felt.
-double piece_aim(double all, const Machine& machine) {
-    return std::min(machine.piece_s, std::max(all / 32, 1e-5));
+// What a piece of a phase of `all` seconds should take: little work is cut finer, so that it still keeps `workers` busy, but not
+// so fine that handing pieces out (a tenth of a microsecond each, if nothing else moves between caches) is felt.
+double piece_aim(double all, int workers, const Machine& machine) {
+    return std::min(machine.piece_s, std::max(all / (16 * std::max(workers, 2)), 5e-6));
 }
 
 // How many units of `one` second make a piece, of `count` there are.
 int units_per_piece(double one, double count, int most, const Machine& machine) {
-    return clamp_count(piece_aim(one * count, machine) / one, most);
+    return clamp_count(piece_aim(one * count, machine.workers, machine) / one, most);
 }
 
 void size_tiled_pieces(LayerPlan& p, const Machine& machine) {
@@ -345,7 +345,7 @@ LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Mach
     return p;
 }
 
-constexpr int kFusedPieces = 32;  // wanted in forward, most in update, where each has its own sums
+constexpr int kFusedPieces = 32;  // wanted in forward; in the update the most sums that are kept apart
 
 LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Machine& machine) {
     if (problem.in_maps > 4)
@@ -354,13 +354,14 @@ LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Mach
     LayerPlan p = plan_tiled(problem, bundle, tile, machine);
     p.fused = true;
     // As many tiles together as a vector has lanes, evenly; cut by bundles too where groups are few.
-    const int groups = ceil_div(p.tiles, bundle);
+    const int groups = ceil_div(p.tiles, bundle), shares = 8 * machine.workers;
     p.fused_tiles = ceil_div(p.tiles, groups);
-    p.fused_parts = std::clamp(ceil_div(kFusedPieces, groups), 1, p.out_bundles);
+    p.fused_parts = std::clamp(ceil_div(std::max(kFusedPieces, shares), groups), 1, p.out_bundles);
     p.update_chunks = std::min(groups, kFusedPieces);
+    p.update_parts = std::clamp(ceil_div(shares, p.update_chunks), 1, p.out_bundles);
     p.pieces[int(Phase::input_transform)] = p.pieces[int(Phase::forward_product)] = 0;
     p.pieces[int(Phase::forward_inverse)] = ceil_div(p.tiles, p.fused_tiles) * p.fused_parts;
-    p.pieces[int(Phase::update_product)] = p.update_chunks;
+    p.pieces[int(Phase::update_product)] = p.update_chunks * p.update_parts;
     p.scratch += std::size_t(FusedSizes(p).total()) * bundle * sizeof(float);
     return p;
 }
@@ -406,7 +407,8 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     // Enough chunks for many workers where there are few pairs of bundles, none shorter than a piece.
     const int pairs = p.few_outputs || problem.depthwise ? in_groups : p.in_bundles * out_groups;
     const double all = direct_seconds(p, out_row, double(p.output.volume()), in, p.out_bundles, machine);
-    p.update_chunks = clamp_count(std::min(all / piece_aim(all, machine), 64.0) / pairs, PatchGrid(p).count());
+    // The same for any number of workers, as they are what the order of summation depends on.
+    p.update_chunks = clamp_count(std::min(all / std::max(piece_aim(all, 2, machine), 1e-5), 64.0) / pairs, PatchGrid(p).count());
     set(Phase::update_product, pairs * p.update_chunks);
     set(Phase::update_inverse, p.few_outputs ? p.in_bundles : p.out_bundles * ceil_div(in, p.kernel_maps_in));
 

@@ -149,7 +149,8 @@ struct LayerPlan {
     long plane = 0;                              // complex vectors of a plane of pencils in scratch
     int transform_tiles = 1, product_pencils = 1, kernel_maps_in = 1, kernel_maps_out = 1;
     bool fused = false;                          // few input maps: no spectra between the phases of forward and update
-    int fused_tiles = 1, fused_parts = 1;        // tiles taken together; pieces of one such group, by output bundles
+    // Tiles taken together; pieces of one such group (in the update: of a chunk), by output bundles.
+    int fused_tiles = 1, fused_parts = 1, update_parts = 1;
     int chunk_out = 1, chunk_in = 1;             // bundles whose expanded kernels fit in L2 together
 
     // ---- direct
@@ -182,6 +183,7 @@ struct LayerPlan {
 struct Machine {
     std::size_t l2_bytes = 512 << 10, l3_bytes = 32 << 20;
     double piece_s = 1e-4;  // aimed-at duration of a piece
+    int workers = 2;        // that share a layer: the more, the smaller its pieces
     // Constants of the cost model, see machine.hpp. Operations per second: of products, of direct convolution, of tiles'
     // transforms, of kernels' short lines by table and of their longer ones by codelet.
     double product_flops = 75e9, direct_flops = 75e9, transform_flops = 60e9, expand_flops = 45e9, line_flops = 20e9;
