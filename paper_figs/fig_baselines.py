@@ -18,6 +18,7 @@ def table(data):
             "machine": data.machine(record.machine_id),
             "status": record.status,
             "reason": record.reason,
+            "turn_s": record.protocol.get("turn_s", 0),
         }
         if record.status == "ok":
             e = stats.median(record.samples_s)
@@ -50,6 +51,12 @@ def caption(rows):
         "reference before it was "
         "timed. CPU engines use all physical cores. Bars are medians, whiskers their 95 % intervals. "
     )
+    spun = sorted({r["machine"] for r in rows if r["status"] == "ok" and not r["turn_s"]})
+    if spun:
+        text += (
+            f"{' and '.join(spun)}: measured in turns of single rounds, during which the threads of PyTorch's turn may still "
+            "spin; short rounds of the others suffer. "
+        )
     return text + ("Missing bars: " + "; ".join(reasons) + "." if reasons else "")
 
 
@@ -109,7 +116,7 @@ def draw(rows, plt):
         ylim=(floor, None),
     )
     axis.grid(axis="x", visible=False)
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(engines)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=4 if len(machines) == 1 else 3)
     return figure
 
 
