@@ -153,7 +153,8 @@ class Layer:
         """The candidate as the native core plans it. Raises PlanError for what cannot be."""
         if candidate not in self._native:
             method, tile = getattr(_core.Method, candidate.method), candidate.transform or (1, 1, 1)
-            self._native[candidate] = self._call(_core.TiledLayer, method, tile, candidate.memoize, self._window)
+            self._native[candidate] = self._call(_core.TiledLayer, method, tile, candidate.memoize, self._window,
+                                                 math.ceil(self.workers))
         return self._native[candidate]
 
     def key(self, candidate: Candidate) -> tuple:

@@ -17,22 +17,24 @@ tiled::Problem problem_of(int in_maps, int out_maps, E input, E kernel, E sparsi
     return {in_maps, out_maps, extent(input), extent(kernel), extent(sparsity), {1, 1, 1}, depthwise};
 }
 
-tiled::LayerPlan plan_without_pool(const tiled::Problem& problem, int bundle, Method method, E tile, bool memoize) {
+tiled::LayerPlan plan_without_pool(const tiled::Problem& problem, int bundle, Method method, E tile, bool memoize, int workers) {
+    tiled::Machine machine;
+    machine.workers = workers;
     switch (method) {
-        case Method::tiled: return tiled::plan_tiled(problem, bundle, extent(tile), {}, memoize);
-        case Method::fused: return tiled::plan_fused(problem, bundle, extent(tile));
-        case Method::direct: return tiled::plan_direct(problem, bundle);
+        case Method::tiled: return tiled::plan_tiled(problem, bundle, extent(tile), machine, memoize);
+        case Method::fused: return tiled::plan_fused(problem, bundle, extent(tile), machine);
+        case Method::direct: return tiled::plan_direct(problem, bundle, machine);
         case Method::fft: break;
     }
     throw py::value_error("the fft method works on single maps, not on bundles");
 }
 
 // The pooling after the layer is part of it wherever its plan can pool, as in the engine.
-tiled::LayerPlan plan_of(tiled::Problem problem, int bundle, Method method, E tile, bool memoize, E pool) {
-    const tiled::LayerPlan plan = plan_without_pool(problem, bundle, method, tile, memoize);
+tiled::LayerPlan plan_of(tiled::Problem problem, int bundle, Method method, E tile, bool memoize, E pool, int workers) {
+    const tiled::LayerPlan plan = plan_without_pool(problem, bundle, method, tile, memoize, workers);
     if (extent(pool).volume() == 1 || !tiled::can_pool(plan, extent(pool))) return plan;
     problem.pool = extent(pool);
-    return plan_without_pool(problem, bundle, method, tile, memoize);
+    return plan_without_pool(problem, bundle, method, tile, memoize, workers);
 }
 
 std::vector<double> listed(const double (&values)[tiled::kPhases]) { return {values, values + tiled::kPhases}; }
@@ -76,9 +78,9 @@ void register_tiled(py::module_& module) {
     // A layer as it was planned: what it takes by the model, at least by its work, and in memory; and its probe.
     py::class_<tiled::LayerPlan>(module, "TiledLayer")
         .def(py::init([](int in_maps, int out_maps, E input, E kernel, E sparsity, bool depthwise, int bundle, Method method,
-                         E tile, bool memoize, E pool) {
+                         E tile, bool memoize, E pool, int workers) {
                  return plan_of(problem_of(in_maps, out_maps, input, kernel, sparsity, depthwise), bundle, method, tile, memoize,
-                                pool);
+                                pool, workers);
              }))
         .def("predict", [](const tiled::LayerPlan& plan, const Machine& machine, bool backward) {
             return listed(tiled::predict(plan, machine, backward).phase);

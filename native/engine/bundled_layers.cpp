@@ -11,7 +11,7 @@ using Work = tiled::Buffer;
 void BundledNetwork::plan_conv(int e) {
     const EdgeGroupDescription& d = edges_[e];
     tiled::Machine machine;
-    machine.workers = options_.threads;
+    machine.workers = (options_.threads + options_.patches - 1) / options_.patches;  // every patch has its pieces
     const auto plan = [&](const tiled::Problem& problem) {
         switch (d.method) {
             case Method::tiled: return tiled::plan_tiled(problem, V_, d.transform, machine, d.memoize);
