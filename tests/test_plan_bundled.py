@@ -107,10 +107,10 @@ def test_what_was_timed_is_kept_and_serves_layers_of_the_same_shape(own_cache):
 
 
 def test_auto_is_the_width_that_a_plan_makes_fastest(graph, monkeypatch):
-    def width(seconds, plan="model", **asked):
+    def width(seconds, plan="model", of=graph, **asked):
         monkeypatch.setattr(planning, "_seconds", lambda plan, graph, request: seconds[request.bundle])
-        chosen, request = planning.resolve_width(plan, graph, Request(**asked))
-        chosen.check(graph, request.bundle)
+        chosen, request = planning.resolve_width(plan, of, Request(**asked))
+        chosen.check(of, request.bundle)
         return request.bundle
 
     both = bundled.widths()
@@ -120,6 +120,7 @@ def test_auto_is_the_width_that_a_plan_makes_fastest(graph, monkeypatch):
     assert width({}, plan="fft") == 1
     with pytest.raises(PlanError, match="memory limit"):
         width({8: 1.0, 16: 0.8}, memory_limit=1 << 20)
+    assert width({8: 0.99, 16: 1.0}, of=Graph.build(zoo.build("scaling_3d", width=32), output=4)) == both[-1], "as fast, and pads no more"
     resolve = planning.resolve
     monkeypatch.setattr(planning, "resolve", lambda plan, graph, request: refuse() if request.bundle != 8 else resolve(plan, graph, request))
     assert width({8: 1.0, 16: 0.8}) == 8, "the other one is refused"

@@ -339,13 +339,17 @@ def pool_after(graph: Graph, edge: GraphEdge) -> GraphEdge | None:
     return pool if pool.kind == "max_pool" and pool.window == pool.stride and alone and not bias else None
 
 
+def image_floats(graph: Graph, bundle: int, nodes: Iterable[int]) -> int:
+    """Floats of the images of these nodes, padded to whole bundles."""
+    return sum(bundle * -(-node.maps // bundle) * math.prod(node.extent) for node in (graph.nodes[n] for n in nodes))
+
+
 def image_seconds(graph: Graph, bundle: int, training: bool) -> float:
     """Seconds of a round in which one core reads and writes the images of all edges but convolutions, padded to whole bundles."""
     total = 0.0
     for edge in graph.edges:
         if edge.kind != "conv":
-            count = sum(4 * bundle * -(-graph.nodes[node].maps // bundle) * math.prod(graph.nodes[node].extent)
-                        for node in (edge.source, edge.target))
+            count = 4 * image_floats(graph, bundle, (edge.source, edge.target))
             total += count * (1 + training) / copy_rate(place_of(count))
     return total
 
