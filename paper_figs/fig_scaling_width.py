@@ -49,5 +49,5 @@ def draw(rows, plt):
         top = max(max(r["high"], r["cores"]) for r in rows if r["net"] == net)
         axis.set(title=net, xlabel="width (feature maps per layer)", ylim=(0, 1.1 * top))
     axes[0][0].set_ylabel("speedup at all physical cores")
-    axes[0][0].legend(loc="lower right")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3)  # apart from the lines it names
     return figure

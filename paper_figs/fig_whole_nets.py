@@ -38,7 +38,7 @@ def draw(rows, plt):
     most = max(sum((r["machine"], r["phase"]) == panel for r in rows) for panel in panels)
     figure, axes = plt.subplots(len(panels), 1, figsize=(max(style.COLUMN, min(style.WIDE, 1.1 * most)), 2.6 * len(panels)), squeeze=False)
     for axis, panel in zip(axes[:, 0], panels):
-        _panel(axis, [r for r in rows if (r["machine"], r["phase"]) == panel])
+        _panel(axis, [r for r in rows if (r["machine"], r["phase"]) == panel], most)
         several = len({machine for machine, _ in panels}) > 1
         axis.set_title(", ".join([panel[1], *([panel[0]] if several else [])]))
     handles = [plt.Rectangle((0, 0), 1, 1, fc=style.ENGINE_COLOURS[name], label=ENGINES[name]) for name, column in SERIES
@@ -49,7 +49,8 @@ def draw(rows, plt):
     return figure
 
 
-def _panel(axis, rows):
+def _panel(axis, rows, places):
+    """Bars are as wide in all panels: each has room for so many `places`."""
     for i, row in enumerate(rows):
         shown = [(name, row[column]) for name, column in SERIES if row[column]]
         left = i - SIZE * len(shown) / 2
@@ -65,7 +66,7 @@ def _panel(axis, rows):
     crowded = max(values) > 1000 * min(values)
     style.plain_log(axis, "y", [m * ten for ten in DECADES for m in ((1,) if crowded else (1, 2, 5))], base=10)
     axis.set(xticks=range(len(rows)), xticklabels=[_label(row["net"]) for row in rows], ylabel="seconds per round",
-             xlim=(-0.6, len(rows) - 0.4), ylim=(min(values) / 2, max(values) * 2.5))
+             xlim=(-0.6, places - 0.4), ylim=(min(values) / 2, max(values) * 2.5))
     axis.tick_params(axis="x", labelsize=6)
     axis.set_xlabel("net, output patch, width")
     axis.grid(axis="x", visible=False)
