@@ -1,7 +1,7 @@
 """The same nets by other engines: seconds per training round."""
 
 import style
-from records import output_side, stats
+from records import output_side, spinning_note, stats
 
 TICKS = [m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)]
 
@@ -51,12 +51,7 @@ def caption(rows):
         "reference before it was "
         "timed. CPU engines use all physical cores. Bars are medians, whiskers their 95 % intervals. "
     )
-    spun = sorted({r["machine"] for r in rows if r["status"] == "ok" and not r["turn_s"]})
-    if spun:
-        text += (
-            f"{' and '.join(spun)}: measured in turns of single rounds, during which the threads of PyTorch's turn may still "
-            "spin; short rounds of the others suffer. "
-        )
+    text += spinning_note(rows)
     return text + ("Missing bars: " + "; ".join(reasons) + "." if reasons else "")
 
 

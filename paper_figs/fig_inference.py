@@ -3,7 +3,7 @@
 import csv
 
 import style
-from records import output_side, stats
+from records import output_side, spinning_note, stats
 
 PUBLISHED = "published/titanx_forward.csv"
 
@@ -25,6 +25,7 @@ def table(data):
                 "low": e.low,
                 "high": e.high,
                 "samples": len(record.samples_s),
+                "turn_s": record.protocol.get("turn_s", 0),
             }
         )
     path = data.root / PUBLISHED
@@ -65,6 +66,7 @@ def caption(rows):
         "Forward pass only, strided (max-pooling) nets, one patch. Filled: measured, medians with 95 % intervals"
         f"{_width_note(rows)}. Hollow: published with ZNNi (seung-lab/ZNNi, 2016), Titan X with cuDNN, width 80, "
         "not measured by us; the reports name no date, driver or library version. "
+        + spinning_note(rows)
         + " ".join(_ratios(rows))
     )
 

@@ -1,7 +1,7 @@
 """Single layers inside PyTorch: how many times faster than eager PyTorch."""
 
 import style
-from records import by, output_side, paired_ratio, stats
+from records import by, output_side, paired_ratio, spinning_note, stats
 
 EAGER = "torch_layers"
 ENGINES = {"torch_znn": "znn.torch", "torch_compiled": "torch.compile"}
@@ -31,6 +31,7 @@ def table(data):
                 "adapter": name,
                 "status": record.status,
                 "reason": record.reason,
+                "turn_s": record.protocol.get("turn_s", 0),
             }
             if record.status == "ok":
                 e = stats.median(record.samples_s)
@@ -59,7 +60,7 @@ def caption(rows):
         "one layer (a 3D convolution without padding, bias and ReLU) on the same threads in interleaved rounds: above one "
         "is faster, below one is slower than eager PyTorch. Training computes the gradients of input, kernels and biases and "
         "updates; inference is the forward pass. Bars are ratios of medians, whiskers their 95 % intervals. "
-    )
+    ) + spinning_note(rows)
     losses = [r for r in rows if r["adapter"] == "torch_znn" and r.get("faster", 2) < 1]
     if losses:
         text += "znn.torch loses at " + "; ".join(f"{label(r)} ({PHASES[r['phase']].split(':')[0]})" for r in losses) + ". "

@@ -2,7 +2,7 @@
 patch."""
 
 import style
-from records import output_side, stats, voxels
+from records import output_side, spinning_note, stats, voxels
 
 TICKS = ([m * 10.0**e for e in range(-4, 4) for m in (1, 2, 5)], [10.0**e for e in range(-2, 8)])
 PLANS = {"direct": "ZNN direct", "fft": "ZNN FFT"}
@@ -21,6 +21,7 @@ def rows_of(data, experiment, phase="round"):
             "output_side": output_side(record),
             "status": record.status,
             "reason": record.reason,
+            "turn_s": record.protocol.get("turn_s", 0),
         }
         if record.status == "ok":
             e, n = stats.median(record.samples_s), voxels(record)
@@ -47,7 +48,7 @@ def caption_of(rows, what="training round (backward i, update, forward i+1)"):
         f"Seconds per {what} and output voxels per second against the side of the output patch, one panel per "
         "kernel; strided: max-pooling, dense: max-filtering, every voxel. Markers are medians, bars their 95 % "
         "distribution-free intervals. "
-    )
+    ) + spinning_note(rows)
     return text + ("Missing: " + "; ".join(missing[:6]) + "." if missing else "")
 
 

@@ -128,3 +128,14 @@ def voxels(record: Record) -> int:
     if isinstance(output, int):
         return output ** (2 if net.startswith(("2d", "scaling_2d")) else 3)
     return output[0] * output[1] * output[2]
+
+
+def spinning_note(rows: Iterable[dict[str, Any]]) -> str:
+    """What a caption says of measured rows whose records took no long turns (`turn_s`), else nothing."""
+    machines = sorted({r["machine"] for r in rows if r.get("samples") and not r["turn_s"]})
+    if not machines:
+        return ""
+    return (
+        f"{' and '.join(machines)}: measured in turns of single rounds, during which the threads of PyTorch's turn may still "
+        "spin; short rounds of the others suffer. "
+    )
