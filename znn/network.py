@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -63,8 +63,8 @@ class Network:
         self._core: Any = None
         self.graph = _graph(spec, output, input)
         self.patches = options.whole("patches", patches, 1, 4096)
-        self._ports = {node.name: (node.index, self._port_shapes(node)) for node in self.graph.nodes
-                       if node.name in self.graph.inputs or node.name in self.graph.outputs}
+        self._inputs = self._ports(self.graph.inputs)
+        self._outputs = self._ports(self.graph.outputs)
         self.seed = options.whole("seed", seed, 0)
         self._settings = settings = _core.NetworkOptions()
         settings.policy = getattr(_core.Policy, options.choice("policy", policy, options.POLICIES))
@@ -112,12 +112,10 @@ class Network:
 
         Returns an array, or a dict by name where there are several outputs. Raises DataError, EngineError.
         """
-        options.choice("phase", phase, ("infer", "train"))
-        with self._open(training=phase == "train"):
-            given, batched = self._take_in(inputs, self.graph.inputs, "input")
-            self._run(lambda: self._core.forward(given, phase == "train"))
-            return self._hand_out({name: self._core.output(self._ports[name][0]) for name in self.graph.outputs},
-                                  batched)
+        training = options.choice("phase", phase, ("infer", "train")) == "train"
+        with self._open(training):
+            given = _take_in(inputs, self._inputs, "input")
+            return _hand_out(self._run(self._core.forward, given, training), self._outputs)
 
     def backward(self, output_gradients: Arrays) -> None:
         """Propagate gradients with respect to the outputs of the last `forward(..., phase="train")` and update.
@@ -126,8 +124,7 @@ class Network:
         are left queued and overlap the next forward pass. Raises DataError, EngineError.
         """
         with self._open(training=True):
-            given, _ = self._take_in(output_gradients, self.graph.outputs, "gradient")
-            self._run(lambda: self._core.backward(given))
+            self._run(self._core.backward, _take_in(output_gradients, self._outputs, "gradient"))
 
     def train_step(self, inputs: Arrays, targets: Arrays, weights: Arrays | None = None) -> float:
         """Forward, loss, backward and update; returns the loss per output voxel.
@@ -136,13 +133,13 @@ class Network:
         takes one weight per voxel, the same for all maps. Raises DataError, EngineError.
         """
         with self._open(training=True):
-            given, _ = self._take_in(inputs, self.graph.inputs, "input")
-            wanted, _ = self._take_in(targets, self.graph.outputs, "target")
-            factors: list[Any] = [None] * len(self.graph.outputs)
+            given = _take_in(inputs, self._inputs, "input")
+            wanted = _take_in(targets, self._outputs, "target")
+            factors: list[Any] = [None] * len(self._outputs)
             if weights is not None:
-                factors, _ = self._take_in(weights, self.graph.outputs, "weights")
+                factors = _take_in(weights, self._outputs, "weights")
                 self._check_weights(factors)
-            return self._run(lambda: self._core.train_step(given, wanted, factors))
+            return self._run(self._core.train_step, given, wanted, factors)
 
     def input_gradient(self) -> Any:
         """The gradient of the last round with respect to the inputs, divided like the loss by the output voxels.
@@ -152,8 +149,7 @@ class Network:
         with self._open():
             if not self._settings.input_gradient:
                 raise EngineError("the input gradient is not computed: build the network with input_gradient=True")
-            return self._hand_out({name: self._run(lambda: self._core.input_gradient(self.graph.node(name).index))
-                                   for name in self.graph.inputs}, self.patches > 1)
+            return _hand_out(self._run(self._core.input_gradients), self._inputs)
 
     def sync(self) -> None:
         """Wait for the queued updates."""
@@ -288,10 +284,10 @@ class Network:
                               "forward pass in the phase 'infer'")
         return self._lock
 
-    def _run(self, call: Callable[[], Any]) -> Any:
+    def _run(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Engine errors as ours; running out of memory stays a MemoryError."""
         try:
-            return call()
+            return call(*arguments)
         except MemoryError:
             raise MemoryError(f"not enough memory for network {self.graph.spec.name!r}: use a smaller patch or fewer maps, "
                               "or plan='direct', which keeps no spectra") from None
@@ -300,30 +296,18 @@ class Network:
                 raise
             raise EngineError(str(error)) from error
 
-    def _port_shapes(self, node: GraphNode) -> list[tuple[int, ...]]:
-        """Of arrays that come and go: with the patches in front, which a single one may go without."""
-        shape = (node.maps, *node.extent)
-        return [(self.patches, *shape)] + [shape] * (self.patches == 1)
-
-    def _take_in(self, arrays: Arrays, names: tuple[str, ...], what: str) -> tuple[list[np.ndarray], bool]:
-        """Checked arrays with the patches in front, in the order of the graph's nodes; and whether they came so."""
-        given, found, batched = _by_name(arrays, names, what), [], False
-        for name, (_, shapes) in self._ports.items():
-            if name in given:
-                array = given[name]
-                _check_float32(array, f"{what} of node {name!r}", shapes)
-                batched |= array.ndim == 5
-                found.append(array if array.ndim == 5 else array[None])
-        return found, batched
+    def _ports(self, names: Sequence[str]) -> dict[str, list[tuple[int, ...]]]:
+        """The shapes of arrays that come and go by these nodes, in the graph's order: with the patches in front, which a single
+        one may go without.
+        """
+        shapes = {node.name: (node.maps, *node.extent) for node in self.graph.nodes if node.name in names}
+        return {name: [(self.patches, *shape)] + [shape] * (self.patches == 1) for name, shape in shapes.items()}
 
     def _check_weights(self, factors: list[np.ndarray]) -> None:
         for factor in factors:
-            if self.graph.spec.loss == "softmax" and not np.array_equal(factor, np.broadcast_to(factor[:, :1], factor.shape)):
+            one = factor[..., :1, :, :, :]
+            if self.graph.spec.loss == "softmax" and not np.array_equal(factor, np.broadcast_to(one, factor.shape)):
                 raise DataError("weights differ between the maps of a voxel, expected the same for all with loss 'softmax'")
-
-    def _hand_out(self, arrays: dict[str, np.ndarray], batched: bool) -> Any:
-        arrays = {name: array if batched else array[0] for name, array in arrays.items()}
-        return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
     def _check_state(self, state: Mapping[str, np.ndarray], complete: bool = False) -> None:
         if not isinstance(state, Mapping):
@@ -332,7 +316,8 @@ class Network:
         for name, value in state.items():
             if name not in shapes:
                 raise DataError(f"there is no parameter {name!r}, expected some of {', '.join(shapes)}")
-            _check_float32(value, f"parameter {name!r}", [shapes[name]])
+            if not _core.is_data(value, [shapes[name]]):
+                _refuse(value, f"parameter {name!r}", [shapes[name]])
         missing = [name for name in shapes if name not in state]
         if complete and missing:
             raise DataError(f"parameters lack {', '.join(missing)}")
@@ -379,15 +364,28 @@ def _thread_count(threads: int | None) -> int:
     return options.whole("threads", threads, 1, options.MOST_THREADS)
 
 
-def _by_name(arrays: Arrays, names: tuple[str, ...], what: str) -> Mapping[str, np.ndarray]:
-    given = arrays if isinstance(arrays, Mapping) else {names[0]: arrays}
-    if set(given) != set(names):
-        raise DataError(f"{what}: got arrays for {', '.join(map(str, given))}, expected exactly {', '.join(names)}")
-    return given
+# What comes and goes is looked through by the core: beside a round of a small network, after which nothing of the interpreter is in
+# the cache, lines of Python are not for nothing.
+def _take_in(arrays: Arrays, ports: Mapping[str, list[tuple[int, ...]]], what: str) -> list[np.ndarray]:
+    """The arrays in the order of the graph's nodes. Raises DataError."""
+    if isinstance(arrays, np.ndarray) or not isinstance(arrays, Mapping):
+        arrays = {next(iter(ports)): arrays}
+    if arrays.keys() != ports.keys():
+        raise DataError(f"{what}: got arrays for {', '.join(map(str, arrays))}, expected exactly {', '.join(ports)}")
+    found = []
+    for name, shapes in ports.items():
+        found.append(arrays[name])
+        if not _core.is_data(arrays[name], shapes):
+            _refuse(arrays[name], f"{what} of node {name!r}", shapes)
+    return found
 
 
-def _check_float32(array: Any, what: str, shapes: list[tuple[int, ...]]) -> None:
-    """Raises DataError unless `array` is a finite float32 ndarray in C order of one of these shapes."""
+def _hand_out(arrays: list[np.ndarray], ports: Mapping[str, Any]) -> Any:
+    return arrays[0] if len(arrays) == 1 else dict(zip(ports, arrays))
+
+
+def _refuse(array: Any, what: str, shapes: list[tuple[int, ...]]) -> NoReturn:
+    """Raises DataError, saying why `array` is no finite float32 ndarray in C order of one of these shapes."""
     if not isinstance(array, np.ndarray):
         shown = "None" if array is None else f"a {type(array).__name__}"
         raise DataError(f"{what} is {shown}, expected a float32 array of shape {shapes[-1]}")
@@ -397,8 +395,7 @@ def _check_float32(array: Any, what: str, shapes: list[tuple[int, ...]]) -> None
         raise DataError(f"{what} has shape {array.shape}, expected shape {' or '.join(map(str, reversed(shapes)))}")
     if not array.flags.c_contiguous:
         raise DataError(f"{what} is not in C order, expected a contiguous array (numpy.ascontiguousarray makes one)")
-    if not _core.all_finite(array):
-        raise DataError(f"{what} holds NaN or infinity, expected finite numbers")
+    raise DataError(f"{what} holds NaN or infinity, expected finite numbers")
 
 
 def _node_description(graph: Graph, node: GraphNode) -> Any:

@@ -1,7 +1,8 @@
 #include <pybind11/stl.h>
 
-#include <cstring>
+#include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "bindings/arrays.hpp"
 #include "engine/bundled.hpp"
@@ -31,13 +32,20 @@ std::vector<py::ssize_t> kernel_shape(const NetworkBase& net, int group) {
 
 int patches_of(NetworkBase& net) { return net.options().patches; }
 
+// The data of an array of all patches; a single one may go without its axis.
+const float* patch_data(NetworkBase& net, const py::array& array, const NodeGroupDescription& d, const char* what) {
+    auto shape = map_shape(d, patches_of(net));
+    if (shape.front() == 1 && array.ndim() + 1 == py::ssize_t(shape.size())) shape.erase(shape.begin());
+    return float_data(array, shape, what + (" of " + d.name));
+}
+
 // One array per input (or output) group.
 std::vector<const float*> group_data(NetworkBase& net, const Arrays& arrays, bool inputs, const char* what) {
     std::vector<const float*> data;
     for (const auto& d : net.node_groups()) {
         if (inputs ? !d.input : !d.output) continue;
         if (data.size() >= arrays.size()) throw py::value_error(std::string(what) + ": no array for " + d.name);
-        data.push_back(float_data(arrays[data.size()], map_shape(d, patches_of(net)), what + (" of " + d.name)));
+        data.push_back(patch_data(net, arrays[data.size()], d, what));
     }
     if (data.size() != arrays.size()) throw py::value_error(std::string(what) + ": too many arrays");
     return data;
@@ -48,13 +56,31 @@ std::vector<const float*> weight_data(NetworkBase& net, const std::vector<std::o
     for (const auto& d : net.node_groups()) {
         if (!d.output) continue;
         const auto& array = arrays.at(data.size());
-        data.push_back(array ? float_data(*array, map_shape(d, patches_of(net)), "weights of " + d.name) : nullptr);
+        data.push_back(array ? patch_data(net, *array, d, "weights") : nullptr);
     }
     return data;
 }
 
-py::array_t<float> node_array(NetworkBase& net, int group) {
-    return py::array_t<float>(map_shape(net.node_groups().at(group), patches_of(net)));
+// New arrays of the outputs' (inputs') shapes, and their data; `patches`: with an axis for them.
+struct NewArrays {
+    py::list arrays;
+    std::vector<std::pair<int, float*>> data;  // by group
+
+    NewArrays(NetworkBase& net, bool inputs, bool patches) {
+        for (int group = 0; group < int(net.node_groups().size()); ++group) {
+            const auto& d = net.node_groups()[group];
+            if (inputs ? !d.input : !d.output) continue;
+            auto shape = map_shape(d, patches_of(net));
+            if (!patches) shape.erase(shape.begin());
+            py::array_t<float> array(shape);
+            data.push_back({group, array.mutable_data()});
+            arrays.append(std::move(array));
+        }
+    }
+};
+
+bool has_patches(const Arrays& arrays) {
+    return std::any_of(arrays.begin(), arrays.end(), [](const py::array& array) { return array.ndim() == 5; });
 }
 
 py::dict transform_dict(const NetworkBase& net) {
@@ -136,8 +162,13 @@ void register_rounds(py::class_<NetworkBase>& network) {
         .def("forward",
              [](NetworkBase& net, const Arrays& inputs, bool training) {
                  const auto data = group_data(net, inputs, true, "input");
-                 py::gil_scoped_release release;
-                 net.forward(data, training);
+                 NewArrays outputs(net, false, has_patches(inputs));
+                 {
+                     py::gil_scoped_release release;
+                     net.forward(data, training);
+                     for (const auto& [group, out] : outputs.data) net.copy_output(group, out);
+                 }
+                 return outputs.arrays;
              })
         .def("backward",
              [](NetworkBase& net, const Arrays& gradients) {
@@ -153,20 +184,13 @@ void register_rounds(py::class_<NetworkBase>& network) {
                  py::gil_scoped_release release;
                  return net.train_step(in, t, w);
              })
-        .def("output",
-             [](NetworkBase& net, int group) {
-                 py::array_t<float> out = node_array(net, group);
-                 float* data = out.mutable_data();
-                 py::gil_scoped_release release;
-                 net.copy_output(group, data);
-                 return out;
-             })
-        .def("input_gradient", [](NetworkBase& net, int group) {
-            py::array_t<float> out = node_array(net, group);
-            float* data = out.mutable_data();
-            py::gil_scoped_release release;
-            net.copy_input_gradient(group, data);
-            return out;
+        .def("input_gradients", [](NetworkBase& net) {
+            NewArrays gradients(net, true, patches_of(net) > 1);
+            {
+                py::gil_scoped_release release;
+                for (const auto& [group, out] : gradients.data) net.copy_input_gradient(group, out);
+            }
+            return gradients.arrays;
         });
 }
 
