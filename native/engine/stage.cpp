@@ -12,14 +12,9 @@ void Stage::set_executor(Executor* executor) {
     if (workers_ == executor->threads()) return;  // a layer's stages get their executor before every call
     workers_ = executor->threads();
     ranges_ = std::make_unique<Range[]>(workers_);
-    tasks_.clear();
-    tickets_.clear();
-    for (int i = 0; i < std::min(pieces_, workers_); ++i) {
-        tickets_.push_back(std::make_unique<Ticket>(*this));
-        tickets_.back()->label = label;
-        tickets_.back()->priority = priority_;
-        tasks_.push_back(tickets_.back().get());
-    }
+    shares_ = std::min(pieces_, workers_);
+    ticket_.label = label;
+    ticket_.priority = priority_;
 }
 
 int Stage::Range::take(bool from_end) {
@@ -47,13 +42,13 @@ bool Stage::has_pieces() const {
     return std::any_of(&ranges_[0], &ranges_[workers_], [](const Range& range) { return !range.empty(); });
 }
 
-void Stage::work(Ticket& ticket, Worker& worker) {
+void Stage::work(Worker& worker) {
     held_.fetch_add(1, std::memory_order_relaxed);
     for (int piece; (piece = next_piece(worker.index)) >= 0;) {
         run(piece, worker);
         if (!executor_->wanted_elsewhere(worker, priority_) || !has_pieces()) continue;
         held_.fetch_sub(1, std::memory_order_relaxed);
-        return executor_->submit(&ticket, &worker);
+        return executor_->share(ticket_, 1, &worker, false);
     }
     leave(worker);
 }
@@ -73,13 +68,12 @@ void Stage::run(int piece, Worker& worker) {
     worker.end_piece();
 }
 
-// All pieces have been begun; whoever leaves last knows that they are over. Tickets still queued are for nothing, and might lie
+// All pieces have been begun; whoever leaves last knows that they are over. Shares still queued are for nothing, and might lie
 // there for long, behind what is more urgent.
 void Stage::leave(Worker& worker) {
     int gone = 1;
-    if (held_.load(std::memory_order_relaxed) < int(tickets_.size()) && !withdrawn_.exchange(true))
-        for (auto& ticket : tickets_) gone += executor_->withdraw(*ticket);
-    if (open_.fetch_sub(gone, std::memory_order_acq_rel) == gone) complete(&worker);
+    if (held_.load(std::memory_order_relaxed) < shares_ && !withdrawn_.exchange(true)) gone += executor_->withdraw(ticket_);
+    if (open_.fetch_sub(gone, std::memory_order_acq_rel) == gone) complete(&worker, true);
 }
 
 void Stage::before(Stage& later) {
@@ -91,23 +85,24 @@ void Stage::arm() {
     const std::uint64_t workers = workers_, count = pieces_;
     for (std::uint64_t i = 0; i < workers; ++i)
         ranges_[i].pieces.store(count * (i + 1) / workers << 32 | count * i / workers, std::memory_order_relaxed);
-    open_.store(int(tickets_.size()), std::memory_order_relaxed);
+    open_.store(shares_, std::memory_order_relaxed);
+    ticket_.path_ns.store(0, std::memory_order_relaxed);
     held_.store(0, std::memory_order_relaxed);
     withdrawn_.store(false, std::memory_order_relaxed);
     waiting_.store(predecessors_, std::memory_order_release);
 }
 
-void Stage::arrive(Worker* worker) {
+void Stage::arrive(Worker* worker, bool last) {
     if (waiting_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-    if (tasks_.empty())
-        complete(worker);
+    if (shares_ == 0)
+        complete(worker, last);
     else
-        executor_->submit(tasks_, worker);
+        executor_->share(ticket_, shares_, worker, last);
 }
 
-void Stage::complete(Worker* worker) {
+void Stage::complete(Worker* worker, bool last) {
     for (auto& action : done_actions_) action(worker);
-    for (Stage* follower : followers_) follower->arrive(worker);
+    for (Stage* follower : followers_) follower->arrive(worker, last);
 }
 
 void Gate::open(Worker* worker) {

@@ -32,17 +32,18 @@ public:
     void await(int arrivals) { predecessors_ += arrivals; }
     // Before a round, and before anything arrives.
     void arm();
-    void arrive(Worker* worker);
+    // `last`: the worker's own task ends with this.
+    void arrive(Worker* worker, bool last = false);
 
     int pieces() const { return pieces_; }
     const TaskLabel label;
 
 private:
-    // The right to run pieces until none is left or something more urgent comes up: one for each worker that could help.
+    // The right to run pieces until none is left or something more urgent comes up, shared by the workers that could help.
     class Ticket final : public Task {
     public:
         explicit Ticket(Stage& stage) : stage_(stage) { essential = in_pieces = true; }
-        void run(Worker& worker) override { stage_.work(*this, worker); }
+        void run(Worker& worker) override { stage_.work(worker); }
 
     private:
         Stage& stage_;
@@ -55,25 +56,24 @@ private:
         bool empty() const;
     };
 
-    void work(Ticket& ticket, Worker& worker);
+    void work(Worker& worker);
     void run(int piece, Worker& worker);
     int next_piece(int worker);  // -1: none is left
     bool has_pieces() const;
     void leave(Worker& worker);
-    void complete(Worker* worker);
+    void complete(Worker* worker, bool last);
 
     Body body_;
     Executor* executor_ = nullptr;
-    int pieces_, workers_ = 0, priority_ = 0;
-    std::vector<std::unique_ptr<Ticket>> tickets_;
-    std::vector<Task*> tasks_;  // the same
+    int pieces_, workers_ = 0, shares_ = 0, priority_ = 0;
+    Ticket ticket_{*this};
     std::unique_ptr<Range[]> ranges_;  // one per worker
     std::vector<Stage*> followers_;
     std::vector<std::function<void(Worker*)>> done_actions_;
     int predecessors_ = 0;
     std::atomic<int> waiting_{0};
-    alignas(64) std::atomic<int> open_{0};  // tickets whose holders may still run a piece
-    std::atomic<int> held_{0};              // tickets that a worker has in hand, or has left
+    alignas(64) std::atomic<int> open_{0};  // shares of the ticket whose holders may still run a piece
+    std::atomic<int> held_{0};              // shares that a worker has in hand, or has left
     std::atomic<bool> withdrawn_{false};    // those nobody took up, as there is nothing left to do
 };
 

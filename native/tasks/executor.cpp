@@ -89,23 +89,37 @@ Executor::~Executor() {
 void Executor::submit(std::span<Task* const> tasks, Worker* worker) {
     if (tasks.empty()) return;
     outstanding_.fetch_add(std::int64_t(tasks.size()), std::memory_order_relaxed);
-    if (worker && worker->tracing())
-        for (Task* task : tasks) {
-            // Several predecessors may hand over a path; the longest counts.
-            const std::int64_t path = worker->path_now();
-            if (task->path_ns.load(std::memory_order_relaxed) < path) task->path_ns.store(path);
-        }
+    for (Task* task : tasks) add_path(*task, worker);
     push(tasks, worker ? worker->index : -1);
 }
 
-void Executor::push(std::span<Task* const> tasks, int worker) {
-    queue_->push(tasks, worker);
-    available_.fetch_add(std::int64_t(tasks.size()), std::memory_order_seq_cst);
+void Executor::share(Task& task, int shares, Worker* worker, bool last) {
+    outstanding_.fetch_add(shares, std::memory_order_relaxed);
+    add_path(task, worker);
+    if (last && worker && !worker->next_ && task.priority >= queue_->most_urgent()) {
+        worker->next_ = &task;
+        if (--shares == 0) return;
+    }
+    Task* const one = &task;
+    push({&one, 1}, worker ? worker->index : -1, shares);
+}
+
+// Several predecessors may hand over a path; the longest counts.
+void Executor::add_path(Task& task, const Worker* worker) {
+    if (!worker || !worker->tracing()) return;
+    const std::int64_t path = worker->path_now();
+    if (task.path_ns.load(std::memory_order_relaxed) < path) task.path_ns.store(path);
+}
+
+void Executor::push(std::span<Task* const> tasks, int worker, int shares) {
+    queue_->push(tasks, worker, shares);
+    const int more = int(tasks.size()) * shares;
+    available_.fetch_add(more, std::memory_order_seq_cst);
     const int sleepers = sleepers_.load(std::memory_order_seq_cst);
-    const bool caller_too = caller_sleeps_.load(std::memory_order_seq_cst) && int(tasks.size()) > sleepers;
+    const bool caller_too = caller_sleeps_.load(std::memory_order_seq_cst) && more > sleepers;
     if (sleepers == 0 && !caller_too) return;
     { std::lock_guard guard(sleep_mutex_); }
-    if (sleepers > 0) tasks.size() == 1 ? work_arrived_.notify_one() : work_arrived_.notify_all();
+    if (sleepers > 0) more == 1 ? work_arrived_.notify_one() : work_arrived_.notify_all();
     if (caller_too) something_done_.notify_all();
 }
 
@@ -193,11 +207,11 @@ void Executor::fail(std::exception_ptr failure) {
     wake();
 }
 
-bool Executor::withdraw(Task& task) {
-    if (!queue_->remove(&task)) return false;
-    available_.fetch_sub(1, std::memory_order_relaxed);
-    finish(1);
-    return true;
+int Executor::withdraw(Task& task) {
+    const int shares = queue_->remove(&task);
+    available_.fetch_sub(shares, std::memory_order_relaxed);
+    if (shares) finish(shares);
+    return shares;
 }
 
 void Executor::execute(Task* task, Worker& worker) {
@@ -205,20 +219,21 @@ void Executor::execute(Task* task, Worker& worker) {
     while (task) {
         if (worker.tracing()) {
             worker.path_start_ = now_ns();
-            worker.path_base_ = task->path_ns.exchange(0, std::memory_order_relaxed);
+            worker.path_base_ = task->path_ns.load(std::memory_order_relaxed);
+            if (!task->in_pieces) task->path_ns.store(0, std::memory_order_relaxed);
         }
         bool ready = true;
         if (!failed() || task->essential) ready = task->prepare(worker);
         if (!ready) return;  // still outstanding: whoever completes the forced task goes on with this one
         run_body(*task, worker);
         const std::int64_t path = worker.path_now();
-        Task* follower = task->complete();
+        Task* follower = task->in_pieces ? nullptr : task->complete();
         finish(1);
-        task = nullptr;
-        for (int n = 0; follower && follower != Task::complete_mark(); ++n) {
+        task = own_next(worker);
+        while (follower && follower != Task::complete_mark()) {
             Task* after = follower->take_follower();
             if (worker.tracing()) follower->path_ns.store(path, std::memory_order_relaxed);
-            if (n == 0) {
+            if (!task) {
                 task = follower;
             } else {
                 push(std::span<Task* const>(&follower, 1), worker.index);
@@ -226,6 +241,14 @@ void Executor::execute(Task* task, Worker& worker) {
             follower = after;
         }
     }
+}
+
+// The share that this worker has kept for itself, unless it had better give it back.
+Task* Executor::own_next(Worker& worker) {
+    Task* task = std::exchange(worker.next_, nullptr);
+    if (!task || !wanted_elsewhere(worker, task->priority)) return task;
+    push({&task, 1}, worker.index);
+    return nullptr;
 }
 
 bool Executor::force(Task& task, Task& follower, Worker& worker) {

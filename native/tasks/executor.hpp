@@ -66,6 +66,7 @@ private:
     bool in_event_ = false;
     std::int64_t looking_since_ = 0;  // for a task; 0: not, or not traced
     const std::function<bool()>* over_ = nullptr;  // where a caller sits in for this worker: when it wants to go on
+    Task* next_ = nullptr;                         // a share to go on with, which was not queued
     TaskLabel label_;
     std::int64_t event_start_ = 0, path_base_ = 0, path_start_ = 0;
     std::vector<TraceEvent> events_;
@@ -95,6 +96,8 @@ public:
     // Hands ready tasks to the queue. `worker` is the caller's own worker, null outside.
     void submit(std::span<Task* const> tasks, Worker* worker);
     void submit(Task* task, Worker* worker) { submit(std::span<Task* const>(&task, 1), worker); }
+    // A task that so many workers may run at once. `last`: the worker's own task ends with this, and it may go on with a share.
+    void share(Task& task, int shares, Worker* worker, bool last);
 
     // FORCE (the paper's section on scheduling): `task` must be complete before `follower` may go on.
     // True: it is complete now, because it was, or because it was stolen from the queue and run here.
@@ -106,8 +109,8 @@ public:
     bool wanted_elsewhere(const Worker& worker, int priority) const {
         return queue_->most_urgent() > priority || (worker.over_ && (*worker.over_)());
     }
-    // Takes a task back that is still queued; false if it is not.
-    bool withdraw(Task& task);
+    // Takes a task's shares back that are still queued, and returns how many.
+    int withdraw(Task& task);
     // The first failure is kept, for rethrow_failure(); tasks that are not essential are not run any more.
     void fail(std::exception_ptr failure);
 
@@ -128,13 +131,15 @@ public:
     void reset_counters();
 
 private:
-    void push(std::span<Task* const> tasks, int worker);
+    void add_path(Task& task, const Worker* worker);
+    void push(std::span<Task* const> tasks, int worker, int shares = 1);
     void work(Worker& worker, int processor);
     void work_until(const std::function<bool()>& over);
     bool run_next(Worker& worker, const std::function<bool()>& enough);
     Task* next_task(Worker& worker);
     Task* look_for_task(Worker& worker, const std::function<bool()>& enough);
     void execute(Task* task, Worker& worker);
+    Task* own_next(Worker& worker);
     void run_body(Task& task, Worker& worker);
     void finish(std::int64_t count);
 

@@ -1,13 +1,13 @@
 #include "tasks/ready_queue.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/spin_lock.hpp"
 
 namespace znn {
 
 void TaskList::push_front(Task* task) {
-    task->queued = true;
     task->previous = nullptr;
     task->next = first_;
     (first_ ? first_->previous : last_) = task;
@@ -15,7 +15,6 @@ void TaskList::push_front(Task* task) {
 }
 
 void TaskList::push_back(Task* task) {
-    task->queued = true;
     task->next = nullptr;
     task->previous = last_;
     (last_ ? last_->next : first_) = task;
@@ -25,50 +24,34 @@ void TaskList::push_back(Task* task) {
 void TaskList::unlink(Task* task) {
     (task->previous ? task->previous->next : first_) = task->next;
     (task->next ? task->next->previous : last_) = task->previous;
-    task->queued = false;
-}
-
-Task* TaskList::pop_front() {
-    Task* task = first_;
-    if (task) unlink(task);
-    return task;
-}
-
-Task* TaskList::pop_back() {
-    Task* task = last_;
-    if (task) unlink(task);
-    return task;
 }
 
 void HeapOfLists::push(Task* task) {
     const int priority = task->priority;
     lists_[priority].push_front(task);
-    if (in_heap_[priority]) return;
-    in_heap_[priority] = true;
-    heap_.push_back(priority);
-    std::push_heap(heap_.begin(), heap_.end());
-    most_urgent_.store(heap_.front(), std::memory_order_relaxed);
-}
-
-Task* HeapOfLists::pop() {
-    if (heap_.empty()) return nullptr;
-    Task* task = lists_[heap_.front()].pop_front();
-    drop_empty();
-    return task;
+    if (!in_heap_[priority]) {
+        in_heap_[priority] = true;
+        heap_.push_back(priority);
+        std::push_heap(heap_.begin(), heap_.end());
+    }
+    if (first_ && first_->priority > priority) return;
+    first_ = task;
+    most_urgent_.store(priority, std::memory_order_relaxed);
 }
 
 void HeapOfLists::unlink(Task* task) {
     lists_[task->priority].unlink(task);
-    drop_empty();
+    if (task == first_) find_first();
 }
 
-void HeapOfLists::drop_empty() {
-    while (!heap_.empty() && lists_[heap_.front()].empty()) {
+void HeapOfLists::find_first() {
+    while (!heap_.empty() && !lists_[heap_.front()].first()) {
         in_heap_[heap_.front()] = false;
         std::pop_heap(heap_.begin(), heap_.end());
         heap_.pop_back();
     }
-    most_urgent_.store(heap_.empty() ? -1 : heap_.front(), std::memory_order_relaxed);
+    first_ = heap_.empty() ? nullptr : lists_[heap_.front()].first();
+    most_urgent_.store(first_ ? first_->priority : -1, std::memory_order_relaxed);
 }
 
 namespace {
@@ -80,29 +63,32 @@ public:
     template <class... Arguments>
     explicit SharedQueue(Arguments... arguments) : container_(arguments...) {}
 
-    void push(std::span<Task* const> tasks, int) override {
+    void push(std::span<Task* const> tasks, int, int shares) override {
         std::lock_guard guard(lock_);
-        for (Task* task : tasks) container_.push(task);
+        for (Task* task : tasks) {
+            if (!task->queued()) container_.push(task);
+            task->shares += shares;
+        }
     }
     Task* pop(int) override {
         std::lock_guard guard(lock_);
-        return container_.pop();
+        Task* task = container_.first();
+        if (task && --task->shares == 0) container_.unlink(task);
+        return task;
     }
-    bool remove(Task* task) override {
+    int remove(Task* task) override {
         std::lock_guard guard(lock_);
-        if (!task->queued) return false;
-        container_.unlink(task);
-        return true;
+        if (task->queued()) container_.unlink(task);
+        return std::exchange(task->shares, 0);
     }
     int most_urgent() const override { return container_.most_urgent(); }
 
 private:
-    SpinLock lock_;  // held for so short that who waits should not sleep
+    alignas(64) SpinLock lock_;  // held for so short that who waits should not sleep
     Container container_;
 };
 
 struct PlainList : TaskList {
-    Task* pop() { return pop_front(); }
     int most_urgent() const { return -1; }
 };
 
@@ -119,37 +105,29 @@ class StealingQueue final : public ReadyQueue {
 public:
     explicit StealingQueue(int workers) : count_(workers), queues_(std::make_unique<Local[]>(workers)) {}
 
-    void push(std::span<Task* const> tasks, int worker) override {
-        const int home = worker < 0 ? 0 : worker;
-        Local& local = queues_[home];
-        std::lock_guard guard(local.lock);
-        for (Task* task : tasks) {
-            local.list.push_front(task);
-            task->home.store(home, std::memory_order_relaxed);
-        }
+    void push(std::span<Task* const> tasks, int worker, int shares) override {
+        for (Task* task : tasks)
+            while (!add_share(task, shares) && !give_home(task, worker < 0 ? 0 : worker, shares)) {
+            }
     }
     Task* pop(int worker) override {
         {
             std::lock_guard guard(queues_[worker].lock);
-            if (Task* task = queues_[worker].list.pop_front()) return at_home_no_more(task);
+            if (Task* task = queues_[worker].list.first()) return take_share(queues_[worker], task);
         }
         for (int i = 1; i < count_; ++i) {
             Local& victim = queues_[(worker + i) % count_];
             std::lock_guard guard(victim.lock);
-            if (Task* task = victim.list.pop_back()) return at_home_no_more(task);
+            if (Task* task = victim.list.last()) return take_share(victim, task);
         }
         return nullptr;
     }
-    bool remove(Task* task) override {
-        for (int home; (home = task->home.load(std::memory_order_relaxed)) >= 0;) {
-            Local& local = queues_[home];
-            std::lock_guard guard(local.lock);
-            // It may have been taken, and even queued elsewhere, before the lock was ours.
-            if (task->home.load(std::memory_order_relaxed) != home) continue;
-            local.list.unlink(at_home_no_more(task));
-            return true;
-        }
-        return false;
+    int remove(Task* task) override {
+        return shares_at_home(task, [&](Local& local) {
+            const int shares = std::exchange(task->shares, 0);
+            leave_home(local, task);
+            return shares;
+        });
     }
 
 private:
@@ -157,9 +135,36 @@ private:
         SpinLock lock;
         TaskList list;
     };
-    static Task* at_home_no_more(Task* task) {
-        task->home.store(-1, std::memory_order_relaxed);
+    // What `change` makes of the shares of a task in the list where it is, under that list's lock; 0 if it is in none.
+    template <class Change>
+    int shares_at_home(Task* task, Change change) {
+        for (int home; (home = task->home.load(std::memory_order_relaxed)) >= 0;) {
+            Local& local = queues_[home];
+            std::lock_guard guard(local.lock);
+            // It may have been taken, and even queued elsewhere, before the lock was ours.
+            if (task->home.load(std::memory_order_relaxed) == home) return change(local);
+        }
+        return 0;
+    }
+    bool add_share(Task* task, int shares) {
+        return shares_at_home(task, [&](Local&) { return task->shares += shares; }) > 0;
+    }
+    // False: another worker has just done so.
+    bool give_home(Task* task, int home, int shares) {
+        std::lock_guard guard(queues_[home].lock);
+        int none = -1;
+        if (!task->home.compare_exchange_strong(none, home, std::memory_order_acquire)) return false;
+        queues_[home].list.push_front(task);
+        task->shares = shares;
+        return true;
+    }
+    static Task* take_share(Local& local, Task* task) {
+        if (--task->shares == 0) leave_home(local, task);
         return task;
+    }
+    static void leave_home(Local& local, Task* task) {
+        local.list.unlink(task);
+        task->home.store(-1, std::memory_order_release);  // whoever gives it another home need not hold this lock
     }
     int count_;
     std::unique_ptr<Local[]> queues_;

@@ -16,10 +16,11 @@ enum class Policy { priority, fifo, lifo, stealing };
 class ReadyQueue {
 public:
     virtual ~ReadyQueue() = default;
-    virtual void push(std::span<Task* const> tasks, int worker) = 0;
+    // Each may be popped `shares` times; a single task may be queued already.
+    virtual void push(std::span<Task* const> tasks, int worker, int shares = 1) = 0;
     virtual Task* pop(int worker) = 0;  // null when there is nothing
-    // Takes a task out if it is still queued: how FORCE steals an update.
-    virtual bool remove(Task* task) = 0;
+    // Takes a task out if it is still queued (how FORCE steals an update) and returns its shares, else 0.
+    virtual int remove(Task* task) = 0;
     // The priority that work in hand should give way to, -1: none. Any thread may ask at any time.
     virtual int most_urgent() const { return -1; }
 };
@@ -30,11 +31,10 @@ std::unique_ptr<ReadyQueue> make_queue(Policy policy, int workers, int prioritie
 // Intrusive list of tasks.
 class TaskList {
 public:
-    bool empty() const { return !first_; }
+    Task* first() const { return first_; }
+    Task* last() const { return last_; }
     void push_front(Task* task);
     void push_back(Task* task);
-    Task* pop_front();
-    Task* pop_back();
     void unlink(Task* task);
 
 private:
@@ -48,17 +48,18 @@ class HeapOfLists {
 public:
     explicit HeapOfLists(int priorities) : lists_(priorities), in_heap_(priorities, false) { heap_.reserve(priorities); }
     void push(Task* task);
-    Task* pop();
+    Task* first() const { return first_; }
     void unlink(Task* task);
     int most_urgent() const { return most_urgent_.load(std::memory_order_relaxed); }
 
 private:
-    void drop_empty();
+    void find_first();
 
     std::vector<TaskList> lists_;
     std::vector<int> heap_;  // priorities as a max-heap; the first one's list holds tasks, others' may have been emptied
     std::vector<bool> in_heap_;
-    std::atomic<int> most_urgent_{-1};
+    Task* first_ = nullptr;  // what is popped next
+    std::atomic<int> most_urgent_{-1};  // its priority
 };
 
 }  // namespace znn

@@ -28,7 +28,7 @@ public:
     TaskLabel label;
     int priority = 0;       // index into the executor's distinct priorities, larger is more urgent
     bool essential = false; // run even after another task has failed (updates: nothing computed is lost)
-    bool in_pieces = false; // its body counts and traces the pieces it does, one by one
+    bool in_pieces = false; // its body counts and traces the pieces it does, one by one; no other task FORCEs it
 
     // Longest measured path of work that had to precede this task, in ns (only kept when tracing).
     std::atomic<std::int64_t> path_ns{0};
@@ -36,7 +36,8 @@ public:
     // ---- for the ready queue: an intrusive doubly linked list, guarded by the queue's lock
     Task* previous = nullptr;
     Task* next = nullptr;
-    bool queued = false;
+    int shares = 0;  // how often it is queued: several workers may run it at once
+    bool queued() const { return shares > 0; }
     std::atomic<int> home{-1};  // stealing: the worker in whose list it is, changed under that list's lock; -1: none
 
     // ---- for FORCE: tasks to go on with when this one completes. `complete` marks the end of the list.

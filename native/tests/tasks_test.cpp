@@ -29,7 +29,7 @@ std::string name_of(Policy policy) {
 class Idle final : public Task {
 public:
     void run(Worker&) override {}
-    std::atomic<int> in_queue{0};
+    std::atomic<int> in_queue{0};  // shares
 };
 
 // What a queue should do, as plainly as possible: all tasks in order of arrival.
@@ -37,7 +37,13 @@ class QueueModel {
 public:
     QueueModel(Policy policy, int workers) : policy_(policy), workers_(workers) {}
 
-    void push(Task* task, int worker) { tasks_.push_back({task, std::max(worker, 0)}); }
+    void push(Task* task, int worker, int shares) {
+        const auto queued = std::find_if(tasks_.begin(), tasks_.end(), [&](const Entry& entry) { return entry.task == task; });
+        if (queued == tasks_.end())
+            tasks_.push_back({task, std::max(worker, 0), shares});
+        else
+            queued->shares += shares;
+    }
     Task* pop(int worker) {
         auto chosen = tasks_.end();
         if (policy_ == Policy::priority)
@@ -48,17 +54,22 @@ public:
         if (policy_ == Policy::stealing) chosen = steal(worker);
         if (chosen == tasks_.end()) return nullptr;
         Task* task = chosen->task;
-        tasks_.erase(chosen);
+        if (--chosen->shares == 0) tasks_.erase(chosen);
         return task;
     }
-    bool remove(Task* task) {
-        return std::erase_if(tasks_, [&](const Entry& entry) { return entry.task == task; }) > 0;
+    int remove(Task* task) {
+        int shares = 0;
+        std::erase_if(tasks_, [&](const Entry& entry) { return entry.task == task && (shares = entry.shares); });
+        return shares;
+    }
+    bool holds(Task* task) const {
+        return std::any_of(tasks_.begin(), tasks_.end(), [&](const Entry& entry) { return entry.task == task; });
     }
 
 private:
     struct Entry {
         Task* task;
-        int home;
+        int home, shares;
     };
     std::list<Entry>::iterator steal(int worker) {
         for (auto i = tasks_.end(); i != tasks_.begin();)  // its own newest
@@ -92,16 +103,17 @@ void test_queue_order(Policy policy, int steps, Random& random) {
                 outside.pop_back();
                 batch.back()->priority = random.pick(0, priorities - 1);
             }
-            const int from = random.pick(-1, workers - 1);
-            queue->push(batch, from);
-            for (Task* task : batch) model.push(task, from);
+            const int from = random.pick(-1, workers - 1), shares = random.pick(0, 1) ? 1 : random.pick(2, 4);
+            if (Task* queued = &tasks[std::size_t(random.pick(0, int(tasks.size()) - 1))]; model.holds(queued)) batch = {queued};
+            queue->push(batch, from, shares);
+            for (Task* task : batch) model.push(task, from, shares);
         } else if (what < 8) {
             Task* task = queue->pop(worker);
             popped &= task == model.pop(worker);
-            if (task) outside.push_back(task);
+            if (task && !model.holds(task)) outside.push_back(task);
         } else {  // queued or not
             Task* task = &tasks[std::size_t(random.pick(0, int(tasks.size()) - 1))];
-            const bool taken = queue->remove(task);
+            const int taken = queue->remove(task);
             removed &= taken == model.remove(task);
             if (taken) outside.push_back(task);
         }
@@ -112,28 +124,29 @@ void test_queue_order(Policy policy, int steps, Random& random) {
     expect(removed, "remove() of the " + name_of(policy) + " queue is wrong");
 }
 
-// Threads push, pop and remove the same tasks: each push is answered by exactly one pop or remove.
+// Threads push, pop and remove the same tasks: each share is popped or removed exactly once.
 void test_queue_at_once(Policy policy, int steps, unsigned seed) {
     constexpr int workers = 4;
     auto queue = make_queue(policy, workers, 3);
     std::vector<Idle> tasks(24);
     std::atomic<bool> once{true};
     std::atomic<int> arrived{0};
+    Idle shared;  // of which everybody may have shares, and give some back
     std::vector<std::thread> threads;
     for (int worker = 0; worker < workers; ++worker)
         threads.emplace_back([&, worker] {
             Random random(seed * 10 + unsigned(worker));
             std::vector<Idle*> mine;
             for (std::size_t i = std::size_t(worker); i < tasks.size(); i += workers) mine.push_back(&tasks[i]);
-            const auto take = [&](Task* task) {
+            const auto take = [&](Task* task, int shares) {
                 Idle* idle = static_cast<Idle*>(task);
-                if (idle->in_queue.exchange(0) != 1) once = false;
-                mine.push_back(idle);
+                if (idle->in_queue.fetch_sub(shares) < shares || (idle != &shared && shares > 1)) once = false;
+                if (idle != &shared) mine.push_back(idle);
             };
             ++arrived;
             while (arrived < workers) std::this_thread::yield();
             for (int step = 0; step < steps; ++step) {
-                const int what = random.pick(0, 2);
+                const int what = random.pick(0, 3);
                 if (step % 64 == 0) std::this_thread::yield();  // few cores: change places often
                 if (what == 0 && !mine.empty()) {
                     Idle* idle = mine.back();
@@ -143,15 +156,20 @@ void test_queue_at_once(Policy policy, int steps, unsigned seed) {
                     Task* const task = idle;
                     queue->push({&task, 1}, worker);
                 } else if (what == 1) {
-                    if (Task* task = queue->pop(worker)) take(task);
-                } else {
-                    Idle* any = &tasks[std::size_t(random.pick(0, int(tasks.size()) - 1))];
-                    if (queue->remove(any)) take(any);
+                    if (Task* task = queue->pop(worker)) take(task, 1);
+                } else if (what == 2) {
+                    Idle* any = random.pick(0, 3) ? &tasks[std::size_t(random.pick(0, int(tasks.size()) - 1))] : &shared;
+                    if (const int shares = queue->remove(any)) take(any, shares);
+                } else if (shared.in_queue < 8) {
+                    const int shares = random.pick(1, 3);
+                    shared.in_queue += shares;
+                    Task* const task = &shared;
+                    queue->push({&task, 1}, worker, shares);
                 }
             }
         });
     for (std::thread& thread : threads) thread.join();
-    std::size_t left = 0, queued = 0;
+    std::size_t left = 0, queued = std::size_t(shared.in_queue.load());
     while (queue->pop(0)) ++left;
     for (Idle& task : tasks) queued += std::size_t(task.in_queue.load());
     expect(once, "the " + name_of(policy) + " queue handed out a task twice");
