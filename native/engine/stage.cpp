@@ -43,12 +43,9 @@ bool Stage::has_pieces() const {
 }
 
 void Stage::work(Worker& worker) {
-    held_.fetch_add(1, std::memory_order_relaxed);
     for (int piece; (piece = next_piece(worker.index)) >= 0;) {
         run(piece, worker);
-        if (!executor_->wanted_elsewhere(worker, priority_) || !has_pieces()) continue;
-        held_.fetch_sub(1, std::memory_order_relaxed);
-        return executor_->share(ticket_, 1, &worker, false);
+        if (executor_->wanted_elsewhere(worker, priority_) && has_pieces()) return executor_->give_back(ticket_);
     }
     leave(worker);
 }
@@ -71,8 +68,7 @@ void Stage::run(int piece, Worker& worker) {
 // All pieces have been begun; whoever leaves last knows that they are over. Shares still queued are for nothing, and might lie
 // there for long, behind what is more urgent.
 void Stage::leave(Worker& worker) {
-    int gone = 1;
-    if (held_.load(std::memory_order_relaxed) < shares_ && !withdrawn_.exchange(true)) gone += executor_->withdraw(ticket_);
+    const int gone = 1 + executor_->withdraw(ticket_);
     if (open_.fetch_sub(gone, std::memory_order_acq_rel) == gone) complete(&worker, true);
 }
 
@@ -87,8 +83,6 @@ void Stage::arm() {
         ranges_[i].pieces.store(count * (i + 1) / workers << 32 | count * i / workers, std::memory_order_relaxed);
     open_.store(shares_, std::memory_order_relaxed);
     ticket_.path_ns.store(0, std::memory_order_relaxed);
-    held_.store(0, std::memory_order_relaxed);
-    withdrawn_.store(false, std::memory_order_relaxed);
     waiting_.store(predecessors_, std::memory_order_release);
 }
 
@@ -97,12 +91,13 @@ void Stage::arrive(Worker* worker, bool last) {
     if (shares_ == 0)
         complete(worker, last);
     else
-        executor_->share(ticket_, shares_, worker, last);
+        executor_->open(ticket_, shares_, worker, last);
 }
 
 void Stage::complete(Worker* worker, bool last) {
     for (auto& action : done_actions_) action(worker);
     for (Stage* follower : followers_) follower->arrive(worker, last);
+    if (shares_ > 0) executor_->close();
 }
 
 void Gate::open(Worker* worker) {

@@ -1,7 +1,7 @@
 // Stages: sets of equal pieces of work with what must come before and what follows. The bundled engine's task graph.
 // Every worker has its part of a stage's pieces, the same share of every stage, and takes others' only when its own are gone:
 // neighbouring stages cut the same image, so it mostly reads what it wrote itself, which is still in its own cache.
-// The queue of tasks is met once per worker and stage: with many workers and short pieces it would be what all wait for.
+// What all workers share is met once per worker and stage: with many workers and short pieces it would be what all wait for.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -73,8 +73,6 @@ private:
     int predecessors_ = 0;
     std::atomic<int> waiting_{0};
     alignas(64) std::atomic<int> open_{0};  // shares of the ticket whose holders may still run a piece
-    std::atomic<int> held_{0};              // shares that a worker has in hand, or has left
-    std::atomic<bool> withdrawn_{false};    // those nobody took up, as there is nothing left to do
 };
 
 // Lets stages of the next round wait for a stage of this one: FORCE at the granularity of layers. Closed when the work it

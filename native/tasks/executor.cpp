@@ -53,7 +53,7 @@ void Worker::join_path(std::int64_t path_ns) {
 // ---------------------------------------------------------------- Executor
 
 Executor::Executor(const ExecutorOptions& options)
-    : looks_(options.looks), queue_(make_queue(options.policy, options.threads, options.priorities)) {
+    : looks_(options.looks), offers_(options.policy == Policy::priority), queue_(make_queue(options.policy, options.threads, options.priorities)) {
     if (options.pin) {
         // More workers than cores are left to the system.
         processors_ = usable_physical_cores();
@@ -93,15 +93,54 @@ void Executor::submit(std::span<Task* const> tasks, Worker* worker) {
     push(tasks, worker ? worker->index : -1);
 }
 
-void Executor::share(Task& task, int shares, Worker* worker, bool last) {
-    outstanding_.fetch_add(shares, std::memory_order_relaxed);
+void Executor::open(Task& task, int shares, Worker* worker, bool last) {
+    outstanding_.fetch_add(1, std::memory_order_relaxed);
     add_path(task, worker);
-    if (last && worker && !worker->next_ && task.priority >= queue_->most_urgent()) {
+    if (offers_ && last && worker && !worker->next_) {
         worker->next_ = &task;
         if (--shares == 0) return;
     }
-    Task* const one = &task;
-    push({&one, 1}, worker ? worker->index : -1, shares);
+    offer(task, shares);
+}
+
+// Of this task and what is offered already the more urgent one is offered, the other one queued.
+void Executor::offer(Task& task, int shares) {
+    Task* const given = &task;
+    if (!offers_) return push({&given, 1}, -1, shares);
+    {
+        std::lock_guard guard(offer_lock_);
+        const std::uint64_t before = offer_.exchange(Offer::none, std::memory_order_acq_rel);
+        Task *offered = given, *other = Offer::task(before);
+        int left = shares, others = std::max(0, Offer::shares(before));
+        if (others > 0 && other == given) left += std::exchange(others, 0);
+        if (others > 0 && other->priority > task.priority) std::swap(offered, other), std::swap(left, others);
+        if (others > 0) push({&other, 1}, -1, others);
+        offer_priority_.store(offered->priority, std::memory_order_relaxed);
+        offer_.store(Offer::word(offered, left), std::memory_order_seq_cst);
+    }
+    wake_workers(shares);
+}
+
+int Executor::withdraw(Task& task) {
+    const auto offered = [&] {
+        const std::uint64_t word = offer_.load(std::memory_order_relaxed);
+        return Offer::task(word) == &task && Offer::shares(word) > 0;
+    };
+    if (!task.queued() && !offered()) return 0;
+    std::lock_guard guard(offer_lock_);
+    const int queued = queue_->remove(&task);
+    available_.fetch_sub(queued, std::memory_order_relaxed);
+    return queued + (offered() ? std::max(0, Offer::shares(offer_.exchange(Offer::none, std::memory_order_acq_rel))) : 0);
+}
+
+Task* Executor::take_offered() {
+    if (queue_->most_urgent() > offered_priority()) return nullptr;
+    const std::uint64_t word = offer_.fetch_sub(1, std::memory_order_acq_rel);
+    return Offer::shares(word) > 0 ? Offer::task(word) : nullptr;
+}
+
+bool Executor::has_work() const {
+    return available_.load(std::memory_order_seq_cst) > 0 || Offer::shares(offer_.load(std::memory_order_seq_cst)) > 0;
 }
 
 // Several predecessors may hand over a path; the longest counts.
@@ -115,18 +154,27 @@ void Executor::push(std::span<Task* const> tasks, int worker, int shares) {
     queue_->push(tasks, worker, shares);
     const int more = int(tasks.size()) * shares;
     available_.fetch_add(more, std::memory_order_seq_cst);
+    wake_workers(more);
+}
+
+void Executor::wake_workers(int tasks) {
     const int sleepers = sleepers_.load(std::memory_order_seq_cst);
-    const bool caller_too = caller_sleeps_.load(std::memory_order_seq_cst) && more > sleepers;
+    const bool caller_too = caller_sleeps_.load(std::memory_order_seq_cst) && tasks > sleepers;
     if (sleepers == 0 && !caller_too) return;
     { std::lock_guard guard(sleep_mutex_); }
-    if (sleepers > 0) more == 1 ? work_arrived_.notify_one() : work_arrived_.notify_all();
+    if (sleepers > 0) tasks == 1 ? work_arrived_.notify_one() : work_arrived_.notify_all();
     if (caller_too) something_done_.notify_all();
 }
 
 Task* Executor::next_task(Worker& worker) {
+    if (Offer::shares(offer_.load(std::memory_order_relaxed)) > 0)
+        if (Task* task = take_offered()) return task;
     if (available_.load(std::memory_order_relaxed) <= 0) return nullptr;
     Task* task = queue_->pop(worker.index);
-    if (task) available_.fetch_sub(1, std::memory_order_relaxed);
+    if (!task) return nullptr;
+    const int rest = offers_ && task->in_pieces ? queue_->remove(task) : 0;  // for the others
+    available_.fetch_sub(1 + rest, std::memory_order_relaxed);
+    if (rest > 0) offer(*task, rest);
     return task;
 }
 
@@ -159,7 +207,7 @@ void Executor::work(Worker& worker, int processor) {
         if (run_next(worker, stopped)) continue;
         std::unique_lock lock(sleep_mutex_);
         sleepers_.fetch_add(1, std::memory_order_seq_cst);
-        if (available_.load(std::memory_order_seq_cst) <= 0 && !stop_.load()) work_arrived_.wait(lock);
+        if (!has_work() && !stop_.load()) work_arrived_.wait(lock);
         sleepers_.fetch_sub(1, std::memory_order_relaxed);
     }
 }
@@ -177,7 +225,7 @@ void Executor::work_until(const std::function<bool()>& over) {
         }
         std::unique_lock lock(sleep_mutex_);
         if (seat.owns_lock()) caller_sleeps_.store(true, std::memory_order_seq_cst);
-        const bool work = seat.owns_lock() && available_.load(std::memory_order_seq_cst) > 0;
+        const bool work = seat.owns_lock() && has_work();
         if (!work && !over()) something_done_.wait_for(lock, std::chrono::milliseconds(100));
         if (seat.owns_lock()) caller_sleeps_.store(false, std::memory_order_relaxed);
     }
@@ -207,13 +255,6 @@ void Executor::fail(std::exception_ptr failure) {
     wake();
 }
 
-int Executor::withdraw(Task& task) {
-    const int shares = queue_->remove(&task);
-    available_.fetch_sub(shares, std::memory_order_relaxed);
-    if (shares) finish(shares);
-    return shares;
-}
-
 void Executor::execute(Task* task, Worker& worker) {
     // Tasks delegated to one another form a chain: run it as a loop, never by recursion.
     while (task) {
@@ -225,10 +266,14 @@ void Executor::execute(Task* task, Worker& worker) {
         bool ready = true;
         if (!failed() || task->essential) ready = task->prepare(worker);
         if (!ready) return;  // still outstanding: whoever completes the forced task goes on with this one
+        const bool in_pieces = task->in_pieces;
         run_body(*task, worker);
         const std::int64_t path = worker.path_now();
-        Task* follower = task->in_pieces ? nullptr : task->complete();
-        finish(1);
+        Task* follower = nullptr;
+        if (!in_pieces) {  // else others may have closed it by now
+            follower = task->complete();
+            finish(1);
+        }
         task = own_next(worker);
         while (follower && follower != Task::complete_mark()) {
             Task* after = follower->take_follower();
@@ -247,7 +292,7 @@ void Executor::execute(Task* task, Worker& worker) {
 Task* Executor::own_next(Worker& worker) {
     Task* task = std::exchange(worker.next_, nullptr);
     if (!task || !wanted_elsewhere(worker, task->priority)) return task;
-    push({&task, 1}, worker.index);
+    give_back(*task);
     return nullptr;
 }
 

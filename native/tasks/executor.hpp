@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/scratch.hpp"
+#include "base/spin_lock.hpp"
 #include "tasks/ready_queue.hpp"
 #include "tasks/task.hpp"
 
@@ -96,8 +97,14 @@ public:
     // Hands ready tasks to the queue. `worker` is the caller's own worker, null outside.
     void submit(std::span<Task* const> tasks, Worker* worker);
     void submit(Task* task, Worker* worker) { submit(std::span<Task* const>(&task, 1), worker); }
-    // A task that so many workers may run at once. `last`: the worker's own task ends with this, and it may go on with a share.
-    void share(Task& task, int shares, Worker* worker, bool last);
+
+    // A task in pieces, which so many workers may run at once: each takes a share. `last`: the worker's own task ends with this, and
+    // it goes on with a share itself. Whoever finishes the last piece closes it, when nothing will touch the task any more.
+    void open(Task& task, int shares, Worker* worker, bool last);
+    void give_back(Task& task) { offer(task, 1); }  // a share of one with pieces left
+    // Takes back the shares that nobody has taken, and returns how many.
+    int withdraw(Task& task);
+    void close() { finish(1); }
 
     // FORCE (the paper's section on scheduling): `task` must be complete before `follower` may go on.
     // True: it is complete now, because it was, or because it was stolen from the queue and run here.
@@ -107,10 +114,8 @@ public:
     // Whether a worker with several pieces of work of this priority in hand should leave the rest: something more urgent is
     // queued (where priorities decide), or its caller need not wait any more.
     bool wanted_elsewhere(const Worker& worker, int priority) const {
-        return queue_->most_urgent() > priority || (worker.over_ && (*worker.over_)());
+        return queue_->most_urgent() > priority || offered_priority() > priority || (worker.over_ && (*worker.over_)());
     }
-    // Takes a task's shares back that are still queued, and returns how many.
-    int withdraw(Task& task);
     // The first failure is kept, for rethrow_failure(); tasks that are not essential are not run any more.
     void fail(std::exception_ptr failure);
 
@@ -133,6 +138,10 @@ public:
 private:
     void add_path(Task& task, const Worker* worker);
     void push(std::span<Task* const> tasks, int worker, int shares = 1);
+    void wake_workers(int tasks);
+    void offer(Task& task, int shares);
+    Task* take_offered();
+    bool has_work() const;
     void work(Worker& worker, int processor);
     void work_until(const std::function<bool()>& over);
     bool run_next(Worker& worker, const std::function<bool()>& enough);
@@ -143,12 +152,28 @@ private:
     void run_body(Task& task, Worker& worker);
     void finish(std::int64_t count);
 
+    // What is offered to all: a task in pieces and how many of its shares are left, in one word, as it is all that workers may look
+    // at until they have a share; below `none` there are no more, only workers that came too late.
+    struct Offer {
+        static constexpr std::uint64_t none = 1 << 13;
+        static std::uint64_t word(Task* task, int shares) { return reinterpret_cast<std::uintptr_t>(task) << 16 | (none + std::uint64_t(shares)); }
+        static int shares(std::uint64_t word) { return int(word & 0xffff) - int(none); }
+        static Task* task(std::uint64_t word) { return reinterpret_cast<Task*>(std::uintptr_t(word >> 16)); }
+    };
+    int offered_priority() const {
+        return Offer::shares(offer_.load(std::memory_order_relaxed)) > 0 ? offer_priority_.load(std::memory_order_relaxed) : -1;
+    }
+
     const int looks_;
+    const bool offers_;  // the most urgent task in pieces; other policies than by priority queue them all
     std::unique_ptr<ReadyQueue> queue_;
     std::vector<std::unique_ptr<Worker>> workers_;
     std::vector<int> processors_;
     std::vector<std::thread> threads_;
 
+    alignas(64) std::atomic<std::uint64_t> offer_{Offer::none};
+    std::atomic<int> offer_priority_{-1};
+    SpinLock offer_lock_;  // of who changes the task that is offered; not of who takes a share
     alignas(64) std::atomic<std::int64_t> available_{0};    // tasks in the queue
     alignas(64) std::atomic<std::int64_t> outstanding_{0};  // tasks queued, running or delegated
     alignas(64) std::atomic<int> sleepers_{0};              // of the executor's own threads

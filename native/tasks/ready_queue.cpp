@@ -79,7 +79,7 @@ public:
     int remove(Task* task) override {
         std::lock_guard guard(lock_);
         if (task->queued()) container_.unlink(task);
-        return std::exchange(task->shares, 0);
+        return task->shares.exchange(0);
     }
     int most_urgent() const override { return container_.most_urgent(); }
 
@@ -124,7 +124,7 @@ public:
     }
     int remove(Task* task) override {
         return shares_at_home(task, [&](Local& local) {
-            const int shares = std::exchange(task->shares, 0);
+            const int shares = task->shares.exchange(0);
             leave_home(local, task);
             return shares;
         });

@@ -36,8 +36,8 @@ public:
     // ---- for the ready queue: an intrusive doubly linked list, guarded by the queue's lock
     Task* previous = nullptr;
     Task* next = nullptr;
-    int shares = 0;  // how often it is queued: several workers may run it at once
-    bool queued() const { return shares > 0; }
+    std::atomic<int> shares{0};  // how often it is queued: several workers may run it at once
+    bool queued() const { return shares.load(std::memory_order_relaxed) > 0; }
     std::atomic<int> home{-1};  // stealing: the worker in whose list it is, changed under that list's lock; -1: none
 
     // ---- for FORCE: tasks to go on with when this one completes. `complete` marks the end of the list.
