@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -63,8 +63,6 @@ class Network:
         self._core: Any = None
         self.graph = _graph(spec, output, input)
         self.patches = options.whole("patches", patches, 1, 4096)
-        self._inputs = self._ports(self.graph.inputs)
-        self._outputs = self._ports(self.graph.outputs)
         self.seed = options.whole("seed", seed, 0)
         self._settings = settings = _core.NetworkOptions()
         settings.policy = getattr(_core.Policy, options.choice("policy", policy, options.POLICIES))
@@ -114,8 +112,7 @@ class Network:
         """
         training = options.choice("phase", phase, ("infer", "train")) == "train"
         with self._open(training):
-            given = _take_in(inputs, self._inputs, "input")
-            return _hand_out(self._run(self._core.forward, given, training), self._outputs)
+            return self._run(self._core.forward, inputs, training)
 
     def backward(self, output_gradients: Arrays) -> None:
         """Propagate gradients with respect to the outputs of the last `forward(..., phase="train")` and update.
@@ -124,7 +121,7 @@ class Network:
         are left queued and overlap the next forward pass. Raises DataError, EngineError.
         """
         with self._open(training=True):
-            self._run(self._core.backward, _take_in(output_gradients, self._outputs, "gradient"))
+            self._run(self._core.backward, output_gradients)
 
     def train_step(self, inputs: Arrays, targets: Arrays, weights: Arrays | None = None) -> float:
         """Forward, loss, backward and update; returns the loss per output voxel.
@@ -133,13 +130,9 @@ class Network:
         takes one weight per voxel, the same for all maps. Raises DataError, EngineError.
         """
         with self._open(training=True):
-            given = _take_in(inputs, self._inputs, "input")
-            wanted = _take_in(targets, self._outputs, "target")
-            factors: list[Any] = [None] * len(self._outputs)
-            if weights is not None:
-                factors = _take_in(weights, self._outputs, "weights")
-                self._check_weights(factors)
-            return self._run(self._core.train_step, given, wanted, factors)
+            if weights is not None and self.graph.spec.loss == "softmax":
+                self._check_equal(weights)
+            return self._run(self._core.train_step, inputs, targets, weights)
 
     def input_gradient(self) -> Any:
         """The gradient of the last round with respect to the inputs, divided like the loss by the output voxels.
@@ -149,7 +142,7 @@ class Network:
         with self._open():
             if not self._settings.input_gradient:
                 raise EngineError("the input gradient is not computed: build the network with input_gradient=True")
-            return _hand_out(self._run(self._core.input_gradients), self._inputs)
+            return self._run(self._core.input_gradients)
 
     def sync(self) -> None:
         """Wait for the queued updates."""
@@ -296,17 +289,11 @@ class Network:
                 raise
             raise EngineError(str(error)) from error
 
-    def _ports(self, names: Sequence[str]) -> dict[str, list[tuple[int, ...]]]:
-        """The shapes of arrays that come and go by these nodes, in the graph's order: with the patches in front, which a single
-        one may go without.
-        """
-        shapes = {node.name: (node.maps, *node.extent) for node in self.graph.nodes if node.name in names}
-        return {name: [(self.patches, *shape)] + [shape] * (self.patches == 1) for name, shape in shapes.items()}
-
-    def _check_weights(self, factors: list[np.ndarray]) -> None:
-        for factor in factors:
-            one = factor[..., :1, :, :, :]
-            if self.graph.spec.loss == "softmax" and not np.array_equal(factor, np.broadcast_to(one, factor.shape)):
+    def _check_equal(self, weights: Arrays) -> None:
+        """Raises DataError where weights differ between maps."""
+        self._run(self._core.check_weights, weights)
+        for array in weights.values() if isinstance(weights, Mapping) else [weights]:
+            if not np.array_equal(array, np.broadcast_to(array[..., :1, :, :, :], array.shape)):
                 raise DataError("weights differ between the maps of a voxel, expected the same for all with loss 'softmax'")
 
     def _check_state(self, state: Mapping[str, np.ndarray], complete: bool = False) -> None:
@@ -316,8 +303,7 @@ class Network:
         for name, value in state.items():
             if name not in shapes:
                 raise DataError(f"there is no parameter {name!r}, expected some of {', '.join(shapes)}")
-            if not _core.is_data(value, [shapes[name]]):
-                _refuse(value, f"parameter {name!r}", [shapes[name]])
+            _core.check_data(value, f"parameter {name!r}", [shapes[name]])
         missing = [name for name in shapes if name not in state]
         if complete and missing:
             raise DataError(f"parameters lack {', '.join(missing)}")
@@ -362,40 +348,6 @@ def _thread_count(threads: int | None) -> int:
     if threads is None:
         return len(_core.usable_physical_cores())
     return options.whole("threads", threads, 1, options.MOST_THREADS)
-
-
-# What comes and goes is looked through by the core: beside a round of a small network, after which nothing of the interpreter is in
-# the cache, lines of Python are not for nothing.
-def _take_in(arrays: Arrays, ports: Mapping[str, list[tuple[int, ...]]], what: str) -> list[np.ndarray]:
-    """The arrays in the order of the graph's nodes. Raises DataError."""
-    if isinstance(arrays, np.ndarray) or not isinstance(arrays, Mapping):
-        arrays = {next(iter(ports)): arrays}
-    if arrays.keys() != ports.keys():
-        raise DataError(f"{what}: got arrays for {', '.join(map(str, arrays))}, expected exactly {', '.join(ports)}")
-    found = []
-    for name, shapes in ports.items():
-        found.append(arrays[name])
-        if not _core.is_data(arrays[name], shapes):
-            _refuse(arrays[name], f"{what} of node {name!r}", shapes)
-    return found
-
-
-def _hand_out(arrays: list[np.ndarray], ports: Mapping[str, Any]) -> Any:
-    return arrays[0] if len(arrays) == 1 else dict(zip(ports, arrays))
-
-
-def _refuse(array: Any, what: str, shapes: list[tuple[int, ...]]) -> NoReturn:
-    """Raises DataError, saying why `array` is no finite float32 ndarray in C order of one of these shapes."""
-    if not isinstance(array, np.ndarray):
-        shown = "None" if array is None else f"a {type(array).__name__}"
-        raise DataError(f"{what} is {shown}, expected a float32 array of shape {shapes[-1]}")
-    if array.dtype != np.float32:
-        raise DataError(f"{what} has dtype {array.dtype}, expected float32")
-    if array.shape not in shapes:
-        raise DataError(f"{what} has shape {array.shape}, expected shape {' or '.join(map(str, reversed(shapes)))}")
-    if not array.flags.c_contiguous:
-        raise DataError(f"{what} is not in C order, expected a contiguous array (numpy.ascontiguousarray makes one)")
-    raise DataError(f"{what} holds NaN or infinity, expected finite numbers")
 
 
 def _node_description(graph: Graph, node: GraphNode) -> Any:

@@ -1,10 +1,7 @@
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <optional>
-#include <utility>
-
 #include "bindings/arrays.hpp"
+#include "bindings/data.hpp"
 #include "engine/bundled.hpp"
 #include "engine/network.hpp"
 
@@ -17,70 +14,11 @@ struct EventRow {  // as znn.trace reads it
     std::int64_t start_ns, end_ns;
 };
 
-using Arrays = std::vector<py::array>;
-
-std::vector<py::ssize_t> map_shape(const NodeGroupDescription& d, int patches) {
-    return {patches, d.maps, d.extent.z, d.extent.y, d.extent.x};
-}
-
 std::vector<py::ssize_t> kernel_shape(const NetworkBase& net, int group) {
     const EdgeGroupDescription& d = net.edge_groups().at(group);
     if (d.kind != EdgeKind::conv) throw py::value_error("edge group " + d.name + " has no kernels");
     const int out = net.node_groups()[d.target].maps, in = d.depthwise ? 1 : net.node_groups()[d.source].maps;
     return {out, in, d.kernel.z, d.kernel.y, d.kernel.x};
-}
-
-int patches_of(NetworkBase& net) { return net.options().patches; }
-
-// The data of an array of all patches; a single one may go without its axis.
-const float* patch_data(NetworkBase& net, const py::array& array, const NodeGroupDescription& d, const char* what) {
-    auto shape = map_shape(d, patches_of(net));
-    if (shape.front() == 1 && array.ndim() + 1 == py::ssize_t(shape.size())) shape.erase(shape.begin());
-    return float_data(array, shape, what + (" of " + d.name));
-}
-
-// One array per input (or output) group.
-std::vector<const float*> group_data(NetworkBase& net, const Arrays& arrays, bool inputs, const char* what) {
-    std::vector<const float*> data;
-    for (const auto& d : net.node_groups()) {
-        if (inputs ? !d.input : !d.output) continue;
-        if (data.size() >= arrays.size()) throw py::value_error(std::string(what) + ": no array for " + d.name);
-        data.push_back(patch_data(net, arrays[data.size()], d, what));
-    }
-    if (data.size() != arrays.size()) throw py::value_error(std::string(what) + ": too many arrays");
-    return data;
-}
-
-std::vector<const float*> weight_data(NetworkBase& net, const std::vector<std::optional<py::array>>& arrays) {
-    std::vector<const float*> data;
-    for (const auto& d : net.node_groups()) {
-        if (!d.output) continue;
-        const auto& array = arrays.at(data.size());
-        data.push_back(array ? patch_data(net, *array, d, "weights") : nullptr);
-    }
-    return data;
-}
-
-// New arrays of the outputs' (inputs') shapes, and their data; `patches`: with an axis for them.
-struct NewArrays {
-    py::list arrays;
-    std::vector<std::pair<int, float*>> data;  // by group
-
-    NewArrays(NetworkBase& net, bool inputs, bool patches) {
-        for (int group = 0; group < int(net.node_groups().size()); ++group) {
-            const auto& d = net.node_groups()[group];
-            if (inputs ? !d.input : !d.output) continue;
-            auto shape = map_shape(d, patches_of(net));
-            if (!patches) shape.erase(shape.begin());
-            py::array_t<float> array(shape);
-            data.push_back({group, array.mutable_data()});
-            arrays.append(std::move(array));
-        }
-    }
-};
-
-bool has_patches(const Arrays& arrays) {
-    return std::any_of(arrays.begin(), arrays.end(), [](const py::array& array) { return array.ndim() == 5; });
 }
 
 py::dict transform_dict(const NetworkBase& net) {
@@ -160,37 +98,39 @@ void register_parameters(py::class_<NetworkBase>& network) {
 void register_rounds(py::class_<NetworkBase>& network) {
     network
         .def("forward",
-             [](NetworkBase& net, const Arrays& inputs, bool training) {
-                 const auto data = group_data(net, inputs, true, "input");
-                 NewArrays outputs(net, false, has_patches(inputs));
+             [](NetworkBase& net, const py::object& inputs, bool training) {
+                 const Taken in = take_in(net, inputs, true, "input");
+                 const NewArrays outputs(net, false, in.patches);
                  {
                      py::gil_scoped_release release;
-                     net.forward(data, training);
+                     net.forward(in.data, training);
                      for (const auto& [group, out] : outputs.data) net.copy_output(group, out);
                  }
-                 return outputs.arrays;
+                 return outputs.hand_out(net);
              })
         .def("backward",
-             [](NetworkBase& net, const Arrays& gradients) {
-                 const auto data = group_data(net, gradients, false, "gradient");
+             [](NetworkBase& net, const py::object& gradients) {
+                 const Taken g = take_in(net, gradients, false, "gradient");
                  py::gil_scoped_release release;
-                 net.backward(data);
+                 net.backward(g.data);
              })
         .def("train_step",
-             [](NetworkBase& net, const Arrays& inputs, const Arrays& targets,
-                const std::vector<std::optional<py::array>>& weights) {
-                 const auto in = group_data(net, inputs, true, "input"), t = group_data(net, targets, false, "target");
-                 const auto w = weight_data(net, weights);
+             [](NetworkBase& net, const py::object& inputs, const py::object& targets, const py::object& weights) {
+                 const Taken in = take_in(net, inputs, true, "input"), t = take_in(net, targets, false, "target");
+                 Taken w;
+                 w.data.resize(t.data.size());
+                 if (!weights.is_none()) w = take_in(net, weights, false, "weights");
                  py::gil_scoped_release release;
-                 return net.train_step(in, t, w);
+                 return net.train_step(in.data, t.data, w.data);
              })
+        .def("check_weights", [](NetworkBase& net, const py::object& weights) { take_in(net, weights, false, "weights"); })
         .def("input_gradients", [](NetworkBase& net) {
-            NewArrays gradients(net, true, patches_of(net) > 1);
+            const NewArrays gradients(net, true, net.options().patches > 1);
             {
                 py::gil_scoped_release release;
                 for (const auto& [group, out] : gradients.data) net.copy_input_gradient(group, out);
             }
-            return gradients.arrays;
+            return gradients.hand_out(net);
         });
 }
 

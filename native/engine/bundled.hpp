@@ -165,9 +165,9 @@ private:
     template <class Each>
     void each_kernel(int edge, Each each) const;
 
-    // Floats of a piece of pointwise work on `floats`: up to 20 us, but a 32nd of it from 2 us on.
+    // Floats of a piece of pointwise work on `floats`: up to 20 us, but a 128th of it from 2 us on.
     static std::size_t chunk_floats(std::size_t floats) {
-        return std::clamp((floats / 32 + 63) / 64 * 64, std::size_t{1} << 13, std::size_t{1} << 16);
+        return std::clamp((floats / 128 + 63) / 64 * 64, std::size_t{1} << 13, std::size_t{1} << 16);
     }
     const int V_;
     // The descriptions, in which a convolution may have absorbed the max-pooling that follows it.

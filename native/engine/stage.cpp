@@ -1,11 +1,16 @@
 #include "engine/stage.hpp"
 
 #include <algorithm>
+#include <stdexcept>
 #include <utility>
 
 namespace znn {
 
-Stage::Stage(TaskLabel label, int pieces, Body body) : label(label), body_(std::move(body)), pieces_(pieces) {}
+Stage::Stage(TaskLabel label, int pieces, Body body) : label(label), body_(std::move(body)), pieces_(pieces) {
+    if (pieces > Pieces::most)
+        throw std::runtime_error("a layer's phase has " + std::to_string(pieces) + " pieces, expected at most " +
+                                 std::to_string(Pieces::most) + ": use smaller or fewer patches");
+}
 
 void Stage::set_executor(Executor* executor) {
     executor_ = executor;
@@ -17,29 +22,33 @@ void Stage::set_executor(Executor* executor) {
     ticket_.priority = priority_;
 }
 
-int Stage::Range::take(bool from_end) {
-    std::uint64_t left = pieces.load(std::memory_order_relaxed);
-    for (;;) {
-        const std::uint64_t first = left & 0xffffffff, end = left >> 32;
-        if (first == end) return -1;
-        const std::uint64_t rest = from_end ? (end - 1) << 32 | first : end << 32 | (first + 1);
-        if (pieces.compare_exchange_weak(left, rest, std::memory_order_relaxed)) return int(from_end ? end - 1 : first);
+Stage::Pieces Stage::left(Pieces found, int worker) const {
+    if (found.round == round_) return found;
+    const auto share = [&](int i) { return std::uint64_t(pieces_) * std::uint64_t(i) / std::uint64_t(workers_); };
+    return {round_, share(worker), share(worker + 1)};
+}
+
+int Stage::take(int worker, bool from_end) {
+    std::atomic<Pieces>& pieces = ranges_[worker].pieces;
+    for (Pieces found = pieces.load(std::memory_order_relaxed);;) {
+        const Pieces now = left(found, worker);
+        if (now.empty()) return -1;
+        Pieces rest = now;
+        from_end ? --rest.end : ++rest.first;
+        if (pieces.compare_exchange_weak(found, rest, std::memory_order_relaxed)) return int(from_end ? rest.end : now.first);
     }
 }
 
-bool Stage::Range::empty() const {
-    const std::uint64_t left = pieces.load(std::memory_order_relaxed);
-    return (left & 0xffffffff) == left >> 32;
-}
-
 int Stage::next_piece(int worker) {
-    int piece = ranges_[worker].take(false);
-    for (int i = 1; piece < 0 && i < workers_; ++i) piece = ranges_[(worker + i) % workers_].take(true);
+    int piece = take(worker, false);
+    for (int i = 1; piece < 0 && i < workers_; ++i) piece = take((worker + i) % workers_, true);
     return piece;
 }
 
 bool Stage::has_pieces() const {
-    return std::any_of(&ranges_[0], &ranges_[workers_], [](const Range& range) { return !range.empty(); });
+    for (int i = 0; i < workers_; ++i)
+        if (!left(ranges_[i].pieces.load(std::memory_order_relaxed), i).empty()) return true;
+    return false;
 }
 
 void Stage::work(Worker& worker) {
@@ -78,9 +87,7 @@ void Stage::before(Stage& later) {
 }
 
 void Stage::arm() {
-    const std::uint64_t workers = workers_, count = pieces_;
-    for (std::uint64_t i = 0; i < workers; ++i)
-        ranges_[i].pieces.store(count * (i + 1) / workers << 32 | count * i / workers, std::memory_order_relaxed);
+    round_ = round_ % 0xffff + 1;
     open_.store(shares_, std::memory_order_relaxed);
     ticket_.path_ns.store(0, std::memory_order_relaxed);
     waiting_.store(predecessors_, std::memory_order_release);

@@ -49,16 +49,22 @@ private:
         Stage& stage_;
     };
 
-    // Pieces first, ..., end - 1 that nobody has begun, packed into one word: end << 32 | first.
+    // The pieces of one worker that nobody has begun. They are stamped with their round: those of an earlier one are all there
+    // again, so that a round begins without a visit to every worker's cache.
+    struct Pieces {
+        static constexpr int most = (1 << 24) - 1;
+        std::uint64_t round : 16, first : 24, end : 24;
+        bool empty() const { return first == end; }
+    };
     struct alignas(64) Range {
-        std::atomic<std::uint64_t> pieces{0};
-        int take(bool from_end);  // -1: none is left
-        bool empty() const;
+        std::atomic<Pieces> pieces{Pieces{}};
     };
 
     void work(Worker& worker);
     void run(int piece, Worker& worker);
-    int next_piece(int worker);  // -1: none is left
+    Pieces left(Pieces found, int worker) const;
+    int take(int worker, bool from_end);  // -1: none is left
+    int next_piece(int worker);           // the same
     bool has_pieces() const;
     void leave(Worker& worker);
     void complete(Worker* worker, bool last);
@@ -71,6 +77,7 @@ private:
     std::vector<Stage*> followers_;
     std::vector<std::function<void(Worker*)>> done_actions_;
     int predecessors_ = 0;
+    std::uint32_t round_ = 0;  // of 1 to 65535, then again: in each every worker's pieces are all taken, and so stamped
     std::atomic<int> waiting_{0};
     alignas(64) std::atomic<int> open_{0};  // shares of the ticket whose holders may still run a piece
 };

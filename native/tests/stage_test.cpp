@@ -150,6 +150,24 @@ void test_caller_goes_on() {
     expect(run == 100, "pieces were left when a caller went on");
 }
 
+// The stamps of rounds begin again after 65535.
+void test_many_rounds() {
+    Executor executor({.threads = 3, .pin = false});
+    std::atomic<int> run{0};
+    Stage stage({}, 5, [&](int, Worker&) { ++run; });
+    stage.set_executor(&executor);
+    stage.await(1);
+    int complete = 0;
+    constexpr int rounds = 70000;
+    for (int round = 1; round <= rounds; ++round) {
+        stage.arm();
+        stage.arrive(nullptr);
+        executor.drain();
+        complete += run == 5 * round;
+    }
+    expect(complete == rounds, "a stage lost or repeated a piece in one of many rounds");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -160,5 +178,6 @@ int main(int argc, char** argv) {
             for (int threads : {1, 2, 3, 8, 16}) test_graph(policy, threads, random.pick(1, 20), random);
     test_urgent();
     test_caller_goes_on();
+    test_many_rounds();
     return report();
 }

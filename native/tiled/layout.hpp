@@ -79,6 +79,19 @@ inline TilePiece tile_piece(const LayerPlan& p, int index, int bundles, int tile
     return piece;
 }
 
+// A piece of products: pencils [first, last) of a slab, and some of the bundles that come out.
+struct ProductPiece {
+    int slab, first, last, first_bundle, last_bundle;
+};
+
+inline int product_pieces(const LayerPlan& p, int parts) { return ceil_div(p.pencils, p.product_pencils) * parts; }
+
+inline ProductPiece product_piece(const LayerPlan& p, int index, int parts, int bundles) {
+    const int part = index % parts, per_slab = product_pieces(p, 1), slab = index / parts / per_slab;
+    const int first = index / parts % per_slab * p.product_pencils;
+    return {slab, first, std::min(p.pencils, first + p.product_pencils), part * bundles / parts, (part + 1) * bundles / parts};
+}
+
 // ---- strips of the backward pass: every sub-lattice of the input, also those without outputs (tile_strip < 0)
 struct StripPiece {
     int bundle, r[3], q, tile_strip;

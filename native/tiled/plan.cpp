@@ -260,9 +260,15 @@ double piece_aim(double all, int workers, const Machine& machine) {
     return std::min(machine.piece_s, std::max(all / (16 * std::max(workers, 2)), 5e-6));
 }
 
-// How many units of `one` second make a piece, of `count` there are.
+// How many units of `one` second make a piece, of `count` there are: some for every worker, unless they would be over in no time.
 int units_per_piece(double one, double count, int most, const Machine& machine) {
-    return clamp_count(piece_aim(one * count, machine.workers, machine) / one, most);
+    const double some = std::max(count / (4 * std::max(machine.workers, 2)), 1e-6 / one);
+    return clamp_count(std::min(piece_aim(one * count, machine.workers, machine) / one, some), most);
+}
+
+// In how many parts one unit is cut, where units of `one` second are too few: not more than make sense, and none that short.
+int parts_of_unit(double one, int count, int most, const Machine& machine) {
+    return clamp_count(std::min(std::ceil(8.0 * machine.workers / count), one / 5e-6), most);
 }
 
 void size_tiled_pieces(LayerPlan& p, const Machine& machine) {
@@ -273,6 +279,13 @@ void size_tiled_pieces(LayerPlan& p, const Machine& machine) {
     p.transform_tiles = units_per_piece(transform, p.tiles * bundles, p.tiles_per_slab, machine);
     const double product = product_seconds(p, in, p.out_bundles, machine) / (double(p.pencils) * p.slabs);
     p.product_pencils = units_per_piece(product, double(p.pencils) * p.slabs, p.pencils, machine);
+    if (p.product_pencils == 1) {
+        // Two narrow bundles share what they read, in the update all of kMostSummed.
+        const int shared = p.bundle == 8 ? 2 : 1;
+        p.forward_parts = parts_of_unit(product, p.pencils, ceil_div(p.out_bundles, shared), machine);
+        p.backward_parts = parts_of_unit(product, p.pencils, ceil_div(p.in_bundles, shared), machine);
+        p.sums_parts = parts_of_unit(product, p.pencils, ceil_div(p.out_bundles, kMostSummed), machine);
+    }
     const double kernel = kernel_seconds(p, 1, 1, machine);
     p.kernel_maps_in = units_per_piece(kernel, double(in) * p.out_bundles, in, machine);
     p.kernel_maps_out = units_per_piece(kernel * p.bundle, double(out) * p.in_bundles / p.bundle, p.out_bundles, machine) * p.bundle;
@@ -286,13 +299,13 @@ void size_tiled_pieces(LayerPlan& p, const Machine& machine) {
     set(Phase::kernels_forward, p.out_bundles * ceil_div(in, p.kernel_maps_in));
     set(Phase::kernels_backward, p.in_bundles * ceil_div(out, p.kernel_maps_out));
     set(Phase::input_transform, of_tiles(p.in_bundles));
-    set(Phase::forward_product, p.slabs * ceil_div(p.pencils, p.product_pencils));
+    set(Phase::forward_product, p.slabs * product_pieces(p, p.forward_parts));
     set(Phase::forward_inverse, of_tiles(p.out_bundles));
     set(Phase::gradient_transform, of_tiles(p.out_bundles));
-    set(Phase::backward_product, p.slabs * ceil_div(p.pencils, p.product_pencils));
+    set(Phase::backward_product, p.slabs * product_pieces(p, p.backward_parts));
     set(Phase::backward_inverse, strip_pieces(p));
     set(Phase::backward_join, strip_pieces(p));
-    set(Phase::update_product, p.slabs * ceil_div(p.pencils, p.product_pencils));
+    set(Phase::update_product, p.slabs * product_pieces(p, p.sums_parts));
     set(Phase::update_inverse, p.out_bundles * ceil_div(in, p.kernel_maps_in));
 
     const TileScratchSizes tile(p);
@@ -475,9 +488,9 @@ int first_piece(const LayerPlan& p, Phase phase, int slab) {
         case Phase::input_transform: return slab * tile_pieces(p, p.tiles_per_slab, p.in_bundles, p.transform_tiles);
         case Phase::gradient_transform:
         case Phase::forward_inverse: return slab * tile_pieces(p, p.tiles_per_slab, p.out_bundles, p.transform_tiles);
-        case Phase::forward_product:
-        case Phase::backward_product:
-        case Phase::update_product: return slab * ceil_div(p.pencils, p.product_pencils);
+        case Phase::forward_product: return slab * product_pieces(p, p.forward_parts);
+        case Phase::backward_product: return slab * product_pieces(p, p.backward_parts);
+        case Phase::update_product: return slab * product_pieces(p, p.sums_parts);
         case Phase::backward_inverse: {
             int piece = 0;
             const int first_strip = slab * (p.tiles_per_slab / p.tiles_per_strip);

@@ -279,11 +279,12 @@ void set_turn(const Axis& axis, int f, float* turn) {
     }
 }
 
-// The product of `tiles` tiles with the kernels, pencils [p0, p1), for all `bundles` of outputs.
+// The product of `tiles` tiles with the kernels, a piece of it.
 template <bool CONJ>
 struct Product {
     const LayerPlan& p;
-    int tiles, bundles, p1;
+    const ProductPiece piece;
+    int tiles;
     SpectraView spectra, result;
     const V* kernels;
     V* scratch;
@@ -291,7 +292,8 @@ struct Product {
     const Axis& axis = p.axis[0];
     const int T = axis.T, maps = CONJ ? p.problem.in_maps : p.problem.out_maps;
     const int chunk = CONJ ? p.chunk_out : p.chunk_in, half = tiles >= kTurnedTiles ? turned_pairs(axis) : 0;
-    const int group = std::min(half ? kTurnedGroup : std::min(group_of(tiles), chunk), bundles);
+    const int o0 = piece.first_bundle, o1 = piece.last_bundle;
+    const int group = std::min(half ? kTurnedGroup : std::min(group_of(tiles), chunk), o1 - o0);
     const long line = 2 * p.line, kernel = kernel_pencil(p, maps);
     const Blocks full = Blocks::make<CONJ>(tiles, group, half);
 
@@ -299,7 +301,7 @@ struct Product {
     // What the next pencil reads, and where it writes; first comes what a part of this one needs.
     Lookout next(int pencil) const {
         const auto stream = [&](SpectraView view) {
-            const bool wanted = pencil + 1 < p1 && view.pencil <= kPrefetchFloats && !view.streams;
+            const bool wanted = pencil + 1 < piece.last && view.pencil <= kPrefetchFloats && !view.streams;
             return Lookout::stream(view.data + (pencil + 1) * view.pencil, wanted ? view.pencil : 0);
         };
         return {{{}, stream(spectra), stream(result)}};
@@ -317,11 +319,11 @@ struct Product {
         const long step = long(maps) * pair_vectors(half), turned_step = 2L * maps;
         V *pairs = scratch, *turned = pairs + group * step;
         Lookout ahead = next(pencil);
-        for (int o = 0; o < bundles; o += group) {
-            const int count = std::min(group, bundles - o);
+        for (int o = o0; o < o1; o += group) {
+            const int count = std::min(group, o1 - o);
             for (int b = 0; b < count; ++b) make(axis, taps(pencil, o + b), maps, pairs + b * step);
-            const bool last = o + count == bundles;
-            ahead.first(last ? taps(pencil + 1, 0) : taps(pencil, o + count), last && pencil + 1 == p1 ? 0 : kernel * kV);
+            const bool last = o + count == o1;
+            ahead.first(last ? taps(pencil + 1, o0) : taps(pencil, o + count), last && pencil + 1 == piece.last ? 0 : kernel * kV);
             const Blocks blocks = count == group ? full : Blocks::make<CONJ>(tiles, count, half);
             for (int f = 0; f < T; ++f) {
                 float turn[2 * kTurnedPairs];
@@ -336,34 +338,36 @@ struct Product {
         const long step = 2 * maps + 2;
         V *lines = scratch, *buffer = lines + long(chunk) * T * step;
         Lookout ahead = next(pencil);
-        for (int o0 = 0; o0 < bundles; o0 += chunk) {
-            const int o1 = std::min(bundles, o0 + chunk);
-            for (int o = o0; o < o1; ++o)
-                kernel_line(axis, taps(pencil, o), 2, 2 * axis.k, lines + (o - o0) * T * step, step, 2, maps, buffer);
+        for (int begin = o0; begin < o1; begin += chunk) {
+            const int end = std::min(o1, begin + chunk);
+            for (int o = begin; o < end; ++o)
+                kernel_line(axis, taps(pencil, o), 2, 2 * axis.k, lines + (o - begin) * T * step, step, 2, maps, buffer);
             for (int f = 0; f < T; ++f)
-                for (int o = o0; o < o1; o += group)
-                    block(o + group <= o1 ? full : Blocks::make<CONJ>(tiles, o1 - o), pencil, o, f,
-                          {.w = lines + ((o - o0) * T + f) * step, .w_out = T * step}, ahead);
+                for (int o = begin; o < end; o += group)
+                    block(o + group <= end ? full : Blocks::make<CONJ>(tiles, end - o), pencil, o, f,
+                          {.w = lines + ((o - begin) * T + f) * step, .w_out = T * step}, ahead);
         }
     }
-    void run(int p0) const {
-        for (int pencil = p0; pencil < p1; ++pencil) half ? turned(pencil) : expanded(pencil);
+    void run() const {
+        for (int pencil = piece.first; pencil < piece.last; ++pencil) half ? turned(pencil) : expanded(pencil);
         if (result.streams) finish_streams();
     }
 };
 
 }  // namespace
 
-void product(const LayerPlan& p, bool forward, int slab, int p0, int p1, const Buffers& b, float* scratch) {
-    const int tiles = p.slab_tiles(slab);
+void product(const LayerPlan& p, bool forward, int index, const Buffers& b, float* scratch) {
+    const ProductPiece piece = product_piece(p, index, forward ? p.forward_parts : p.backward_parts,
+                                             forward ? p.out_bundles : p.in_bundles);
+    const int slab = piece.slab, tiles = p.slab_tiles(slab);
     if (forward)
-        Product<true>{p, tiles, p.out_bundles, p1, {b.at(Buffer::input_spectra) + p.input_place(slab, b.keep), p.in_pencil},
+        Product<true>{p, piece, tiles, {b.at(Buffer::input_spectra) + p.input_place(slab, b.keep), p.in_pencil},
                       {b.at(Buffer::output_spectra) + p.passing_out(slab), p.out_pencil, p.streams_out},
-                      vec(b.at(Buffer::kernels_forward)), vec(scratch)}.run(p0);
+                      vec(b.at(Buffer::kernels_forward)), vec(scratch)}.run();
     else
-        Product<false>{p, tiles, p.in_bundles, p1, {b.at(Buffer::gradient_spectra) + p.passing_out(slab), p.out_pencil},
+        Product<false>{p, piece, tiles, {b.at(Buffer::gradient_spectra) + p.passing_out(slab), p.out_pencil},
                        {b.at(Buffer::input_gradient_spectra) + p.passing_in(slab), p.in_pencil, p.streams_in},
-                       vec(b.at(Buffer::kernels_backward)), vec(scratch)}.run(p0);
+                       vec(b.at(Buffer::kernels_backward)), vec(scratch)}.run();
 }
 
 namespace {
@@ -489,16 +493,17 @@ void update_bundles(const LayerPlan& p, int tiles, const float* x, const V* grad
     }
 }
 
+// The same for `bundles` of outputs.
 template <int H>
-void update_pencil(const LayerPlan& p, int tiles, const float* x, const V* gradient, bool add, V* out, long out_bundle,
-                   Lookout& ahead, V* sums) {
+void update_pencil(const LayerPlan& p, int tiles, int bundles, const float* x, const V* gradient, bool add, V* out,
+                   long out_bundle, Lookout& ahead, V* sums) {
     const long bundle = 2 * tiles * p.line;
-    const int groups = ceil_div(p.out_bundles, kUpdateGroup);
+    const int groups = ceil_div(bundles, kUpdateGroup);
     const long blocks = long(groups) * ceil_div(p.problem.in_maps, kTurnedRows) * (p.axis[0].T / 2 + 1);
     const long taps = long(p.problem.in_maps) * groups * 2 * p.axis[0].k * kV / 16;  // lines, fetched besides
     const long lines = std::min<long>(tiles, (ahead.lines() + taps) * 5 / 4 / blocks + 1);
-    for (int o = 0; o < p.out_bundles; o += kUpdateGroup) {
-        const int count = std::min(kUpdateGroup, p.out_bundles - o);
+    for (int o = 0; o < bundles; o += kUpdateGroup) {
+        const int count = std::min(kUpdateGroup, bundles - o);
         const auto update = [&]<int NB>() {
             update_bundles<NB, H>(p, tiles, x, gradient + o * bundle, add, out + o * out_bundle, out_bundle, lines, ahead, sums);
         };
@@ -510,14 +515,14 @@ void update_pencil(const LayerPlan& p, int tiles, const float* x, const V* gradi
 
 // The same for kernels that are transformed back line by line, once all frequencies of a bundle's maps are there: these sums stay
 // in L1 until then.
-void update_expanded(const LayerPlan& p, int tiles, const float* x, const V* gradient, bool add, V* out, long out_bundle,
-                     Lookout& ahead, V* sums) {
+void update_expanded(const LayerPlan& p, int tiles, int bundles, const float* x, const V* gradient, bool add, V* out,
+                     long out_bundle, Lookout& ahead, V* sums) {
     const Axis& axis = p.axis[0];
     const int T = axis.T, maps = p.problem.in_maps;
     const long line = 2 * p.line, step = 2 * T + 2;
     V *taps = sums + kV * step, *buffer = taps + 2L * kV * axis.k;
-    const long lines = ahead.lines() / (long(T) * p.out_bundles * p.in_bundles) + 1;
-    for (int o = 0; o < p.out_bundles; ++o, gradient += tiles * line, out += out_bundle)
+    const long lines = ahead.lines() / (long(T) * bundles * p.in_bundles) + 1;
+    for (int o = 0; o < bundles; ++o, gradient += tiles * line, out += out_bundle)
         for (int i0 = 0; i0 < maps; i0 += kV) {
             const int lanes = std::min(kV, maps - i0);
             const float* bundle = x + i0 * tiles * line;
@@ -535,19 +540,21 @@ void update_expanded(const LayerPlan& p, int tiles, const float* x, const V* gra
 
 }  // namespace
 
-void update_product(const LayerPlan& p, int slab, int p0, int p1, const Buffers& b, float* scratch) {
-    const int tiles = p.slab_tiles(slab), pairs = turned_pairs(p.axis[0]);
+void update_product(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
+    const ProductPiece piece = product_piece(p, index, p.sums_parts, p.out_bundles);
+    const int slab = piece.slab, tiles = p.slab_tiles(slab), bundles = piece.last_bundle - piece.first_bundle, pairs = turned_pairs(p.axis[0]);
     const long kernel = kernel_pencil(p, p.problem.in_maps);
     const auto update = pairs == 0 || tiles < update_tiles(pairs) ? update_expanded
                         : pairs == 1 ? update_pencil<1> : pairs == 2 ? update_pencil<2> : update_pencil<3>;
-    for (int pencil = p0; pencil < p1; ++pencil) {
+    for (int pencil = piece.first; pencil < piece.last; ++pencil) {
         const float* x = b.at(Buffer::input_spectra) + p.input_place(slab, b.keep) + pencil * p.in_pencil;
         const float* gradient = b.at(Buffer::gradient_spectra) + p.passing_out(slab) + pencil * p.out_pencil;
-        V* out = vec(b.at(Buffer::update_spectra)) + pencil * kernel;
-        const bool next = pencil + 1 < p1 && std::max(p.in_pencil, p.out_pencil) <= kPrefetchFloats;
+        V* out = vec(b.at(Buffer::update_spectra)) + (long(piece.first_bundle) * p.pencils + pencil) * kernel;
+        const bool next = pencil + 1 < piece.last && std::max(p.in_pencil, p.out_pencil) <= kPrefetchFloats;
         Lookout ahead{{{}, Lookout::stream(x + p.in_pencil, next ? p.in_pencil : 0),
                        Lookout::stream(gradient + p.out_pencil, next ? p.out_pencil : 0)}};
-        update(p, tiles, x, vec(gradient), slab > 0, out, p.pencils * kernel, ahead, vec(scratch));
+        update(p, tiles, bundles, x, vec(gradient) + piece.first_bundle * 2L * tiles * p.line, slab > 0, out, p.pencils * kernel,
+               ahead, vec(scratch));
     }
 }
 

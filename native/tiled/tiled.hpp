@@ -148,6 +148,8 @@ struct LayerPlan {
     bool streams_in = false, streams_out = false;  // a slab's spectra outgrow L3 and are written past it
     long plane = 0;                              // complex vectors of a plane of pencils in scratch
     int transform_tiles = 1, product_pencils = 1, kernel_maps_in = 1, kernel_maps_out = 1;
+    // Into how many pieces the products of one pencil are cut, by bundles of what comes out.
+    int forward_parts = 1, backward_parts = 1, sums_parts = 1;
     bool fused = false;                          // few input maps: no spectra between the phases of forward and update
     // Tiles taken together; pieces of one such group (in the update: of a chunk), by output bundles.
     int fused_tiles = 1, fused_parts = 1, update_parts = 1;

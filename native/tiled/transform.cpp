@@ -578,15 +578,10 @@ void run_tiled(const LayerPlan& p, Phase phase, int index, const Buffers& b, flo
         case Phase::backward_inverse: return backward_inverse(p, index, b, scratch);
         case Phase::backward_join: return backward_join(p, index, b);
         case Phase::update_inverse: return update_inverse(p, index, b, scratch);
-        case Phase::forward_product:
-        case Phase::backward_product:
-        case Phase::update_product: {
-            if (p.fused && phase == Phase::update_product) return update_fused(p, index, b, scratch);
-            const int per_slab = ceil_div(p.pencils, p.product_pencils), slab = index / per_slab;
-            const int first = index % per_slab * p.product_pencils, last = std::min(p.pencils, first + p.product_pencils);
-            if (phase == Phase::update_product) return update_product(p, slab, first, last, b, scratch);
-            return product(p, phase == Phase::forward_product, slab, first, last, b, scratch);
-        }
+        case Phase::forward_product: return product(p, true, index, b, scratch);
+        case Phase::backward_product: return product(p, false, index, b, scratch);
+        case Phase::update_product:
+            return p.fused ? update_fused(p, index, b, scratch) : update_product(p, index, b, scratch);
     }
 }
 

@@ -57,8 +57,8 @@ void update_fused(const LayerPlan& plan, int index, const Buffers& b, float* scr
 
 // product.cpp
 // Pencils [p0, p1) of one slab.
-void product(const LayerPlan& plan, bool forward, int slab, int p0, int p1, const Buffers& b, float* scratch);
-void update_product(const LayerPlan& plan, int slab, int p0, int p1, const Buffers& b, float* scratch);
+void product(const LayerPlan& plan, bool forward, int index, const Buffers& b, float* scratch);
+void update_product(const LayerPlan& plan, int index, const Buffers& b, float* scratch);
 
 // turned[lane of out bundle o][tap], lanes input maps: the kernels between two bundles with their maps exchanged.
 void transpose_kernels(const LayerPlan& plan, const Buffers& b, int o, int in_bundle, V* turned);
