@@ -54,16 +54,17 @@ def test_only_few_input_maps_are_fused_and_nothing_goes_back_to_the_input(graph)
 
 
 def test_workers_without_a_piece_count(graph):
-    """A phase of a single piece keeps all workers from what follows; a plan for many takes one that they can share."""
+    """The last pieces of a phase keep all workers from what follows; a plan for many takes phases that they can share evenly."""
     spec = znn.NetworkSpec.layered("first", 1, [{"conv": 8, "kernel": 3, "transfer": "relu"}])
     small = Graph.build(spec, output=(12, 12, 12))
     alone, together = (bundled.layers(small, 8, training=False, workers=n)[0] for n in (1, 4))
     for candidate in (Candidate("fused", (14, 14, 14)), *alone.ranked()):
         counts = alone.native(candidate).pieces
         phases = [float(count > 0 and alone.takes_part(candidate, phase)) for phase, count in enumerate(counts)]
-        pieces = [count for count, part in zip(counts, phases) if part]
-        assert alone.total(candidate, phases) == len(pieces)
-        shared = sum(max(1.0, 4 / count) for count in pieces)
+        assert alone.total(candidate, phases) == sum(phases)
+        pieces = [count for count, part in zip(together.native(candidate).pieces, phases) if part]
+        turns = [(count + 3) // 4 for count in pieces]  # 1, 2, 3 or 4 pieces take as long as one
+        shared = sum(4 * n / count for n, count in zip(turns, pieces))
         # Of spectra, which only the tiled method hands from phase to phase, three quarters come from other workers.
         spectra = alone.native(candidate).buffer_bytes[2:4] if candidate.method == "tiled" else []
         assert max(spectra, default=0) < bundled.EXCHANGED and (candidate.method != "tiled" or min(spectra) > 0)

@@ -213,12 +213,12 @@ class Layer:
         return self.total(candidate, self.phases(candidate))
 
     def total(self, candidate: Candidate, phases: Sequence[float]) -> float:
-        """Seconds of a round from those of the phases on one core: with those of workers for whom a phase has no piece, with what
-        spectra take that several workers exchange, and with the pooling that follows, where the candidate leaves it to an edge of
-        its own, which reads and writes whole images.
+        """Seconds of a round from those of the phases on one core: with those of workers who wait while others do the last pieces of
+        a phase, with what spectra take that several workers exchange, and with the pooling that follows, where the candidate
+        leaves it to an edge of its own, which reads and writes whole images.
         """
         native = self.native(candidate)
-        held = sum(s * max(1.0, self.workers / max(count, 1)) for s, count in zip(phases, native.pieces))
+        held = sum(s * self._turns(count) for s, count in zip(phases, native.pieces))
         if self.workers > 1:
             held += (1 - 1 / self.workers) * self._exchanged(candidate) / EXCHANGE_RATE
         if not self._pooled or native.pools:
@@ -227,6 +227,10 @@ class Layer:
         # Forward; backward: zeros first, then the gradients.
         count = 4 * ((whole + 2 * pooled) + (2 * whole + pooled) * self.training)
         return held + count / copy_rate(place_of(4 * whole))
+
+    def _turns(self, pieces: int) -> float:
+        """How much longer workers need for so many equal pieces than if these could be cut."""
+        return math.ceil(pieces / self.workers) * self.workers / pieces if pieces else 1.0
 
     def _exchanged(self, candidate: Candidate) -> int:
         """Bytes of spectra that one core would find in its own cache, while workers find in theirs what they wrote themselves:

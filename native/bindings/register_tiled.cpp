@@ -1,7 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/arrays.hpp"
-#include "engine/description.hpp"
+#include "engine/plan_layer.hpp"
 #include "engine/tiled_probe.hpp"
 #include "kernels/kernels.hpp"
 
@@ -20,13 +20,7 @@ tiled::Problem problem_of(int in_maps, int out_maps, E input, E kernel, E sparsi
 tiled::LayerPlan plan_without_pool(const tiled::Problem& problem, int bundle, Method method, E tile, bool memoize, int workers) {
     tiled::Machine machine;
     machine.workers = workers;
-    switch (method) {
-        case Method::tiled: return tiled::plan_tiled(problem, bundle, extent(tile), machine, memoize);
-        case Method::fused: return tiled::plan_fused(problem, bundle, extent(tile), machine);
-        case Method::direct: return tiled::plan_direct(problem, bundle, machine);
-        case Method::fft: break;
-    }
-    throw py::value_error("the fft method works on single maps, not on bundles");
+    return plan_layer(problem, method, bundle, extent(tile), machine, memoize);
 }
 
 // The pooling after the layer is part of it wherever its plan can pool, as in the engine.

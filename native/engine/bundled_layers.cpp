@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "engine/plan_layer.hpp"
+
 namespace znn {
 
 using Work = tiled::Buffer;
@@ -13,11 +15,7 @@ void BundledNetwork::plan_conv(int e) {
     tiled::Machine machine;
     machine.workers = (options_.threads + options_.patches - 1) / options_.patches;  // every patch has its pieces
     const auto plan = [&](const tiled::Problem& problem) {
-        switch (d.method) {
-            case Method::tiled: return tiled::plan_tiled(problem, V_, d.transform, machine, d.memoize);
-            case Method::fused: return tiled::plan_fused(problem, V_, d.transform, machine);
-            default: return tiled::plan_direct(problem, V_, machine);
-        }
+        return plan_layer(problem, d.method, V_, d.transform, machine, d.memoize);
     };
     tiled::Problem problem{groups_[d.source].maps, groups_[d.target].maps, groups_[d.source].extent, d.kernel, d.sparsity};
     problem.depthwise = d.depthwise;

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/plan_layer.hpp"
 #include "engine/stage.hpp"
 #include "kernels/kernels.hpp"
 #include "tiled/tiled.hpp"
@@ -651,14 +652,9 @@ std::unique_ptr<Layer> Layer::make(Team& team, const LayerProblem& p, Method met
         return std::make_unique<MapsLayer>(team, p);
     }
     const tiled::Problem problem{p.group_in(), p.group_out(), p.padded(), p.kernel, p.dilation};
-    tiled::LayerPlan plan;
-    switch (method) {
-        case Method::tiled: plan = tiled::plan_tiled(problem, bundle, tile, {}, keep); break;
-        case Method::fused: plan = tiled::plan_fused(problem, bundle, tile); break;
-        case Method::direct: plan = tiled::plan_direct(problem, bundle); break;
-        case Method::fft: throw std::invalid_argument("convolution layer: the fft method works on single maps of a network");
-    }
-    return std::make_unique<BundledLayer>(team, p, std::move(plan), keep);
+    tiled::Machine machine;
+    machine.workers = team.threads();
+    return std::make_unique<BundledLayer>(team, p, plan_layer(problem, method, bundle, tile, machine, keep), keep);
 }
 
 }  // namespace znn

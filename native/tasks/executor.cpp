@@ -243,7 +243,7 @@ void Executor::run_body(Task& task, Worker& worker) {
     } catch (...) {
         fail(std::current_exception());
     }
-    if (worker.in_event_) worker.end_event();
+    worker.end_piece();
 }
 
 void Executor::fail(std::exception_ptr failure) {
