@@ -64,7 +64,8 @@ bool pin_this_thread(int processor) {
 }
 
 PinnedThread::PinnedThread(int processor) {
-    if (processor < 0 || pthread_getaffinity_np(pthread_self(), sizeof before_, &before_) != 0) return;
+    if (processor < 0 || sched_getcpu() == processor) return;
+    if (pthread_getaffinity_np(pthread_self(), sizeof before_, &before_) != 0) return;
     pinned_ = pin_this_thread(processor);
 }
 
