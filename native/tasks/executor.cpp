@@ -53,7 +53,8 @@ void Worker::join_path(std::int64_t path_ns) {
 // ---------------------------------------------------------------- Executor
 
 Executor::Executor(const ExecutorOptions& options)
-    : looks_(options.looks), offers_(options.policy == Policy::priority), queue_(make_queue(options.policy, options.threads, options.priorities)) {
+    : looks_(options.looks), offers_(options.policy == Policy::priority),
+      queue_(make_queue(options.policy, options.threads, options.priorities)) {
     if (options.pin) {
         // More workers than cores are left to the system.
         processors_ = usable_physical_cores();

@@ -112,7 +112,7 @@ public:
     bool force(Task& task, Task& follower, Worker& worker);
 
     // Whether a worker with several pieces of work of this priority in hand should leave the rest: something more urgent is
-    // queued (where priorities decide), or its caller need not wait any more.
+    // queued or offered (where priorities decide), or its caller need not wait any more.
     bool wanted_elsewhere(const Worker& worker, int priority) const {
         return queue_->most_urgent() > priority || offered_priority() > priority || (worker.over_ && (*worker.over_)());
     }
@@ -156,7 +156,9 @@ private:
     // at until they have a share; below `none` there are no more, only workers that came too late.
     struct Offer {
         static constexpr std::uint64_t none = 1 << 13;
-        static std::uint64_t word(Task* task, int shares) { return reinterpret_cast<std::uintptr_t>(task) << 16 | (none + std::uint64_t(shares)); }
+        static std::uint64_t word(Task* task, int shares) {
+            return std::uint64_t(reinterpret_cast<std::uintptr_t>(task)) << 16 | (none + std::uint64_t(shares));
+        }
         static int shares(std::uint64_t word) { return int(word & 0xffff) - int(none); }
         static Task* task(std::uint64_t word) { return reinterpret_cast<Task*>(std::uintptr_t(word >> 16)); }
     };

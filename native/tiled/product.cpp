@@ -542,7 +542,8 @@ void update_expanded(const LayerPlan& p, int tiles, int bundles, const float* x,
 
 void update_product(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const ProductPiece piece = product_piece(p, index, p.sums_parts, p.out_bundles);
-    const int slab = piece.slab, tiles = p.slab_tiles(slab), bundles = piece.last_bundle - piece.first_bundle, pairs = turned_pairs(p.axis[0]);
+    const int slab = piece.slab, tiles = p.slab_tiles(slab), bundles = piece.last_bundle - piece.first_bundle;
+    const int pairs = turned_pairs(p.axis[0]);
     const long kernel = kernel_pencil(p, p.problem.in_maps);
     const auto update = pairs == 0 || tiles < update_tiles(pairs) ? update_expanded
                         : pairs == 1 ? update_pencil<1> : pairs == 2 ? update_pencil<2> : update_pencil<3>;
