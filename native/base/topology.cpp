@@ -63,9 +63,10 @@ bool pin_this_thread(int processor) {
     return pthread_setaffinity_np(pthread_self(), sizeof set, &set) == 0;
 }
 
+bool runs_on(int processor) { return sched_getcpu() == processor; }
+
 PinnedThread::PinnedThread(int processor) {
-    if (processor < 0 || sched_getcpu() == processor) return;
-    if (pthread_getaffinity_np(pthread_self(), sizeof before_, &before_) != 0) return;
+    if (processor < 0 || pthread_getaffinity_np(pthread_self(), sizeof before_, &before_) != 0) return;
     pinned_ = pin_this_thread(processor);
 }
 

@@ -16,8 +16,10 @@ std::vector<int> usable_processors();
 // Pins the calling thread. False if the system refuses.
 bool pin_this_thread(int processor);
 
-// Pins the calling thread while it lives; a negative processor pins nothing. A thread that is there already stays as it is: nothing
-// moves it without need, and the system calls, in a cold cache, are felt beside a round of a small network.
+// Whether the calling thread is on this processor now.
+bool runs_on(int processor);
+
+// Pins the calling thread while it lives; a negative processor pins nothing.
 class PinnedThread {
 public:
     explicit PinnedThread(int processor);

@@ -9,6 +9,12 @@
 
 namespace znn {
 
+namespace {
+
+constexpr std::int64_t kShortCallNs = 1'000'000;
+
+}  // namespace
+
 // ---------------------------------------------------------------- Worker
 
 void Worker::begin_event(TaskLabel label) {
@@ -218,9 +224,12 @@ void Executor::work_until(const std::function<bool()>& over) {
     if (over()) return;
     std::unique_lock seat(seat_, std::defer_lock);  // another caller may have it: then this one only waits
     std::optional<PinnedThread> pinned;
+    // One who is there already and soon gone again is not worth the system calls: they are felt beside a round of a small network.
+    const bool pins = !processors_.empty(), there = pins && runs_on(processors_[0]);
+    const std::int64_t start = there ? now_ns() : 0;
     while (!over()) {
         if (seat.owns_lock() || seat.try_lock()) {
-            if (!pinned) pinned.emplace(processors_.empty() ? -1 : processors_[0]);
+            if (pins && !pinned && (!there || now_ns() - start > kShortCallNs)) pinned.emplace(processors_[0]);
             workers_[0]->over_ = &over;
             if (run_next(*workers_[0], over) || over()) continue;
         }
