@@ -59,12 +59,12 @@ def draw_of(rows, plt, what="round"):
         key=lambda p: (p[1] != "strided", int(p[0].split("_")[1]), p[2]),
     )
     lines = sorted({(r["engine"], r["machine"]) for r in good}, key=lambda p: (not p[0].startswith("ZNN"), p))
-    machines = sorted({m for _, m in lines})
+    machines, engines = sorted({m for _, m in lines}), list(dict.fromkeys(e for e, _ in lines))
     figure, axes = plt.subplots(
         2, len(panels), figsize=(max(5.0, 1.7 * len(panels) + 1.2), 4.6), sharey="row", squeeze=False
     )
     for column, panel in enumerate(panels):
-        for i, (engine, machine) in enumerate(lines):
+        for engine, machine in lines:
             mine = [
                 r
                 for r in good
@@ -72,8 +72,9 @@ def draw_of(rows, plt, what="round"):
             ]
             label = engine if len(machines) == 1 else f"{engine}\n{machine}"
             look = {
-                "color": style.COLOURS[i % len(style.COLOURS)],
-                "marker": style.MARKERS[i % len(style.MARKERS)],
+                "color": style.COLOURS[engines.index(engine) % len(style.COLOURS)],
+                "ls": style.LINES[machines.index(machine) % len(style.LINES)],
+                "marker": style.MARKERS[machines.index(machine) % len(style.MARKERS)],
                 "label": label,
             }
             sides = [r["output_side"] for r in mine]
