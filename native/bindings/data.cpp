@@ -56,10 +56,13 @@ std::vector<Shape> shapes_of(const NetworkBase& net, const NodeGroupDescription&
     return net.options().patches == 1 ? std::vector<Shape>{shape, Shape(shape.begin() + 1, shape.end())} : std::vector<Shape>{shape};
 }
 
-std::vector<const NodeGroupDescription*> nodes_of(const NetworkBase& net, bool inputs) {
-    std::vector<const NodeGroupDescription*> found;
-    for (const auto& d : net.node_groups())
-        if (inputs ? d.input : d.output) found.push_back(&d);
+// The groups of the input (output) nodes.
+std::vector<int> groups_of(const NetworkBase& net, bool inputs) {
+    std::vector<int> found;
+    for (int group = 0; group < int(net.node_groups().size()); ++group) {
+        const auto& d = net.node_groups()[group];
+        if (inputs ? d.input : d.output) found.push_back(group);
+    }
     return found;
 }
 
@@ -75,24 +78,25 @@ std::string joined(const std::vector<std::string>& names) {
 }
 
 // The mapping's values in the order of the nodes, whose names its keys must be; a single array is the first node's.
-std::vector<py::object> by_node(const std::vector<const NodeGroupDescription*>& nodes, const py::object& given, const char* what) {
-    std::vector<std::string> names, wanted;
-    std::vector<py::object> found(nodes.size());
-    if (is_mapping(given)) {
+std::vector<py::object> by_node(const NetworkBase& net, const std::vector<int>& groups, const py::object& given, const char* what) {
+    const auto name = [&](std::size_t i) -> const std::string& { return net.node_groups()[groups[i]].name; };
+    const bool mapping = is_mapping(given);
+    std::vector<py::object> found(groups.size());
+    std::vector<std::string> names;
+    if (mapping) {
         for (py::handle key : given) {
             names.push_back(text(key));
-            for (std::size_t i = 0; i < nodes.size(); ++i)
-                if (py::isinstance<py::str>(key) && names.back() == nodes[i]->name) found[i] = given[key];
+            for (std::size_t i = 0; i < groups.size(); ++i)
+                if (py::isinstance<py::str>(key) && names.back() == name(i)) found[i] = given[key];
         }
     } else {
-        names.push_back(nodes.front()->name);
         found.front() = given;
     }
     const bool complete = std::all_of(found.begin(), found.end(), [](const py::object& array) { return bool(array); });
-    for (const auto* d : nodes) wanted.push_back(d->name);
-    if (!complete || names.size() != nodes.size())
-        refuse(std::string(what) + ": got arrays for " + joined(names) + ", expected exactly " + joined(wanted));
-    return found;
+    if (complete && (!mapping || names.size() == groups.size())) return found;
+    std::vector<std::string> wanted;
+    for (std::size_t i = 0; i < groups.size(); ++i) wanted.push_back(name(i));
+    refuse(std::string(what) + ": got arrays for " + (mapping ? joined(names) : name(0)) + ", expected exactly " + joined(wanted));
 }
 
 }  // namespace
@@ -102,11 +106,12 @@ void check_data(py::handle array, const std::string& what, const std::vector<Sha
 }
 
 Taken take_in(const NetworkBase& net, const py::object& given, bool inputs, const char* what) {
-    const auto nodes = nodes_of(net, inputs);
-    Taken taken{by_node(nodes, given, what), {}, false};
-    for (std::size_t i = 0; i < nodes.size(); ++i) {
-        const auto shapes = shapes_of(net, *nodes[i]);
-        if (!is_data(taken.arrays[i], shapes)) explain(taken.arrays[i], what + (" of node " + quoted(nodes[i]->name)), shapes);
+    const auto groups = groups_of(net, inputs);
+    Taken taken{by_node(net, groups, given, what), {}, false};
+    for (std::size_t i = 0; i < groups.size(); ++i) {
+        const auto& d = net.node_groups()[groups[i]];
+        const auto shapes = shapes_of(net, d);
+        if (!is_data(taken.arrays[i], shapes)) explain(taken.arrays[i], what + (" of node " + quoted(d.name)), shapes);
         const auto array = py::reinterpret_borrow<py::array>(taken.arrays[i]);
         taken.data.push_back(static_cast<const float*>(array.data()));
         taken.patches |= std::size_t(array.ndim()) == shapes.front().size();
@@ -115,10 +120,9 @@ Taken take_in(const NetworkBase& net, const py::object& given, bool inputs, cons
 }
 
 NewArrays::NewArrays(const NetworkBase& net, bool inputs, bool patches) {
-    for (int group = 0; group < int(net.node_groups().size()); ++group) {
-        const auto& d = net.node_groups()[group];
-        if (inputs ? !d.input : !d.output) continue;
-        py::array_t<float> array(patches ? shapes_of(net, d).front() : shapes_of(net, d).back());
+    for (const int group : groups_of(net, inputs)) {
+        const auto shapes = shapes_of(net, net.node_groups()[group]);
+        py::array_t<float> array(patches ? shapes.front() : shapes.back());
         data.push_back({group, array.mutable_data()});
         arrays.push_back(std::move(array));
     }
