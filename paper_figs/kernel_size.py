@@ -98,5 +98,6 @@ def draw_of(rows, plt, what="round"):
     handles, labels = max(
         (axis.get_legend_handles_labels() for axis in axes[0]), key=lambda pair: len(pair[1])
     )
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    columns = min(4, int(figure.get_figwidth() / 2.4))  # as many as the longest names leave room for
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     return figure
