@@ -67,9 +67,9 @@ def draw(rows, plt):
     for i, (adapter, engine, machine) in enumerate(engines):
         label = engine if len(machines) == 1 else f"{engine}\n{machine}"
         hatch = ["", "//", "..", "xx"][machines.index(machine) % 4]
-        handles.append(
-            plt.Rectangle((0, 0), 1, 1, fc=style.ENGINE_COLOURS.get(adapter, "0.5"), hatch=hatch, label=label)
-        )
+        devices = [e for a, e, m in engines if (a, m) == (adapter, machine)]
+        colour = (style.ENGINE_COLOURS.get(adapter, "0.5"), 0.4 ** devices.index(engine))  # a second device paler
+        handles.append(plt.Rectangle((0, 0), 1, 1, fc=colour, hatch=hatch, label=label))
         for j, problem in enumerate(problems):
             row = next(
                 (
@@ -87,7 +87,7 @@ def draw(rows, plt):
                     x,
                     row["seconds"],
                     size * 0.95,
-                    color=style.ENGINE_COLOURS.get(adapter, "0.5"),
+                    color=colour,
                     hatch=hatch,
                     yerr=error,
                     error_kw={"lw": 0.8},
