@@ -1,10 +1,11 @@
 // Times the phases of one layer on one thread: tiled FFT at given or chosen tiles, or direct.
 //
-//     tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | depthwise | best] [SECONDS] [SPARSITY] [BUNDLE]
+//     tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | depthwise | best] [SECONDS] [SPARSITY] [BUNDLE] [POOL]
 //
-// INPUT, KERNEL, TILE and SPARSITY are z,y,x or one number for a cube. `best` (the default) tries the model's first candidates and
-// the direct method and reports the fastest. Prints the shortest time of every phase, its prediction, and the sums; of products
-// and of direct convolution also the share of the core's peak, the median of the rounds.
+// INPUT, KERNEL, TILE, SPARSITY and POOL (the window of a max-pooling of the output) are z,y,x or one number for a cube. `best`
+// (the default) tries the model's first candidates and the direct method and reports the fastest. Prints the shortest time of
+// every phase, its prediction, and the sums; of products and of direct convolution also the share of the core's peak, the
+// median of the rounds.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -87,7 +88,7 @@ void time_round(const LayerPlan& p, const Buffers& b, float* scratch, Result& r)
 }
 
 Result measure(const LayerPlan& p, double seconds) {
-    const std::size_t in = p.problem.input.volume() * p.bundle, out = p.output.volume() * p.bundle;
+    const std::size_t in = p.problem.input.volume() * p.bundle, out = p.output.volume() / p.problem.pool.volume() * p.bundle;
     std::vector<std::unique_ptr<Block>> blocks;
     auto take = [&](std::size_t floats) {
         blocks.push_back(std::make_unique<Block>(floats * sizeof(float)));
@@ -98,6 +99,8 @@ Result measure(const LayerPlan& p, double seconds) {
     b.output = take(out * p.out_bundles), b.output_gradient = take(out * p.out_bundles);
     b.input_stride = b.input_gradient_stride = in;
     b.output_stride = b.output_gradient_stride = out;
+    std::vector<std::int8_t> largest(p.pools() ? out * p.out_bundles : 0);
+    b.largest = p.pools() ? largest.data() : nullptr;
     b.kernels = take(kernel_floats(p));
     b.kernel_gradient = take(kernel_floats(p));
     b.bias = take(p.out_bundles * p.bundle);
@@ -144,13 +147,14 @@ void report(const LayerPlan& p, const Result& r, const Machine& machine) {
 
 int main(int argc, char** argv) {
     if (argc < 5) {
-        std::printf("usage: tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | depthwise | best] [SECONDS] [SPARSITY] [BUNDLE]\n");
+        std::printf("usage: tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | depthwise | best] [SECONDS] [SPARSITY] [BUNDLE] [POOL]\n");
         return 2;
     }
     Problem problem{std::atoi(argv[1]), std::atoi(argv[2]), parse(argv[3]), parse(argv[4]),
                           argc > 7 ? parse(argv[7]) : Extent{1, 1, 1}};
     const std::string how = argc > 5 ? argv[5] : "best";
     problem.depthwise = how == "depthwise";
+    if (argc > 9) problem.pool = parse(argv[9]);
     const double seconds = argc > 6 ? std::atof(argv[6]) : 0.5;
     const int bundle = argc > 8 ? std::atoi(argv[8]) : 8;
     const Machine machine = calibrate(measure_peaks(), bundle);

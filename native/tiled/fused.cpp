@@ -3,8 +3,15 @@
 //
 // The lanes of a vector that would hold maps hold tiles where the input is transformed, so that one map fills them. What
 // is then needed of a tile's spectrum are single numbers, broadcast, as in the product of the tiled method.
+//
+// Short kernels in 3D are transformed along two axes only (sums_taps): along axis 0 the taps are summed one by one, plane by
+// plane of spectra. That takes about as many operations as transforms of so few maps would, but products and sums fused, of
+// spectra that stay in L1; and tiles need not overlap there for the inverse's sake.
 #include <algorithm>
+#include <array>
+#include <utility>
 
+#include "tiled/complex.hpp"
 #include "tiled/layout.hpp"
 #include "tiled/short_transforms.hpp"
 #include "tiled/variant.hpp"
@@ -45,14 +52,17 @@ void gather_tiles(const LayerPlan& p, const float* image, long voxel_floats, int
         }
 }
 
-// Spectra [pencil][map][line], lanes are tiles.
-void transform_inputs(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int tiles) {
+// One map of so many tiles.
+Box gathered(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int map, int first, int tiles) {
     const int T0 = p.axis[0].T, T1 = p.axis[1].T, T2 = p.axis[2].T;
-    const Box whole{reinterpret_cast<const float*>(f.box), {long(T1) * T2, T2, 1}, {T0, T1, T2}, {0, 0, 0}};
-    for (int i = 0; i < p.problem.in_maps; ++i) {
-        gather_tiles(p, b.input + i / kV * b.input_stride + i % kV, input_step(b), first, tiles, f.box);
-        forward_tile(p, whole, f.inputs + i * 2 * p.line, f.sizes.pencil, f.rest);
-    }
+    gather_tiles(p, b.input + map / kV * b.input_stride + map % kV, input_step(b), first, tiles, f.box);
+    return {reinterpret_cast<const float*>(f.box), {long(T1) * T2, T2, 1}, {T0, T1, T2}, {0, 0, 0}};
+}
+
+// Spectra [pencil][map][line], lanes are tiles.
+void transform_input_lines(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int tiles) {
+    for (int i = 0; i < p.problem.in_maps; ++i)
+        forward_tile(p, gathered(p, b, f, i, first, tiles), f.inputs + i * 2 * p.line, f.sizes.pencil, f.rest);
 }
 
 // out = sum over maps of x conj(w), one line; x is one lane.
@@ -89,65 +99,191 @@ Function choose(int maps, Function one, Function two, Function three, Function f
     return maps == 1 ? one : maps == 2 ? two : maps == 3 ? three : four;
 }
 
+// ---- taps along axis 0 summed one by one
+
+// Spectra [tile][map][i0][pencil] of single numbers, re and im.
+void transform_input_planes(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int tiles) {
+    const int T0 = p.axis[0].T;
+    const long plane = f.sizes.input_plane / kV, map = plane * T0, tile = map * p.problem.in_maps;  // vectors
+    for (int i = 0; i < p.problem.in_maps; ++i) {
+        forward_planes(p, gathered(p, b, f, i, first, tiles), T0, f.rest);
+        const V* planes = vec(f.rest);
+        for (int i0 = 0; i0 < T0; ++i0, planes += 2 * p.plane)
+            for (long at = 0; at * kV < 2 * p.pencils; ++at)  // what lies beyond the last pencil is never read
+                transpose_block(planes + at * kV, 1, f.inputs + i * map + i0 * plane + at, tile);
+    }
+}
+
+// Steps in floats: of x from plane to plane of the tile and from map to map.
+struct Inputs {
+    const float* x;
+    long plane, map;
+};
+
+// R planes of sums over taps and maps of x conj(w), all pencils; kernels [pencil][map][tap].
+template <int R>
+void filter_planes(const LayerPlan& p, Inputs in, const V* kernels, long kernel, V* out, long out_plane) {
+    const int maps = p.problem.in_maps, taps = p.axis[0].k;
+    for (int pencil = 0; pencil < p.pencils; ++pencil, in.x += 2, kernels += kernel, out += 2) {
+        Sum<true> sum[R];
+        clear(sum);
+        const float* x = in.x;
+        const V* w = kernels;
+        for (int i = 0; i < maps; ++i, x += in.map)
+            for (int j = 0; j < taps; ++j, w += 2) {
+                const Complex at = load(w);
+                for (int r = 0; r < R; ++r) sum[r].add(x[(j + r) * in.plane], x[(j + r) * in.plane + 1], at);
+            }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) store(out + r * out_plane, sum[r].value());
+    }
+}
+
+// sums[pencil][map][tap] += sums over `planes` of x conj(g).
+template <int TAPS>
+void add_planes(const LayerPlan& p, Inputs in, const V* gradient, long g_plane, int planes, V* sums, long kernel) {
+    const int maps = p.problem.in_maps;
+    for (int pencil = 0; pencil < p.pencils; ++pencil, in.x += 2, gradient += 2, sums += kernel)
+        for (int i = 0; i < maps; ++i) {
+            Sum<true> sum[TAPS];
+            clear(sum);
+            const float* x = in.x + i * in.map;
+            const V* g = gradient;
+            for (int left = planes; left > 0; --left, x += in.plane, g += g_plane) {
+                const Complex at = load(g);
+                for (int j = 0; j < TAPS; ++j) sum[j].add(x[j * in.plane], x[j * in.plane + 1], at);
+            }
+            V* own = sums + i * 2 * TAPS;
+#pragma GCC unroll 8
+            for (int j = 0; j < TAPS; ++j) store(own + 2 * j, load(own + 2 * j) + sum[j].value());
+        }
+}
+
+#if defined(__AVX512F__)
+constexpr int kPlanes = 8;
+#elif defined(__AVX2__)
+constexpr int kPlanes = 4;
+#else
+constexpr int kPlanes = 2;
+#endif
+
+// A function of 1, 2, ... by number.
+using Filter = void (*)(const LayerPlan&, Inputs, const V*, long, V*, long);
+using Add = void (*)(const LayerPlan&, Inputs, const V*, long, int, V*, long);
+template <std::size_t... N>
+constexpr std::array<Filter, sizeof...(N)> filters(std::index_sequence<N...>) { return {filter_planes<int(N) + 1>...}; }
+template <std::size_t... N>
+constexpr std::array<Add, sizeof...(N)> adds(std::index_sequence<N...>) { return {add_planes<int(N) + 1>...}; }
+constexpr auto kFilters = filters(std::make_index_sequence<kPlanes>());
+constexpr auto kAdds = adds(std::make_index_sequence<kSummedTaps>());
+
+Inputs inputs_of(const LayerPlan& p, const FusedScratch& f, int tile) {
+    const long plane = f.sizes.input_plane, map = plane * p.axis[0].T;
+    return {reinterpret_cast<const float*>(f.inputs) + tile * map * p.problem.in_maps, plane, map};
+}
+
+void filter_tile(const LayerPlan& p, const FusedScratch& f, int tile, const V* kernels, int planes) {
+    Inputs in = inputs_of(p, f, tile);
+    V* out = vec(f.rest) + 2 * p.plane * p.axis[0].center;
+    const int blocks = ceil_div(planes, kPlanes);
+    for (int i = 0; i < blocks; ++i) {
+        const int rows = (i + 1) * planes / blocks - i * planes / blocks;
+        kFilters[rows - 1](p, in, kernels, kernel_pencil(p, p.problem.in_maps), out, 2 * p.plane);
+        in.x += rows * in.plane, out += rows * 2 * p.plane;
+    }
+}
+
 }  // namespace
 
-void forward_fused(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
-    const FusedScratch f(p, scratch);
-    const int maps = p.problem.in_maps, T = p.axis[0].T, group = index / p.fused_parts, part = index % p.fused_parts;
-    const int first = group * p.fused_tiles, tiles = std::min(p.fused_tiles, p.tiles - first);
+static void forward_by_lines(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int tiles, int o) {
+    const int maps = p.problem.in_maps, T = p.axis[0].T;
     const long line = 2 * p.line, kernel = kernel_pencil(p, maps);
     const auto multiply = choose(maps, multiply_line<1>, multiply_line<2>, multiply_line<3>, multiply_line<4>);
     V* planes = vec(f.rest);
-    transform_inputs(p, b, f, first, tiles);
-    for (int o = part * p.out_bundles / p.fused_parts; o < (part + 1) * p.out_bundles / p.fused_parts; ++o) {
-        const V* kernels = vec(b.at(Buffer::kernels_forward)) + long(o) * p.pencils * kernel;
-        for (int pencil = 0; pencil < p.pencils; ++pencil)
-            kernel_line(p.axis[0], kernels + pencil * kernel, 2, 2 * p.axis[0].k, f.sums + pencil * f.sizes.pencil, 2, line,
-                        maps, f.lines);
-        for (int t = 0; t < tiles; ++t) {
-            for (int p0 = 0; p0 < p.pencils; p0 += kFusedBlock) {
-                const int count = std::min(kFusedBlock, p.pencils - p0);
-                for (int j = 0; j < count; ++j) {
-                    const long at = (p0 + j) * f.sizes.pencil;
-                    multiply(reinterpret_cast<const float*>(f.inputs + at) + t, f.sums + at, line, T, f.lines + j * line);
-                }
-                codelets(T).c2c(f.lines + 1, f.lines, 2, line, planes + 2 * p0 + 1, planes + 2 * p0, 2 * p.plane, 2, count);
+    const V* kernels = vec(b.at(Buffer::kernels_forward)) + long(o) * p.pencils * kernel;
+    for (int pencil = 0; pencil < p.pencils; ++pencil)
+        kernel_line(p.axis[0], kernels + pencil * kernel, 2, 2 * p.axis[0].k, f.sums + pencil * f.sizes.pencil, 2, line, maps,
+                    f.lines);
+    for (int t = 0; t < tiles; ++t) {
+        for (int p0 = 0; p0 < p.pencils; p0 += kFusedBlock) {
+            const int count = std::min(kFusedBlock, p.pencils - p0);
+            for (int j = 0; j < count; ++j) {
+                const long at = (p0 + j) * f.sizes.pencil;
+                multiply(reinterpret_cast<const float*>(f.inputs + at) + t, f.sums + at, line, T, f.lines + j * line);
             }
-            finish_output_tile(p, tile_place(p, first + t), b, o, f.rest);
+            codelets(T).inverse(f.lines, line, planes + 2 * p0, 2 * p.plane, 2, count);
+        }
+        finish_output_tile(p, tile_place(p, first + t), b, o, f.rest);
+    }
+}
+
+static void forward_by_planes(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int tiles, int o) {
+    const V* kernels = vec(b.at(Buffer::kernels_forward)) + long(o) * p.pencils * kernel_pencil(p, p.problem.in_maps);
+    for (int t = 0; t < tiles; ++t) {
+        const TilePlace place = tile_place(p, first + t);
+        filter_tile(p, f, t, kernels, output_box(p, place, b.output).count[0]);
+        finish_output_tile(p, place, b, o, f.rest);
+    }
+}
+
+void forward_fused(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
+    const FusedScratch f(p, scratch);
+    const int group = index / p.fused_parts, part = index % p.fused_parts;
+    const int first = group * p.fused_tiles, tiles = std::min(p.fused_tiles, p.tiles - first);
+    const bool planes = sums_taps(p);
+    (planes ? transform_input_planes : transform_input_lines)(p, b, f, first, tiles);
+    for (int o = part * p.out_bundles / p.fused_parts; o < (part + 1) * p.out_bundles / p.fused_parts; ++o)
+        (planes ? forward_by_planes : forward_by_lines)(p, b, f, first, tiles, o);
+}
+
+// One tile's part of the sums of an output bundle: f.sums[out bundle][pencil][map][line], or `out`[pencil][map][tap].
+static void add_tile_by_lines(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int t, int o, V*) {
+    const int maps = p.problem.in_maps, T = p.axis[0].T;
+    const long line = 2 * p.line, bundle = p.pencils * f.sizes.pencil;
+    const auto add = choose(maps, add_line<1>, add_line<2>, add_line<3>, add_line<4>);
+    const V* planes = vec(f.rest);
+    forward_planes(p, gradient_box(p, tile_place(p, first + t), b, o), T, f.rest);
+    for (int p0 = 0; p0 < p.pencils; p0 += kFusedBlock) {
+        const int count = std::min(kFusedBlock, p.pencils - p0);
+        codelets(T).forward(planes + 2 * p0, 2 * p.plane, 2, f.lines, line, count);
+        for (int j = 0; j < count; ++j) {
+            const long at = (p0 + j) * f.sizes.pencil;
+            add(reinterpret_cast<const float*>(f.inputs + at) + t, f.lines + j * line, line, T, f.sums + o * bundle + at);
         }
     }
 }
 
-// One chunk of the tiles and some bundles of outputs: sums[out bundle][pencil][map][line], at the end inverted along axis 0.
+static void add_tile_by_planes(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int t, int o, V* out) {
+    Box box = gradient_box(p, tile_place(p, first + t), b, o);
+    box.at[0] = 0;
+    const int planes = box.count[0];
+    forward_planes(p, box, planes, f.rest);
+    kAdds[p.axis[0].k - 1](p, inputs_of(p, f, t), vec(f.rest), 2 * p.plane, planes, out, kernel_pencil(p, p.problem.in_maps));
+}
+
+// One chunk of the tiles and some bundles of outputs.
 void update_fused(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const FusedScratch f(p, scratch);
-    const int maps = p.problem.in_maps, T = p.axis[0].T, groups = ceil_div(p.tiles, p.fused_tiles);
+    const int maps = p.problem.in_maps, groups = ceil_div(p.tiles, p.fused_tiles);
     const int chunk = index / p.update_parts, part = index % p.update_parts;
     const int begin = int(long(chunk) * groups / p.update_chunks), end = int(long(chunk + 1) * groups / p.update_chunks);
-    const int bundles[2] = {part * p.out_bundles / p.update_parts, (part + 1) * p.out_bundles / p.update_parts};
+    const int o0 = part * p.out_bundles / p.update_parts, o1 = (part + 1) * p.out_bundles / p.update_parts;
     const long line = 2 * p.line, bundle = p.pencils * f.sizes.pencil, kernel = kernel_pencil(p, maps);
-    const auto add = choose(maps, add_line<1>, add_line<2>, add_line<3>, add_line<4>);
-    const V* planes = vec(f.rest);
-    std::fill_n(f.sums + bundles[0] * bundle, (bundles[1] - bundles[0]) * bundle, V{});
+    const bool planes = sums_taps(p);
+    V* out = vec(b.at(Buffer::update_spectra)) + long(chunk) * p.out_bundles * p.pencils * kernel;
+    if (planes)
+        std::fill(out + o0 * p.pencils * kernel, out + o1 * p.pencils * kernel, V{});
+    else
+        std::fill(f.sums + o0 * bundle, f.sums + o1 * bundle, V{});
     for (int group = begin; group < end; ++group) {
         const int first = group * p.fused_tiles, tiles = std::min(p.fused_tiles, p.tiles - first);
-        transform_inputs(p, b, f, first, tiles);
-        for (int o = bundles[0]; o < bundles[1]; ++o)
-            for (int t = 0; t < tiles; ++t) {
-                forward_planes(p, gradient_box(p, tile_place(p, first + t), b, o), f.rest);
-                for (int p0 = 0; p0 < p.pencils; p0 += kFusedBlock) {
-                    const int count = std::min(kFusedBlock, p.pencils - p0);
-                    codelets(T).c2c(planes + 2 * p0, planes + 2 * p0 + 1, 2 * p.plane, 2, f.lines, f.lines + 1, 2, line, count);
-                    for (int j = 0; j < count; ++j) {
-                        const long at = (p0 + j) * f.sizes.pencil;
-                        add(reinterpret_cast<const float*>(f.inputs + at) + t, f.lines + j * line, line, T,
-                            f.sums + o * bundle + at);
-                    }
-                }
-            }
+        (planes ? transform_input_planes : transform_input_lines)(p, b, f, first, tiles);
+        for (int o = o0; o < o1; ++o)
+            for (int t = 0; t < tiles; ++t)
+                (planes ? add_tile_by_planes : add_tile_by_lines)(p, b, f, first, t, o, out + o * p.pencils * kernel);
     }
-    V* out = vec(b.at(Buffer::update_spectra)) + long(chunk) * p.out_bundles * p.pencils * kernel;
-    for (long i = long(bundles[0]) * p.pencils; i < long(bundles[1]) * p.pencils; ++i)
+    if (planes) return;
+    for (long i = long(o0) * p.pencils; i < long(o1) * p.pencils; ++i)
         kernel_line_inverse(p.axis[0], f.sums + i * f.sizes.pencil, 2, line, out + i * kernel, 2, 2 * p.axis[0].k, maps, f.lines);
 }
 

@@ -4,11 +4,12 @@
     generate_codelets.py OUTPUT_DIRECTORY PARTS
 
 writes codelets_0.inc ... codelets_{PARTS-1}.inc (functions, balanced by size) and codelets_table.inc (their declarations
-and a table by extent). Per extent n there are three functions that loop over lines of vectors `V` (one lane per map):
+and a table by extent). Per extent n there are four functions that loop over lines of vectors `V` (one lane per map):
 
-    r2c_n  n real values           -> n/2 + 1 complex ones, X[f] = sum_j x[j] exp(-2 pi i f j / n)
-    c2c_n  n complex values        -> n complex ones, the same sum (an inverse is a call with re and im exchanged)
-    c2r_n  n/2 + 1 complex values  -> n real ones, x[j] = sum_f X[f] exp(+2 pi i f j / n), unscaled
+    r2c_n      n real values           -> n/2 + 1 complex ones, X[f] = sum_j x[j] exp(-2 pi i f j / n)
+    forward_n  n complex values        -> n complex ones, the same sum
+    inverse_n  n complex values        -> n complex ones, x[j] = sum_f X[f] exp(+2 pi i f j / n), unscaled
+    c2r_n      n/2 + 1 complex values  -> n real ones, the same sum
 
 Method: the transform is carried out symbolically by decimation in time (in frequency for c2r) over every factorisation
 of n, with common subexpressions shared, zeros and Hermitian symmetry propagated and unused results dropped; the
@@ -226,24 +227,34 @@ def inverse_hermitian(e: Expressions, x: list[Complex], radices: tuple[int, ...]
 Stores = list[tuple[str, Real]]
 
 
+def complex_at(place: str) -> tuple[str, str]:
+    return f"y[{place}]", f"y[{place}+1]"
+
+
 def build_r2c(e: Expressions, n: int, radices: tuple[int, ...]) -> Stores:
     x = dft(e, [(e.load(f"x[{j}*is]"), None) for j in range(n)], -1, radices)
-    return [(f"{part}[{f}*os]", x[f][i]) for f in range(n // 2 + 1) for i, part in enumerate(("yr", "yi"))]
+    return [stored for f in range(n // 2 + 1) for stored in zip(complex_at(f"{2 * f}"), x[f])]
 
 
-def build_c2c(e: Expressions, n: int, radices: tuple[int, ...]) -> Stores:
-    x = dft(e, [(e.load(f"xr[{j}*is]"), e.load(f"xi[{j}*is]")) for j in range(n)], -1, radices)
-    return [(f"{part}[{f}*os]", x[f][i]) for f in range(n) for i, part in enumerate(("yr", "yi"))]
+def build_forward(e: Expressions, n: int, radices: tuple[int, ...]) -> Stores:
+    x = dft(e, [(e.load(f"x[{j}*is]"), e.load(f"x[{j}*is+1]")) for j in range(n)], -1, radices)
+    return [stored for f in range(n) for stored in zip(complex_at(f"{2 * f}"), x[f])]
+
+
+def build_inverse(e: Expressions, n: int, radices: tuple[int, ...]) -> Stores:
+    """A forward transform whose real and imaginary parts are exchanged, on both sides."""
+    x = dft(e, [(e.load(f"x[{2 * j + 1}]"), e.load(f"x[{2 * j}]")) for j in range(n)], -1, radices)
+    return [stored for f in range(n) for stored in zip(complex_at(f"{f}*os"), reversed(x[f]))]
 
 
 def build_c2r(e: Expressions, n: int, radices: tuple[int, ...]) -> Stores:
     x: list[Complex] = [ZERO] * n
     for f in range(n // 2 + 1):
         real_only = f == 0 or 2 * f == n
-        x[f] = (e.load(f"xr[{f}*is]"), None if real_only else e.load(f"xi[{f}*is]"))
+        x[f] = (e.load(f"x[{2 * f}]"), None if real_only else e.load(f"x[{2 * f + 1}]"))
         if not real_only:
             x[n - f] = e.conj(x[f])
-    return [(f"y[{j}*os]", value) for j, value in enumerate(inverse_hermitian(e, x, radices))]
+    return [(f"y[{j}]", value) for j, value in enumerate(inverse_hermitian(e, x, radices))]
 
 
 def live_nodes(e: Expressions, stores: Stores) -> set[int]:
@@ -304,18 +315,11 @@ def statements(e: Expressions, stores: Stores) -> list[str]:
     return lines
 
 
-SIGNATURES = {
-    "r2c": "const V* __restrict x, long is, long in_line, V* __restrict yr, V* __restrict yi, long os, "
-           "long out_line, long lines",
-    "c2c": "const V* __restrict xr, const V* __restrict xi, long is, long in_line, V* __restrict yr, "
-           "V* __restrict yi, long os, long out_line, long lines",
-    "c2r": "const V* __restrict xr, const V* __restrict xi, long is, long in_line, V* __restrict y, long os, "
-           "long out_line, long lines",
-}
-STEPS = {"r2c": "x += in_line, yr += out_line, yi += out_line",
-         "c2c": "xr += in_line, xi += in_line, yr += out_line, yi += out_line",
-         "c2r": "xr += in_line, xi += in_line, y += out_line"}
-BUILDERS = {"r2c": build_r2c, "c2c": build_c2c, "c2r": build_c2r}
+# Strides only where there is a choice: the other side lies close together, so that addresses are known to the compiler.
+STRIDES = {"r2c": ("long is, ", ""), "forward": ("long is, ", ""), "inverse": ("", "long os, "), "c2r": ("", "")}
+SIGNATURES = {kind: f"const V* __restrict x, {in_stride}long in_line, V* __restrict y, {out_stride}long out_line, long lines"
+              for kind, (in_stride, out_stride) in STRIDES.items()}
+BUILDERS = {"r2c": build_r2c, "forward": build_forward, "inverse": build_inverse, "c2r": build_c2r}
 
 
 def codelet(kind: str, n: int) -> tuple[str, float]:
@@ -329,7 +333,7 @@ def codelet(kind: str, n: int) -> tuple[str, float]:
             best = (cost, e, stores)
     cost, e, stores = best
     body = "\n".join("        " + line for line in statements(e, stores))
-    return (f"void {kind}_{n}({SIGNATURES[kind]}) {{\n    for (; lines > 0; --lines, {STEPS[kind]}) {{\n{body}\n"
+    return (f"void {kind}_{n}({SIGNATURES[kind]}) {{\n    for (; lines > 0; --lines, x += in_line, y += out_line) {{\n{body}\n"
             f"    }}\n}}\n"), cost
 
 
@@ -341,14 +345,15 @@ def main() -> None:
     declarations, rows = [], []
     for n in sorted(EXTENTS, reverse=True):
         costs = []
-        for kind in ("r2c", "c2c", "c2r"):
+        for kind in SIGNATURES:
             text, cost = codelet(kind, n)
             part = sizes.index(min(sizes))
             texts[part].append(text)
             sizes[part] += len(text)
             declarations.append(f"void {kind}_{n}({SIGNATURES[kind].replace(' __restrict', '')});")
-            costs.append(f"{cost:.0f}")
-        rows.append(f"    {{{n}, r2c_{n}, c2c_{n}, c2r_{n}, {', '.join(costs)}}},")
+            if kind != "inverse":  # as many as forward
+                costs.append(f"{cost:.0f}")
+        rows.append(f"    {{{n}, {', '.join(f'{kind}_{n}' for kind in SIGNATURES)}, {', '.join(costs)}}},")
     for part, functions in enumerate(texts):
         (directory / f"codelets_{part}.inc").write_text("\n".join(functions))
     (directory / "codelets_table.inc").write_text(

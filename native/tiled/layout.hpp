@@ -18,7 +18,7 @@ struct TileScratchSizes {
         planes = 2 * p.plane * a[0].T;
         plane = 2 * row_frequencies * a[1].T;
         rows = std::max(2L * a[1].T, long(a[1].T) * a[2].T);
-        line = 2L * std::max({a[0].T, a[1].T, a[2].T});
+        line = 2L * std::max({a[0].T, a[1].T, a[2].T}) + 2;
         maxima = p.pools() ? 2L * (a[1].T / a[1].pool) * (a[2].T / a[2].pool) : 0;
     }
     long total() const { return planes + plane + rows + line + maxima; }
@@ -154,12 +154,22 @@ inline MapPiece map_piece(int bundles, int maps, int maps_per_piece, int index) 
 // ---- fused: scratch of the pipeline for few input maps, in vectors
 inline constexpr int kFusedBlock = 8;  // pencils whose lines stay in L1 between product and transform
 
+// Kernels of so many taps at most along axis 0 have them summed one by one there, not transformed.
+inline constexpr int kSummedTaps = 8;
+inline bool sums_taps(const LayerPlan& p) { return p.fused && p.axis[1].T > 1 && p.axis[0].k <= kSummedTaps; }
+
 struct FusedSizes {
-    long pencil, box, inputs, sums, lines;
+    long pencil, box, inputs, sums, lines, input_plane;
 
     explicit FusedSizes(const LayerPlan& p) {
-        pencil = 2 * ((p.problem.in_maps * p.line) | 1);  // an odd number of pairs: pencils spread over the cache's sets
         box = long(p.axis[0].T) * p.axis[1].T * p.axis[2].T;
+        pencil = 2 * ((p.problem.in_maps * p.line) | 1);  // an odd number of pairs: pencils spread over the cache's sets
+        if (sums_taps(p)) {
+            input_plane = (ceil_div(2 * p.pencils, p.bundle) | 1) * p.bundle;  // floats
+            inputs = input_plane * p.axis[0].T * p.problem.in_maps, sums = lines = 0;
+            return;
+        }
+        input_plane = 0;
         inputs = pencil * p.pencils;
         sums = inputs * p.out_bundles;  // forward: the kernels of one bundle
         lines = 2L * kFusedBlock * p.line;

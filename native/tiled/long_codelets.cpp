@@ -55,44 +55,57 @@ ZNN_INLINE Four join(const V* part, long next, const std::array<Turn, 3>& t) {
     return {{even + odd, even2 - odd2, even - odd, even2 + odd2}};
 }
 
-template <int Q>
-void c2c(const V* xr, const V* xi, long is, long in_line, V* yr, V* yi, long os, long out_line, long lines) {
+// BACK: the inverse, which is the forward transform with its frequencies taken backwards.
+template <int Q, bool BACK>
+void c2c(const V* x, long is, long in_line, V* y, long os, long out_line, long lines) {
     const auto& t = turns<Q>();
     V parts[4 * 2 * Q];
-    for (; lines > 0; --lines, xr += in_line, xi += in_line, yr += out_line, yi += out_line) {
-        codelets(Q).c2c(xr, xi, 4 * is, is, parts, parts + 1, 2, 2 * Q, 4);
+    for (; lines > 0; --lines, x += in_line, y += out_line) {
+        codelets(Q).forward(x, 4 * is, is, parts, 2 * Q, 4);
         for (int f = 0; f < Q; ++f) {
-            const Four y = join(parts + 2 * f, 2 * Q, t[f]);
-            for (int k = 0; k < 4; ++k) yr[(f + k * Q) * os] = y.x[k].re, yi[(f + k * Q) * os] = y.x[k].im;
+            const Four found = join(parts + 2 * f, 2 * Q, t[f]);
+            for (int k = 0; k < 4; ++k) {
+                V* to = y + (BACK ? (4 * Q - f - k * Q) % (4 * Q) : f + k * Q) * os;
+                to[0] = found.x[k].re, to[1] = found.x[k].im;
+            }
         }
     }
 }
 
 template <int Q>
-void r2c(const V* x, long is, long in_line, V* yr, V* yi, long os, long out_line, long lines) {
+void forward(const V* x, long is, long in_line, V* y, long out_line, long lines) {
+    c2c<Q, false>(x, is, in_line, y, 2, out_line, lines);
+}
+template <int Q>
+void inverse(const V* x, long in_line, V* y, long os, long out_line, long lines) {
+    c2c<Q, true>(x, 2, in_line, y, os, out_line, lines);
+}
+
+template <int Q>
+void r2c(const V* x, long is, long in_line, V* y, long out_line, long lines) {
     constexpr long half = 2 * (Q / 2 + 1);
     const auto& t = turns<Q>();
     V parts[4 * half];
-    for (; lines > 0; --lines, x += in_line, yr += out_line, yi += out_line) {
-        codelets(Q).r2c(x, 4 * is, is, parts, parts + 1, 2, half, 4);
+    for (; lines > 0; --lines, x += in_line, y += out_line) {
+        codelets(Q).r2c(x, 4 * is, is, parts, half, 4);
         for (int f = 0; f <= Q / 2; ++f) {
-            const Four y = join(parts + 2 * f, half, t[f]);
-            const auto put = [&](int at, Complex value) { yr[at * os] = value.re, yi[at * os] = value.im; };
-            put(f, y.x[0]), put(f + Q, y.x[1]);
-            put(2 * Q - f, conj(y.x[2]));  // the upper half is the lower one's mirror image
-            if (f > 0) put(Q - f, conj(y.x[3]));
+            const Four found = join(parts + 2 * f, half, t[f]);
+            const auto put = [&](int at, Complex value) { y[2 * at] = value.re, y[2 * at + 1] = value.im; };
+            put(f, found.x[0]), put(f + Q, found.x[1]);
+            put(2 * Q - f, conj(found.x[2]));  // the upper half is the lower one's mirror image
+            if (f > 0) put(Q - f, conj(found.x[3]));
         }
     }
 }
 
 template <int Q>
-void c2r(const V* xr, const V* xi, long is, long in_line, V* y, long os, long out_line, long lines) {
+void c2r(const V* x, long in_line, V* y, long out_line, long lines) {
     constexpr long half = 2 * (Q / 2 + 1);
     const auto& t = turns<Q>();
-    V parts[4 * half];
-    for (; lines > 0; --lines, xr += in_line, xi += in_line, y += out_line) {
+    V parts[4 * half], found[4 * Q];
+    for (; lines > 0; --lines, x += in_line, y += out_line) {
         for (int f = 0; f <= Q / 2; ++f) {
-            const auto at = [&](int i) { return Complex{xr[i * is], xi[i * is]}; };
+            const auto at = [&](int i) { return Complex{x[2 * i], x[2 * i + 1]}; };
             Complex a = at(f), c = conj(at(2 * Q - f));
             if (f == 0) a.im = c.im = V{};  // of the first and the last nobody writes an imaginary part
             const Complex b = at(f + Q), d = conj(at(Q - f));
@@ -101,7 +114,9 @@ void c2r(const V* xr, const V* xi, long is, long in_line, V* y, long os, long ou
                                      forth(even2 - odd2, t[f][2])};
             for (int r = 0; r < 4; ++r) parts[r * half + 2 * f] = rows[r].re, parts[r * half + 2 * f + 1] = rows[r].im;
         }
-        codelets(Q).c2r(parts, parts + 1, 2, half, y, 4 * os, os, 4);
+        codelets(Q).c2r(parts, half, found, Q, 4);
+        for (int j = 0; j < Q; ++j)
+            for (int r = 0; r < 4; ++r) y[4 * j + r] = found[r * Q + j];
     }
 }
 
@@ -110,7 +125,7 @@ template <int Q>
 Codelets make() {
     const TransformOps part = transform_ops(Q);
     const int all = 28 * Q, half = 28 * (Q / 2 + 1);
-    return {4 * Q, r2c<Q>, c2c<Q>, c2r<Q>, 4 * part.real + half, 4 * part.complex + all, 4 * part.inverse + half};
+    return {4 * Q, r2c<Q>, forward<Q>, inverse<Q>, c2r<Q>, 4 * part.real + half, 4 * part.complex + all, 4 * part.inverse + half};
 }
 
 template <int... I>

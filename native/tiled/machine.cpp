@@ -217,14 +217,14 @@ double tile_operations(const LayerPlan& p, int planes, int rows, bool inverse) {
     const Axis* a = p.axis;
     const TransformOps x = baseline::transform_ops(a[2].T), y = baseline::transform_ops(a[1].T), z = baseline::transform_ops(a[0].T);
     return planes * (double(rows) * (inverse ? x.inverse : x.real) + (a[1].T > 1 ? a[2].frequencies() * double(y.complex) : 0)) +
-           double(p.pencils) * z.complex;
+           (sums_taps(p) ? 0 : double(p.pencils) * z.complex);
 }
 
 // The same of a kernel, whose lines are short.
 double kernel_operations(const LayerPlan& p) {
     const Axis* a = p.axis;
     const auto line = [](const Axis& axis) { return 2.0 * axis.k * axis.frequencies(); };
-    return a[0].k * (a[1].k * line(a[2]) + a[2].frequencies() * 2 * line(a[1])) + p.pencils * 2.0 * line(a[0]);
+    return a[0].k * (a[1].k * line(a[2]) + a[2].frequencies() * 2 * line(a[1])) + (sums_taps(p) ? 0 : p.pencils * 2.0 * line(a[0]));
 }
 
 }  // namespace
@@ -254,8 +254,9 @@ Work work(const LayerPlan& p) {
     set(Phase::backward_inverse, images(q.in_maps, false, true), in_spectra + in_image);
     set(Phase::update_inverse, kernel * pairs, kernel_spectra + 2 * weights);
     if (p.fused) {  // spectra never leave the tile in hand
-        set(Phase::forward_inverse, there + product, in_image + out_image + kernel_spectra);
-        set(Phase::update_product, there + product, in_image + out_image + kernel_spectra);
+        const double products = sums_taps(p) ? product / a[0].T * a[0].M * a[0].k : product;
+        set(Phase::forward_inverse, there + products, in_image + out_image + kernel_spectra);
+        set(Phase::update_product, there + products, in_image + out_image + kernel_spectra);
         return w;
     }
     set(Phase::input_transform, images(q.in_maps, false, false), in_image + in_spectra);

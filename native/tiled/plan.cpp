@@ -101,14 +101,14 @@ double kernel_line_ops(const Axis& a) {
     return baseline::transform_ops(a.T).complex + 3.0 * a.T;
 }
 
-// Vector operations, copies counted as well, of the transform of one tile with `lines` rows per plane and `planes` planes.
+// Vector operations, copies counted as well, of the transform of one tile with `rows` rows per plane and `planes` planes.
 double tile_ops(const LayerPlan& p, int planes, int rows, bool inverse) {
     const Axis* a = p.axis;
     const TransformOps x = baseline::transform_ops(a[2].T), y = baseline::transform_ops(a[1].T),
                        z = baseline::transform_ops(a[0].T);
     const double row = (inverse ? x.inverse + a[2].T : x.real) + 2.5 * a[2].T;
     const double middle = a[1].T > 1 ? a[2].frequencies() * (y.complex + 4.0 * a[1].T) : 0;
-    return planes * (rows * row + middle) + p.pencils * (z.complex + 4.0 * a[0].T);
+    return planes * (rows * row + middle) + (sums_taps(p) ? 0 : p.pencils * (z.complex + 4.0 * a[0].T));
 }
 
 double transform_seconds(const LayerPlan& p, bool gradient, bool inverse, const Machine& machine) {
@@ -596,12 +596,14 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
     set(Phase::update_product, product_seconds(p, in, p.out_bundles, machine) + memory_in + memory_out);
     set(Phase::update_inverse, kernel_seconds(p, in, p.out_bundles, machine) + cache_kernels);
     if (p.fused) {
-        const double expand = double(p.tiles) / p.fused_tiles * p.pencils * in * p.out_bundles * kernel_line_ops(p.axis[0]) *
-                              p.bundle / expand_rate(p.axis[0], machine);
+        const Axis& lines = p.axis[0];
+        const double kernels = double(p.tiles) / p.fused_tiles * p.pencils * in * p.out_bundles;
+        const double expand = sums_taps(p) ? 0 : kernels * kernel_line_ops(lines) * p.bundle / expand_rate(lines, machine);
         const double inputs = double(in) * p.tiles / p.bundle * transform_seconds(p, false, false, machine);
         const double outputs = p.out_bundles * p.tiles * transform_seconds(p, false, true, machine);
-        // Products of a few maps load and store as much as they compute: half the speed of those of many.
-        const double pass = double(p.pencils) * p.axis[0].T * p.tiles * in * p.out_bundles * 16.0 * p.bundle / machine.product_flops;
+        // Products of a few maps load and store as much as they compute: half the speed of those of many. Sums over taps do not.
+        const double points = double(p.pencils) * p.tiles * in * p.out_bundles * (sums_taps(p) ? lines.M * (lines.k + 1) : 2 * lines.T);
+        const double pass = points * 8.0 * p.bundle / machine.product_flops;
         set(Phase::input_transform, 0), set(Phase::forward_product, 0);
         set(Phase::forward_inverse, machine.fused * (inputs + outputs + expand + pass) + in_read + out_written);
         set(Phase::update_product, machine.fused * (inputs + outputs + pass) + in_read + out_read);

@@ -2,6 +2,8 @@
 // +j and -j meet the frequencies +f and -f in sums and differences, so a quarter of the plain products is left; for short
 // kernels this is fewer operations than a full transform of T and needs no code per (T, k).
 #pragma once
+#include <algorithm>
+
 #include "tiled/variant.hpp"
 
 namespace znn::tiled::ZNN_VARIANT {
@@ -152,7 +154,7 @@ void inverse_real(const Axis& a, const V* x, long is, long in_line, V* y, long o
 
 }  // namespace shorts
 
-// ---- kernel lines along one axis, short or not. Complex numbers are pairs of vectors; `buffer` holds 2 T lines of pairs.
+// ---- kernel lines along one axis, short or not. Complex numbers are pairs of vectors; `buffer` holds T + 1 pairs.
 
 // Positions of the taps without a table are 0..k-1 (Axis::center is 0).
 inline void kernel_line_real(const Axis& a, float scale, const V* x, long is, long in_line, V* y, long os, long out_line,
@@ -167,7 +169,9 @@ inline void kernel_line_real(const Axis& a, float scale, const V* x, long is, lo
     for (int j = a.k; j < a.T; ++j) buffer[j] = V{};
     for (; lines > 0; --lines, x += in_line, y += out_line) {
         for (int j = 0; j < a.k; ++j) buffer[j] = scale * x[j * is];
-        c.r2c(buffer, 1, 0, y, y + 1, os, 0, 1);
+        V* found = buffer + a.T;
+        c.r2c(buffer, 1, 0, found, 0, 1);
+        for (int f = 0; f <= a.T / 2; ++f) y[f * os] = found[2 * f], y[f * os + 1] = found[2 * f + 1];
     }
 }
 
@@ -180,10 +184,12 @@ inline void kernel_line(const Axis& a, const V* x, long is, long in_line, V* y, 
         default: return shorts::forward_complex<4>(a, x, is, in_line, y, os, out_line, lines);
     }
     const Codelets& c = codelets(a.T);
-    for (int j = 2 * a.k; j < 2 * a.T; ++j) buffer[j] = V{};
+    // Of a line taken backwards the inverse is the forward transform, and has the stride where it is wanted.
+    std::fill_n(buffer, 2 * a.T, V{});
     for (; lines > 0; --lines, x += in_line, y += out_line) {
-        for (int j = 0; j < a.k; ++j) buffer[2 * j] = x[j * is], buffer[2 * j + 1] = x[j * is + 1];
-        c.c2c(buffer, buffer + 1, 2, 0, y, y + 1, os, 0, 1);
+        buffer[0] = x[0], buffer[1] = x[1];
+        for (int j = 1; j < a.k; ++j) buffer[2 * (a.T - j)] = x[j * is], buffer[2 * (a.T - j) + 1] = x[j * is + 1];
+        c.inverse(buffer, 0, y, os, 0, 1);
     }
 }
 
@@ -197,8 +203,9 @@ inline void kernel_line_inverse(const Axis& a, const V* x, long is, long in_line
     }
     const Codelets& c = codelets(a.T);
     for (; lines > 0; --lines, x += in_line, y += out_line) {
-        c.c2c(x + 1, x, is, 0, buffer + 1, buffer, 2, 0, 1);
-        for (int j = 0; j < a.k; ++j) y[j * os] = buffer[2 * j], y[j * os + 1] = buffer[2 * j + 1];
+        c.forward(x, is, 0, buffer, 0, 1);  // the inverse, taken backwards
+        y[0] = buffer[0], y[1] = buffer[1];
+        for (int j = 1; j < a.k; ++j) y[j * os] = buffer[2 * (a.T - j)], y[j * os + 1] = buffer[2 * (a.T - j) + 1];
     }
 }
 
@@ -212,8 +219,10 @@ inline void kernel_line_inverse_real(const Axis& a, const V* x, long is, long in
     }
     const Codelets& c = codelets(a.T);
     for (; lines > 0; --lines, x += in_line, y += out_line) {
-        c.c2r(x, x + 1, is, 0, buffer, 1, 0, 1);
-        for (int j = 0; j < a.k; ++j) y[j * os] = buffer[j];
+        V* found = buffer + 2 * (a.T / 2 + 1);
+        for (int f = 0; f <= a.T / 2; ++f) buffer[2 * f] = x[f * is], buffer[2 * f + 1] = x[f * is + 1];
+        c.c2r(buffer, 0, found, 0, 1);
+        for (int j = 0; j < a.k; ++j) y[j * os] = found[j];
     }
 }
 

@@ -42,11 +42,11 @@ void middle_forward(const LayerPlan& p, const TileScratch& t, V* pencils) {
     const int regular = p.axis[2].T % 2 == 0 ? F2 - 2 : F2 - 1;
     if (regular > 0) {
         V* out = pencils + 2 * p.first_pencil(1);
-        c.c2c(t.plane + 2, t.plane + 3, is, 2, out, out + 1, 2, 2 * T1, regular);
+        c.forward(t.plane + 2, is, 2, out, 2 * T1, regular);
     }
     for (int f2 = 0; f2 < F2; ++f2) {
         if (!p.self_conjugate(f2)) continue;
-        c.c2c(t.plane + 2 * f2, t.plane + 2 * f2 + 1, is, 0, t.line, t.line + 1, 2, 0, 1);
+        c.forward(t.plane + 2 * f2, is, 0, t.line, 0, 1);
         std::copy(t.line, t.line + 2 * (T1 / 2 + 1), pencils + 2 * p.first_pencil(f2));
     }
 }
@@ -59,7 +59,7 @@ void middle_inverse(const LayerPlan& p, const TileScratch& t, const V* pencils) 
     const int regular = p.axis[2].T % 2 == 0 ? F2 - 2 : F2 - 1;
     if (regular > 0) {
         const V* in = pencils + 2 * p.first_pencil(1);
-        c.c2c(in + 1, in, 2, 2 * T1, t.plane + 3, t.plane + 2, os, 2, regular);
+        c.inverse(in, 2 * T1, t.plane + 2, os, 2, regular);
     }
     for (int f2 = 0; f2 < F2; ++f2) {
         if (!p.self_conjugate(f2)) continue;
@@ -69,37 +69,43 @@ void middle_inverse(const LayerPlan& p, const TileScratch& t, const V* pencils) 
             t.line[2 * f1] = kept[2 * (T1 - f1)];
             t.line[2 * f1 + 1] = -kept[2 * (T1 - f1) + 1];
         }
-        c.c2c(t.line + 1, t.line, 2, 0, t.plane + 2 * f2 + 1, t.plane + 2 * f2, os, 0, 1);
+        c.inverse(t.line, 0, t.plane + 2 * f2, os, 0, 1);
     }
 }
 
 }  // namespace
 
-// Plane z of a pooled gradient, spread to the voxels that were the largest of their windows.
+// Plane z of a pooled gradient, spread to the voxels that were the largest of their windows. W: both extents of the window where
+// they are known to the compiler, else 0.
+template <int W>
 static void spread_plane(const LayerPlan& p, const Box& box, int z, V* rows) {
-    const int w0 = p.axis[0].pool, w1 = p.axis[1].pool, w2 = p.axis[2].pool;
-    for (int y = 0; y < box.count[1]; ++y) {
+    const int w0 = p.axis[0].pool, w1 = W ? W : p.axis[1].pool, w2 = W ? W : p.axis[2].pool, first = z % w0 * w1 * w2;
+    const long row = p.axis[2].T;
+    for (int y = 0; y < box.count[1]; y += w1) {
         const long at = z / w0 * box.step[0] + y / w1 * box.step[1];
         const V* g = vec(box.origin) + at;
         const std::int8_t* largest = box.largest + at * kV;
-        const int row = (z % w0 * w1 + y % w1) * w2;
-        V* out = rows + y * p.axis[2].T + box.at[2];
-        for (int x = 0; x < box.count[2]; x += w2, g += box.step[2], largest += box.step[2] * kV) {
-            const VI voxel = load_bytes(largest);
-            for (int i = 0; i < w2; ++i) *out++ = voxel == row + i ? *g : V{};
+        V* out = rows + y * row + box.at[2];
+        for (int x = 0; x < box.count[2]; x += w2, out += w2, g += box.step[2], largest += box.step[2] * kV) {
+            const VI voxel = load_bytes(largest) - first;
+            const V value = *g;
+            for (int j = 0; j < w1; ++j)
+                for (int i = 0; i < w2; ++i) out[j * row + i] = voxel == j * w2 + i ? value : V{};
         }
     }
 }
 
 // The rows of plane z, far apart in the image: fetched while the plane before is worked on.
-static void prefetch_plane(const Box& box, int z, const int pool[3]) {
-    if (z >= box.count[0] || z % pool[0]) return;
-    const long bytes = box.count[2] / pool[2] * box.step[2] * long(sizeof(V));
-    for (int y = 0; y < box.count[1]; y += pool[1]) {
-        const long at = (z / pool[0] * box.step[0] + y / pool[1] * box.step[1]) * kV;
+static void prefetch_plane(const LayerPlan& p, const Box& box, int z) {
+    const bool pooled = box.largest;
+    const int w0 = pooled ? p.axis[0].pool : 1, w1 = pooled ? p.axis[1].pool : 1, w2 = pooled ? p.axis[2].pool : 1;
+    if (z >= box.count[0] || z % w0) return;
+    const long bytes = box.count[2] / w2 * box.step[2] * long(sizeof(V));
+    for (int y = 0; y < box.count[1]; y += w1) {
+        const long at = (z / w0 * box.step[0] + y / w1 * box.step[1]) * kV;
         const char* row = reinterpret_cast<const char*>(box.origin + at);
         for (long i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
-        if (!box.largest) continue;
+        if (!pooled) continue;
         for (long i = 0; i < bytes / 4; i += 64) __builtin_prefetch(box.largest + at + i);
     }
 }
@@ -114,29 +120,28 @@ void Ahead::fetch(const LayerPlan& p, int plane, int planes) const {
     }
 }
 
-void forward_planes(const LayerPlan& p, const Box& box, float* scratch, Ahead ahead) {
-    const int whole[3] = {1, 1, 1}, windows[3] = {p.axis[0].pool, p.axis[1].pool, p.axis[2].pool};
+void forward_planes(const LayerPlan& p, const Box& box, int planes, float* scratch, Ahead ahead) {
     const TileScratch t(p, scratch);
-    const int T0 = p.axis[0].T, T1 = p.axis[1].T, T2 = p.axis[2].T;
+    const int T1 = p.axis[1].T, T2 = p.axis[2].T;
     const bool middle = T1 > 1;
     const long row = 2 * t.row_frequencies;
-    const bool padded = box.count[2] < T2;
+    const bool padded = box.count[2] < T2, square = p.axis[1].pool == 2 && p.axis[2].pool == 2;
     const Codelets& real = codelets(T2);
     if (padded) std::fill(t.rows, t.rows + long(T1) * T2, V{});
     if (middle) zero_rows(t.plane, row, box.at[1], box.count[1], T1);
-    for (int i0 = 0; i0 < T0; ++i0) {
+    for (int i0 = 0; i0 < planes; ++i0) {
         V* pencils = t.planes + 2 * p.plane * i0;
-        ahead.fetch(p, i0, T0);
+        ahead.fetch(p, i0, planes);
         const int z = i0 - box.at[0];
         if (z < 0 || z >= box.count[0] || box.count[1] == 0 || box.count[2] == 0) {
             std::fill(pencils, pencils + 2 * p.pencils, V{});
             continue;
         }
-        prefetch_plane(box, z + 1, box.largest ? windows : whole);
+        prefetch_plane(p, box, z + 1);
         const V* x = vec(box.origin) + z * box.step[0];
         long is = box.step[2], in_line = box.step[1];
         if (box.largest) {
-            spread_plane(p, box, z, t.rows);
+            (square ? spread_plane<2> : spread_plane<0>)(p, box, z, t.rows);
             x = t.rows, is = 1, in_line = T2;
         } else if (padded) {
             for (int y = 0; y < box.count[1]; ++y)
@@ -146,29 +151,29 @@ void forward_planes(const LayerPlan& p, const Box& box, float* scratch, Ahead ah
         }
         if (middle) {
             V* first = t.plane + box.at[1] * row;
-            real.r2c(x, is, in_line, first, first + 1, 2, row, box.count[1]);
+            real.r2c(x, is, in_line, first, row, box.count[1]);
             middle_forward(p, t, pencils);
         } else {
-            real.r2c(x, is, in_line, pencils, pencils + 1, 2, 0, 1);
+            real.r2c(x, is, in_line, pencils, 0, 1);
         }
     }
 }
 
 void forward_tile(const LayerPlan& p, const Box& box, V* out, long out_line, float* scratch) {
-    forward_planes(p, box, scratch, {out, out_line});
+    forward_planes(p, box, p.axis[0].T, scratch, {out, out_line});
     const V* planes = vec(scratch);
-    codelets(p.axis[0].T).c2c(planes, planes + 1, 2 * p.plane, 2, out, out + 1, 2, out_line, p.pencils);
+    codelets(p.axis[0].T).forward(planes, 2 * p.plane, 2, out, out_line, p.pencils);
 }
 
 // The same past the caches, by way of one line after the other.
 static void stream_tile(const LayerPlan& p, const Box& box, V* out, long out_line, float* scratch) {
-    forward_planes(p, box, scratch);
+    forward_planes(p, box, p.axis[0].T, scratch);
     const V* planes = vec(scratch);
     V* line = TileScratch(p, scratch).line;
     const int T = p.axis[0].T;
     const Codelets& c = codelets(T);
     for (int pencil = 0; pencil < p.pencils; ++pencil, planes += 2, out += out_line) {
-        c.c2c(planes, planes + 1, 2 * p.plane, 0, line, line + 1, 2, 0, 1);
+        c.forward(planes, 2 * p.plane, 0, line, 0, 1);
         for (int i = 0; i < 2 * T; ++i) stream(out + i, line[i]);
     }
 }
@@ -177,22 +182,20 @@ namespace {
 
 // Inverse of one tile up to the planes of pencils.
 void inverse_lines(const LayerPlan& p, const TileScratch& t, const V* in, long in_line) {
-    codelets(p.axis[0].T).c2c(in + 1, in, 2, in_line, t.planes + 1, t.planes, 2 * p.plane, 2, p.pencils);
+    codelets(p.axis[0].T).inverse(in, in_line, t.planes, 2 * p.plane, 2, p.pencils);
 }
 
-// Rows [first, first + count) of plane i0 of a tile, as voxels in t.rows.
+// The plane of pencils i0 up to its rows.
+void inverse_plane(const LayerPlan& p, const TileScratch& t, int i0) {
+    if (p.axis[1].T > 1) middle_inverse(p, t, t.planes + 2 * p.plane * i0);
+}
+
+// Rows [first, first + count) of the plane in hand, i0, as voxels in t.rows: few at a time, which stay in L1.
 void inverse_rows(const LayerPlan& p, const TileScratch& t, int i0, int first, int count) {
-    const V* pencils = t.planes + 2 * p.plane * i0;
-    const int T2 = p.axis[2].T;
-    const Codelets& real = codelets(T2);
-    if (p.axis[1].T > 1) {
-        const long row = 2 * t.row_frequencies;
-        middle_inverse(p, t, pencils);
-        const V* in = t.plane + first * row;
-        real.c2r(in, in + 1, 2, row, t.rows, 1, T2, count);
-    } else {
-        real.c2r(pencils, pencils + 1, 2, 0, t.rows, 1, T2, 1);
-    }
+    const bool middle = p.axis[1].T > 1;
+    const long row = middle ? 2 * t.row_frequencies : 0;
+    const V* in = middle ? t.plane + first * row : t.planes + 2 * p.plane * i0;
+    codelets(p.axis[2].T).c2r(in, row, t.rows, p.axis[2].T, count);
 }
 
 }  // namespace
@@ -233,46 +236,46 @@ Box gradient_box(const LayerPlan& p, const TilePlace& place, const Buffers& b, i
     return box;
 }
 
-// Rows of plane i0 of a tile to the maxima of their windows, begun with the window's first plane. W: both extents of the
+// A row of windows of plane i0 of a tile, from t.rows to their maxima, begun with the window's first plane. W: both extents of the
 // window where they are known to the compiler, else 0.
 template <int W>
-static void pool_plane(const LayerPlan& p, const TileScratch& t, const Box& box, int i0) {
+static void pool_row(const LayerPlan& p, const TileScratch& t, const Box& box, int i0, V* maximum) {
     const int w1 = W ? W : p.axis[1].pool, w2 = W ? W : p.axis[2].pool, first = i0 % p.axis[0].pool * w1 * w2;
-    V* maximum = t.maxima;
-    VI* voxel = reinterpret_cast<VI*>(t.maxima) + 1;
-    for (int y = 0; y < box.count[1]; y += w1)
-        for (int x = 0; x < box.count[2]; x += w2, maximum += 2, voxel += 2) {
-            const V* in = t.rows + y * p.axis[2].T + box.at[2] + x;
-            V most = first ? *maximum : in[0];
-            VI where = first ? *voxel : VI{};
-            for (int j = 0; j < w1; ++j)
-                for (int i = 0; i < w2; ++i) {
-                    const V value = in[j * p.axis[2].T + i];
-                    const VI more = ~(value <= most) & (most == most);  // the first NaN stays
-                    where = more ? VI{} + (first + j * w2 + i) : where;
-                    most = more ? value : most;
-                }
-            *maximum = most, *voxel = where;
-        }
+    VI* voxel = reinterpret_cast<VI*>(maximum) + 1;
+    for (int x = 0; x < box.count[2]; x += w2, maximum += 2, voxel += 2) {
+        const V* in = t.rows + box.at[2] + x;
+        V most = first ? *maximum : in[0];
+        VI where = first ? *voxel : VI{};
+        for (int j = 0; j < w1; ++j)
+            for (int i = 0; i < w2; ++i) {
+                const V value = in[j * p.axis[2].T + i];
+                const VI more = ~(value <= most) & (most == most);  // the first NaN stays
+                where = more ? VI{} + (first + j * w2 + i) : where;
+                most = more ? value : most;
+            }
+        *maximum = most, *voxel = where;
+    }
 }
 
 static void finish_pooled_tile(const LayerPlan& p, const Box& box, const Buffers& b, const float* bias, const TileScratch& t,
                                const Ahead& ahead) {
     const Axis* a = p.axis;
+    const int count = box.count[2] / a[2].pool;
+    std::int8_t* largest = b.largest + (box.origin - b.output);
+    const auto pool = a[1].pool == 2 && a[2].pool == 2 ? pool_row<2> : pool_row<0>;
     for (int i0 = 0; i0 < box.count[0]; ++i0) {
         ahead.fetch(p, i0, box.count[0]);
-        inverse_rows(p, t, i0 + box.at[0], box.at[1], box.count[1]);
-        (a[1].pool == 2 && a[2].pool == 2 ? pool_plane<2> : pool_plane<0>)(p, t, box, i0);
-        if ((i0 + 1) % a[0].pool) continue;
-        const V* in = t.maxima;
+        inverse_plane(p, t, i0 + box.at[0]);
         for (int y = 0; y < box.count[1] / a[1].pool; ++y) {
+            V* maxima = t.maxima + 2L * y * count;
+            inverse_rows(p, t, i0 + box.at[0], box.at[1] + y * a[1].pool, a[1].pool);
+            pool(p, t, box, i0, maxima);
+            if ((i0 + 1) % a[0].pool) continue;
             const long at = i0 / a[0].pool * box.step[0] + y * box.step[1];
             V* out = vec(const_cast<float*>(box.origin)) + at;
-            std::int8_t* largest = b.largest + (box.origin - b.output) + at * kV;
-            const int count = box.count[2] / a[2].pool;
-            for (int x = 0; x < count; ++x, in += 2) {
-                t.rows[x] = in[0];
-                store_bytes(*reinterpret_cast<const VI*>(in + 1), largest + x * box.step[2] * kV);
+            for (int x = 0; x < count; ++x) {
+                t.rows[x] = maxima[2 * x];
+                store_bytes(*reinterpret_cast<const VI*>(maxima + 2 * x + 1), largest + (at + x * box.step[2]) * kV);
             }
             finish_forward(t.rows, out, box.step[2], count, bias, b.transfer, b.accumulate_output);
         }
@@ -288,10 +291,12 @@ void finish_output_tile(const LayerPlan& p, const TilePlace& place, const Buffer
     V* origin = vec(const_cast<float*>(box.origin));
     for (int i0 = 0; i0 < box.count[0]; ++i0) {
         ahead.fetch(p, i0, box.count[0]);
-        inverse_rows(p, t, i0 + box.at[0], box.at[1], box.count[1]);
-        for (int i1 = 0; i1 < box.count[1]; ++i1)
-            finish_forward(t.rows + i1 * p.axis[2].T + box.at[2], origin + i0 * box.step[0] + i1 * box.step[1],
-                           box.step[2], box.count[2], bias, b.transfer, b.accumulate_output);
+        inverse_plane(p, t, i0 + box.at[0]);
+        for (int i1 = 0; i1 < box.count[1]; ++i1) {
+            inverse_rows(p, t, i0 + box.at[0], box.at[1] + i1, 1);
+            finish_forward(t.rows + box.at[2], origin + i0 * box.step[0] + i1 * box.step[1], box.step[2], box.count[2], bias,
+                           b.transfer, b.accumulate_output);
+        }
     }
 }
 
@@ -358,9 +363,10 @@ void add_backward_tile(const LayerPlan& p, const TileScratch& t, const TilePlace
     const HaloShape shape(p);
     for (int i0 = 0; i0 < count[0]; ++i0) {
         ahead.fetch(p, i0, count[0]);
-        inverse_rows(p, t, i0, 0, count[1]);
+        inverse_plane(p, t, i0);
         for (int i1 = 0; i1 < count[1]; ++i1) {
-            const V* row = t.rows + i1 * p.axis[2].T;
+            const V* row = t.rows;
+            inverse_rows(p, t, i0, i1, 1);
             const int at[3] = {i0, i1, 0};
             const bool row_done = i0 < overlap[0] || i1 < overlap[1];
             for (int i2 = 0; i2 < count[2];) {
@@ -464,12 +470,16 @@ ZNN_INLINE void prefetch_pencils(const V* first, long pencil, int count) {
         for (long v = 0; v < 2; v += 64 / long(sizeof(V))) __builtin_prefetch(first + f1 * pencil + v, WRITE, 3);
 }
 
+// What a transform there and back multiplies with, undone; by planes: along two axes.
+float inverse_scale(const LayerPlan& p, bool planes) {
+    return 1.0f / (float(planes ? 1 : p.axis[0].T) * p.axis[1].T * p.axis[2].T);
+}
+
 // Kernel spectra [bundle][pencil][map][tap along axis 0]: transformed along axes 2 and 1, expanded along 0 by the product.
-void transform_kernel(const LayerPlan& p, const V* taps, V* out, long pencil, float* scratch) {
+void transform_kernel(const LayerPlan& p, float scale, const V* taps, V* out, long pencil, float* scratch) {
     const TileScratch t(p, scratch);
     const Axis *a = p.axis;
     const int F2 = a[2].frequencies();
-    const float scale = 1.0f / (float(a[0].T) * a[1].T * a[2].T);
     const long row = 2 * t.row_frequencies;
     for (int j0 = 0; j0 < a[0].k; ++j0) {
         kernel_line_real(a[2], scale, taps + j0 * a[0].kernel_step, a[2].kernel_step, a[1].kernel_step, t.plane, 2, row,
@@ -495,9 +505,10 @@ void kernels_forward(const LayerPlan& p, int index, const Buffers& b, float* scr
     const MapPiece piece = map_piece(p.out_bundles, p.problem.in_maps, p.kernel_maps_in, index);
     const long taps = long(p.problem.kernel.volume()), nc = p.problem.in_maps, k0 = p.axis[0].k;
     const long pencil = kernel_pencil(p, int(nc));
+    const float scale = inverse_scale(p, sums_taps(p));
     V* spectra = vec(b.at(Buffer::kernels_forward)) + piece.bundle * p.pencils * pencil;
     for (int i = piece.first; i < piece.last; ++i)
-        transform_kernel(p, vec(b.kernels) + (piece.bundle * nc + i) * taps, spectra + i * k0 * 2, pencil, scratch);
+        transform_kernel(p, scale, vec(b.kernels) + (piece.bundle * nc + i) * taps, spectra + i * k0 * 2, pencil, scratch);
 }
 
 // Lanes are input maps here: the kernels of one input bundle and one output bundle are transposed first.
@@ -505,12 +516,13 @@ void kernels_backward(const LayerPlan& p, int index, const Buffers& b, float* sc
     const MapPiece piece = map_piece(p.in_bundles, p.problem.out_maps, p.kernel_maps_out, index);
     const long taps = long(p.problem.kernel.volume()), k0 = p.axis[0].k, no = p.problem.out_maps;
     const long pencil = kernel_pencil(p, int(no));
+    const float scale = inverse_scale(p, false);
     V* spectra = vec(b.at(Buffer::kernels_backward)) + piece.bundle * p.pencils * pencil;
     V* turned = vec(scratch) + TileScratchSizes(p).total();  // [lane of the out bundle][tap]
     for (int o = piece.first; o < piece.last; o += kV) {
         transpose_kernels(p, b, o / kV, piece.bundle, turned);
         for (int lane = 0; lane < kV && o + lane < piece.last; ++lane)
-            transform_kernel(p, turned + lane * taps, spectra + (o + lane) * k0 * 2, pencil, scratch);
+            transform_kernel(p, scale, turned + lane * taps, spectra + (o + lane) * k0 * 2, pencil, scratch);
     }
 }
 
@@ -520,7 +532,7 @@ void update_inverse(const LayerPlan& p, int index, const Buffers& b, float* scra
     const Axis *a = p.axis;
     const long taps = long(p.problem.kernel.volume()), nc = p.problem.in_maps, k0 = a[0].k, pencil = kernel_pencil(p, int(nc));
     const int T1 = a[1].T, F2 = a[2].frequencies();
-    const float scale = 1.0f / (float(a[0].T) * T1 * a[2].T);
+    const float scale = inverse_scale(p, sums_taps(p));
     const long row = 2 * t.row_frequencies;
     V* gradient = vec(scratch) + TileScratchSizes(p).total();
     for (int i = piece.first; i < piece.last; ++i) {

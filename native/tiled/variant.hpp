@@ -44,8 +44,9 @@ struct Ahead {
 };
 // Spectra of one tile: pencils `out_line` vectors apart.
 void forward_tile(const LayerPlan& plan, const Box& box, V* out, long out_line, float* scratch);
-// All of it but the last transform, that of the lines: [i0][pencil] at the beginning of scratch, planes 2 plan.plane apart.
-void forward_planes(const LayerPlan& plan, const Box& box, float* scratch, Ahead ahead = {});
+// All of it but the last transform, that of the lines: [i0][pencil] of the first `planes` at the beginning of scratch, 2 plan.plane
+// apart.
+void forward_planes(const LayerPlan& plan, const Box& box, int planes, float* scratch, Ahead ahead = {});
 // Inverse of a tile whose lines are done, from [i0][pencil] at the beginning of scratch to the output.
 void finish_output_tile(const LayerPlan& plan, const TilePlace& place, const Buffers& b, int bundle, float* scratch, Ahead ahead = {});
 void write_output_tile(const LayerPlan& plan, const TilePlace& place, const Buffers& b, int bundle, const V* spectra,

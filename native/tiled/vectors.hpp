@@ -48,12 +48,14 @@ ZNN_INLINE void finish_streams() {
 #endif
 }
 
-// Strides are in vectors. `in_line`, `out_line`: from line to line.
+// Strides are in vectors. `in_line`, `out_line`: from line to line. Complex numbers are pairs of vectors, real parts first, of
+// which those without a stride follow each other; so do real numbers.
 struct Codelets {
     int n;
-    void (*r2c)(const V* x, long is, long in_line, V* yr, V* yi, long os, long out_line, long lines);
-    void (*c2c)(const V* xr, const V* xi, long is, long in_line, V* yr, V* yi, long os, long out_line, long lines);
-    void (*c2r)(const V* xr, const V* xi, long is, long in_line, V* y, long os, long out_line, long lines);
+    void (*r2c)(const V* x, long is, long in_line, V* y, long out_line, long lines);
+    void (*forward)(const V* x, long is, long in_line, V* y, long out_line, long lines);
+    void (*inverse)(const V* x, long in_line, V* y, long os, long out_line, long lines);
+    void (*c2r)(const V* x, long in_line, V* y, long out_line, long lines);
     int r2c_ops, c2c_ops, c2r_ops;
 };
 const Codelets& codelets(int extent);
