@@ -400,7 +400,8 @@ void BundledNetwork::build_update() {
 }
 
 // Forward by distance to the output, backward by distance to the input, updates last, those first whose layers the next
-// forward pass meets first. Within a layer the later phase goes first: what is begun is finished while it is in cache.
+// forward pass meets first. Within a layer the later phase goes first: what is begun is finished while it is in cache. A single
+// worker has no gaps for updates to fill: it does each at once, while the spectra of gradients that it needs are in cache.
 void BundledNetwork::set_priorities() {
     int next = 0;
     const auto assign = [&](Pass pass, bool reverse) {
@@ -408,9 +409,11 @@ void BundledNetwork::set_priorities() {
         for (std::size_t i = 0; i < stages.size(); ++i)
             stages[reverse ? stages.size() - 1 - i : i]->set_priority(next++);
     };
-    assign(Pass::update, true);
+    const bool alone = options_.threads == 1;
+    if (!alone) assign(Pass::update, true);
     assign(Pass::forward, true);
     assign(Pass::backward, true);
+    if (alone) assign(Pass::update, true);
     assign(Pass::prepare, false);
     executor_ = std::make_unique<Executor>(
         ExecutorOptions{options_.threads, options_.policy, std::max(1, next), options_.pin, options_.trace});

@@ -244,8 +244,9 @@ void arrange_tiles(LayerPlan& p, const Machine& machine, bool memoize) {
     p.out_pencil = long(p.out_bundles) * p.tiles_per_slab * p.line * 2 * p.bundle + pad;
     p.in_slab = std::size_t(p.in_pencil) * p.pencils;
     p.out_slab = std::size_t(p.out_pencil) * p.pencils;
-    p.streams_in = 4 * p.in_slab > machine.l3_bytes / 2;
-    p.streams_out = 4 * p.out_slab > machine.l3_bytes / 2;
+    // From the writing of a product's operands to their reading, or of its result, all of these pass through the caches.
+    const std::size_t kernels = std::size_t(kernel_pencil(p, p.problem.in_maps)) * p.bundle * p.pencils * p.out_bundles;
+    p.streams = 4 * (p.in_slab + p.out_slab + kernels) > machine.l3_bytes;
 }
 
 // Bundles of kernels whose expanded spectra take at most half of L2.
@@ -358,7 +359,41 @@ LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Mach
     return p;
 }
 
-constexpr int kFusedPieces = 32;  // wanted in forward; in the update the most sums that are kept apart
+namespace {
+
+// Seconds of the fused pipeline: of its inputs' transforms, which every piece of a group of tiles repeats, and of all the rest in
+// forward and in update.
+struct FusedSeconds {
+    double inputs, forward, update;
+};
+
+FusedSeconds fused_seconds(const LayerPlan& p, const Machine& machine) {
+    const int in = p.problem.in_maps;
+    const Axis& lines = p.axis[0];
+    const double kernels = double(p.tiles) / p.fused_tiles * p.pencils * in * p.out_bundles;
+    const double expand = sums_taps(p) ? 0 : kernels * kernel_line_ops(lines) * p.bundle / expand_rate(lines, machine);
+    // Products of a few maps load and store as much as they compute: half the speed of those of many. Sums over taps do not.
+    const double points = double(p.pencils) * p.tiles * in * p.out_bundles * (sums_taps(p) ? lines.M * (lines.k + 1) : 2 * lines.T);
+    const double rest = points * 8.0 * p.bundle / machine.product_flops + p.out_bundles * p.tiles * transform_seconds(p, false, true, machine);
+    const double inputs = double(in) * p.tiles / p.bundle * transform_seconds(p, false, false, machine);
+    return {machine.fused * inputs, machine.fused * (rest + expand), machine.fused * rest};
+}
+
+// In how many parts, by bundles of outputs, each of `count` groups of tiles is cut, so that workers who take the pieces in turns are
+// done soonest.
+int fused_parts(int count, double inputs, double rest, int bundles, int workers) {
+    int best = 1;
+    double least = 1e300;
+    for (int parts = 1; parts <= bundles; ++parts) {
+        const double seconds = ceil_div(count * parts, workers) * (inputs + rest / parts);
+        if (seconds < 0.97 * least) best = parts, least = seconds;
+    }
+    return best;
+}
+
+constexpr int kFusedSums = 32;  // that the update keeps apart at most
+
+}  // namespace
 
 LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Machine& machine) {
     if (problem.in_maps > 4)
@@ -366,12 +401,13 @@ LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Mach
                                     std::to_string(problem.in_maps));
     LayerPlan p = plan_tiled(problem, bundle, tile, machine);
     p.fused = true;
-    // As many tiles together as a vector has lanes, evenly; cut by bundles too where groups are few.
-    const int groups = ceil_div(p.tiles, bundle), shares = 8 * machine.workers;
+    // As many tiles together as a vector has lanes, evenly; chunks of as many groups each.
+    const int groups = ceil_div(p.tiles, bundle);
     p.fused_tiles = ceil_div(p.tiles, groups);
-    p.fused_parts = std::clamp(ceil_div(std::max(kFusedPieces, shares), groups), 1, p.out_bundles);
-    p.update_chunks = std::min(groups, kFusedPieces);
-    p.update_parts = std::clamp(ceil_div(shares, p.update_chunks), 1, p.out_bundles);
+    p.update_chunks = ceil_div(groups, ceil_div(groups, kFusedSums));
+    const FusedSeconds all = fused_seconds(p, machine);
+    p.fused_parts = fused_parts(groups, all.inputs, all.forward, p.out_bundles, machine.workers);
+    p.update_parts = fused_parts(p.update_chunks, all.inputs, all.update, p.out_bundles, machine.workers);
     p.pieces[int(Phase::input_transform)] = p.pieces[int(Phase::forward_product)] = 0;
     p.pieces[int(Phase::forward_inverse)] = ceil_div(p.tiles, p.fused_tiles) * p.fused_parts;
     p.pieces[int(Phase::update_product)] = p.update_chunks * p.update_parts;
@@ -596,17 +632,10 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
     set(Phase::update_product, product_seconds(p, in, p.out_bundles, machine) + memory_in + memory_out);
     set(Phase::update_inverse, kernel_seconds(p, in, p.out_bundles, machine) + cache_kernels);
     if (p.fused) {
-        const Axis& lines = p.axis[0];
-        const double kernels = double(p.tiles) / p.fused_tiles * p.pencils * in * p.out_bundles;
-        const double expand = sums_taps(p) ? 0 : kernels * kernel_line_ops(lines) * p.bundle / expand_rate(lines, machine);
-        const double inputs = double(in) * p.tiles / p.bundle * transform_seconds(p, false, false, machine);
-        const double outputs = p.out_bundles * p.tiles * transform_seconds(p, false, true, machine);
-        // Products of a few maps load and store as much as they compute: half the speed of those of many. Sums over taps do not.
-        const double points = double(p.pencils) * p.tiles * in * p.out_bundles * (sums_taps(p) ? lines.M * (lines.k + 1) : 2 * lines.T);
-        const double pass = points * 8.0 * p.bundle / machine.product_flops;
+        const FusedSeconds all = fused_seconds(p, machine);
         set(Phase::input_transform, 0), set(Phase::forward_product, 0);
-        set(Phase::forward_inverse, machine.fused * (inputs + outputs + expand + pass) + in_read + out_written);
-        set(Phase::update_product, machine.fused * (inputs + outputs + pass) + in_read + out_read);
+        set(Phase::forward_inverse, all.inputs + all.forward + in_read + out_written);
+        set(Phase::update_product, all.inputs + all.update + in_read + out_read);
     }
     return c;
 }

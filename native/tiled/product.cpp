@@ -314,11 +314,11 @@ void product(const LayerPlan& p, bool forward, int index, const Buffers& b, floa
     const int slab = piece.slab, tiles = p.slab_tiles(slab);
     if (forward)
         Product<true>{p, piece, tiles, {b.at(Buffer::input_spectra) + p.input_place(slab, b.keep), p.in_pencil},
-                      {b.at(Buffer::output_spectra) + p.passing_out(slab), p.out_pencil, p.streams_out},
+                      {b.at(Buffer::output_spectra) + p.passing_out(slab), p.out_pencil, p.streams},
                       vec(b.at(Buffer::kernels_forward)), vec(scratch)}.run();
     else
         Product<false>{p, piece, tiles, {b.at(Buffer::gradient_spectra) + p.passing_out(slab), p.out_pencil},
-                       {b.at(Buffer::input_gradient_spectra) + p.passing_in(slab), p.in_pencil, p.streams_in},
+                       {b.at(Buffer::input_gradient_spectra) + p.passing_in(slab), p.in_pencil, p.streams},
                        vec(b.at(Buffer::kernels_backward)), vec(scratch)}.run();
 }
 

@@ -145,7 +145,7 @@ struct LayerPlan {
     long line = 0;                               // complex vectors from tile to tile in spectra (odd, >= T0)
     long in_pencil = 0, out_pencil = 0;          // floats from pencil to pencil
     std::size_t in_slab = 0, out_slab = 0;       // floats from slab to slab
-    bool streams_in = false, streams_out = false;  // a slab's spectra outgrow L3 and are written past it
+    bool streams = false;                        // a slab's spectra outgrow L3, with kernels': they are written past it
     long plane = 0;                              // complex vectors of a plane of pencils in scratch
     int transform_tiles = 1, product_pencils = 1, kernel_maps_in = 1, kernel_maps_out = 1;
     // Into how many pieces the products of one pencil are cut, by bundles of what comes out.

@@ -315,15 +315,14 @@ void transform_tiles(const LayerPlan& p, bool gradient, int index, const Buffers
     float* spectra = gradient ? b.at(Buffer::gradient_spectra) + p.passing_out(piece.slab)
                               : b.at(Buffer::input_spectra) + p.input_place(piece.slab, b.keep);
     const long pencil = (gradient ? p.out_pencil : p.in_pencil) / kV;
-    const bool streams = gradient ? p.streams_out : p.streams_in;
     for (int t = piece.first; t < piece.last; ++t) {
         const TilePlace place = tile_place(p, piece.slab * p.tiles_per_slab + t);
         const Box box = gradient ? gradient_box(p, place, b, piece.bundle)
                                  : input_box(p, place, b.input + piece.bundle * b.input_stride);
         V* out = vec(spectra) + (long(piece.bundle) * p.slab_tiles(piece.slab) + t) * 2 * p.line;
-        (streams ? stream_tile : forward_tile)(p, box, out, pencil, scratch);
+        (p.streams ? stream_tile : forward_tile)(p, box, out, pencil, scratch);
     }
-    if (streams) finish_streams();
+    if (p.streams) finish_streams();
 }
 
 void forward_inverse(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
@@ -487,18 +486,17 @@ void transform_kernel(const LayerPlan& p, float scale, const V* taps, V* out, lo
         V* dst = out + 2 * j0;
         for (int f2 = 0; f2 < F2; ++f2) {
             const int kept = p.self_conjugate(f2) ? a[1].T / 2 + 1 : a[1].T;
-            prefetch_pencils<1>(dst + 2 * a[0].k + p.first_pencil(f2) * pencil, pencil, kept);
-            if (p.self_conjugate(f2)) {
-                kernel_line(a[1], t.plane + 2 * f2, row, 0, t.rows, 2, 0, 1, t.line);
-                for (int f1 = 0; f1 <= a[1].T / 2; ++f1) {
-                    dst[(p.first_pencil(f2) + f1) * pencil] = t.rows[2 * f1];
-                    dst[(p.first_pencil(f2) + f1) * pencil + 1] = t.rows[2 * f1 + 1];
-                }
-            } else {
-                kernel_line(a[1], t.plane + 2 * f2, row, 0, dst + p.first_pencil(f2) * pencil, pencil, 0, 1, t.line);
+            V* first = dst + p.first_pencil(f2) * pencil;
+            if (!p.streams) prefetch_pencils<1>(first + 2 * a[0].k, pencil, kept);
+            const bool direct = kept == a[1].T && !p.streams;
+            kernel_line(a[1], t.plane + 2 * f2, row, 0, direct ? first : t.rows, direct ? pencil : 2, 0, 1, t.line);
+            for (int i = 0; !direct && i < 2 * kept; ++i) {
+                V* to = first + i / 2 * pencil + i % 2;
+                if (p.streams) stream(to, t.rows[i]); else *to = t.rows[i];
             }
         }
     }
+    if (p.streams) finish_streams();
 }
 
 void kernels_forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
