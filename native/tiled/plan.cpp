@@ -372,22 +372,23 @@ FusedSeconds fused_seconds(const LayerPlan& p, const Machine& machine) {
     const Axis& lines = p.axis[0];
     const double kernels = double(p.tiles) / p.fused_tiles * p.pencils * in * p.out_bundles;
     const double expand = sums_taps(p) ? 0 : kernels * kernel_line_ops(lines) * p.bundle / expand_rate(lines, machine);
-    // Products of a few maps load and store as much as they compute: half the speed of those of many. Sums over taps do not.
+    // Products of a few maps load and store as much as they compute: half the speed of those of many. Sums over taps do not, but
+    // every tile reads kernels, or reads and writes their sums, from L2 again.
     const double points = double(p.pencils) * p.tiles * in * p.out_bundles * (sums_taps(p) ? lines.M * (lines.k + 1) : 2 * lines.T);
     const double rest = points * 8.0 * p.bundle / machine.product_flops + p.out_bundles * p.tiles * transform_seconds(p, false, true, machine);
+    const double taps = double(p.pencils) * p.tiles * in * p.out_bundles * lines.k * 8.0 * p.bundle;
+    const double load = sums_taps(p) ? taps / machine.expanded_bytes : 0;
     const double inputs = double(in) * p.tiles / p.bundle * transform_seconds(p, false, false, machine);
-    return {machine.fused * inputs, machine.fused * (rest + expand), machine.fused * rest};
+    return {machine.fused * inputs, machine.fused * (rest + expand) + load, machine.fused * rest + 2 * load};
 }
 
-// In how many parts, by bundles of outputs, each of `count` groups of tiles is cut, so that workers who take the pieces in turns are
-// done soonest.
+// In how many parts, by bundles of outputs, each of `count` groups of tiles is cut: what workers do on average, and one piece more
+// that the last of them is waited for, should be least.
 int fused_parts(int count, double inputs, double rest, int bundles, int workers) {
+    const auto seconds = [&](int parts) { return (double(count) * parts / workers + 1) * (inputs + rest / parts); };
     int best = 1;
-    double least = 1e300;
-    for (int parts = 1; parts <= bundles; ++parts) {
-        const double seconds = ceil_div(count * parts, workers) * (inputs + rest / parts);
-        if (seconds < 0.97 * least) best = parts, least = seconds;
-    }
+    for (int parts = 2; parts <= bundles && workers > 1; ++parts)
+        if (seconds(parts) < seconds(best)) best = parts;
     return best;
 }
 
