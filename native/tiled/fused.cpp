@@ -139,33 +139,41 @@ void filter_planes(const LayerPlan& p, Inputs in, const V* kernels, long kernel,
     }
 }
 
-// sums[pencil][map][tap] += sums over `planes` of x conj(g).
-template <int TAPS>
+// sums[pencil][map][tap] += sums over `planes` of x conj(g): N taps of so many.
+template <int N>
 void add_planes(const LayerPlan& p, Inputs in, const V* gradient, long g_plane, int planes, V* sums, long kernel) {
-    const int maps = p.problem.in_maps;
+    const int maps = p.problem.in_maps, taps = p.axis[0].k;
     for (int pencil = 0; pencil < p.pencils; ++pencil, in.x += 2, gradient += 2, sums += kernel)
         for (int i = 0; i < maps; ++i) {
-            Sum<true> sum[TAPS];
+            Sum<true> sum[N];
             clear(sum);
             const float* x = in.x + i * in.map;
             const V* g = gradient;
             for (int left = planes; left > 0; --left, x += in.plane, g += g_plane) {
                 const Complex at = load(g);
-                for (int j = 0; j < TAPS; ++j) sum[j].add(x[j * in.plane], x[j * in.plane + 1], at);
+                for (int j = 0; j < N; ++j) sum[j].add(x[j * in.plane], x[j * in.plane + 1], at);
             }
-            V* own = sums + i * 2 * TAPS;
+            V* own = sums + i * 2 * taps;
 #pragma GCC unroll 8
-            for (int j = 0; j < TAPS; ++j) store(own + 2 * j, load(own + 2 * j) + sum[j].value());
+            for (int j = 0; j < N; ++j) store(own + 2 * j, load(own + 2 * j) + sum[j].value());
         }
 }
 
+// Planes, or taps, whose sums fit the registers.
 #if defined(__AVX512F__)
-constexpr int kPlanes = 8;
+constexpr int kTogether = 8;
 #elif defined(__AVX2__)
-constexpr int kPlanes = 4;
+constexpr int kTogether = 5;
 #else
-constexpr int kPlanes = 2;
+constexpr int kTogether = 3;
 #endif
+
+// Calls part(first, count) for 0 ... count - 1 in nearly equal parts of at most kTogether.
+template <class F>
+void in_parts(int all, const F& part) {
+    const int parts = ceil_div(all, kTogether);
+    for (int i = 0; i < parts; ++i) part(i * all / parts, (i + 1) * all / parts - i * all / parts);
+}
 
 // A function of 1, 2, ... by number.
 using Filter = void (*)(const LayerPlan&, Inputs, const V*, long, V*, long);
@@ -174,8 +182,8 @@ template <std::size_t... N>
 constexpr std::array<Filter, sizeof...(N)> filters(std::index_sequence<N...>) { return {filter_planes<int(N) + 1>...}; }
 template <std::size_t... N>
 constexpr std::array<Add, sizeof...(N)> adds(std::index_sequence<N...>) { return {add_planes<int(N) + 1>...}; }
-constexpr auto kFilters = filters(std::make_index_sequence<kPlanes>());
-constexpr auto kAdds = adds(std::make_index_sequence<kSummedTaps>());
+constexpr auto kFilters = filters(std::make_index_sequence<kTogether>());
+constexpr auto kAdds = adds(std::make_index_sequence<kTogether>());
 
 Inputs inputs_of(const LayerPlan& p, const FusedScratch& f, int tile) {
     const long plane = f.sizes.input_plane, map = plane * p.axis[0].T;
@@ -183,14 +191,12 @@ Inputs inputs_of(const LayerPlan& p, const FusedScratch& f, int tile) {
 }
 
 void filter_tile(const LayerPlan& p, const FusedScratch& f, int tile, const V* kernels, int planes) {
-    Inputs in = inputs_of(p, f, tile);
+    const Inputs in = inputs_of(p, f, tile);
     V* out = vec(f.rest) + 2 * p.plane * p.axis[0].center;
-    const int blocks = ceil_div(planes, kPlanes);
-    for (int i = 0; i < blocks; ++i) {
-        const int rows = (i + 1) * planes / blocks - i * planes / blocks;
-        kFilters[rows - 1](p, in, kernels, kernel_pencil(p, p.problem.in_maps), out, 2 * p.plane);
-        in.x += rows * in.plane, out += rows * 2 * p.plane;
-    }
+    in_parts(planes, [&](int first, int count) {
+        kFilters[count - 1](p, {in.x + first * in.plane, in.plane, in.map}, kernels, kernel_pencil(p, p.problem.in_maps),
+                            out + first * 2 * p.plane, 2 * p.plane);
+    });
 }
 
 }  // namespace
@@ -258,7 +264,11 @@ static void add_tile_by_planes(const LayerPlan& p, const Buffers& b, const Fused
     box.at[0] = 0;
     const int planes = box.count[0];
     forward_planes(p, box, planes, f.rest);
-    kAdds[p.axis[0].k - 1](p, inputs_of(p, f, t), vec(f.rest), 2 * p.plane, planes, out, kernel_pencil(p, p.problem.in_maps));
+    const Inputs in = inputs_of(p, f, t);
+    in_parts(p.axis[0].k, [&](int first_tap, int count) {
+        kAdds[count - 1](p, {in.x + first_tap * in.plane, in.plane, in.map}, vec(f.rest), 2 * p.plane, planes, out + 2 * first_tap,
+                         kernel_pencil(p, p.problem.in_maps));
+    });
 }
 
 // One chunk of the tiles and some bundles of outputs.

@@ -475,7 +475,7 @@ float inverse_scale(const LayerPlan& p, bool planes) {
 }
 
 // Kernel spectra [bundle][pencil][map][tap along axis 0]: transformed along axes 2 and 1, expanded along 0 by the product.
-void transform_kernel(const LayerPlan& p, float scale, const V* taps, V* out, long pencil, float* scratch) {
+void transform_kernel(const LayerPlan& p, float scale, bool streams, const V* taps, V* out, long pencil, float* scratch) {
     const TileScratch t(p, scratch);
     const Axis *a = p.axis;
     const int F2 = a[2].frequencies();
@@ -487,16 +487,18 @@ void transform_kernel(const LayerPlan& p, float scale, const V* taps, V* out, lo
         for (int f2 = 0; f2 < F2; ++f2) {
             const int kept = p.self_conjugate(f2) ? a[1].T / 2 + 1 : a[1].T;
             V* first = dst + p.first_pencil(f2) * pencil;
-            if (!p.streams) prefetch_pencils<1>(first + 2 * a[0].k, pencil, kept);
-            const bool direct = kept == a[1].T && !p.streams;
-            kernel_line(a[1], t.plane + 2 * f2, row, 0, direct ? first : t.rows, direct ? pencil : 2, 0, 1, t.line);
-            for (int i = 0; !direct && i < 2 * kept; ++i) {
+            if (!streams) prefetch_pencils<1>(first + 2 * a[0].k, pencil, kept);
+            const bool in_place = kept == a[1].T && !streams;
+            kernel_line(a[1], t.plane + 2 * f2, row, 0, in_place ? first : t.rows, in_place ? pencil : 2, 0, 1, t.line);
+            for (int i = 0; !in_place && i < 2 * kept; ++i) {
                 V* to = first + i / 2 * pencil + i % 2;
-                if (p.streams) stream(to, t.rows[i]); else *to = t.rows[i];
+                if (streams)
+                    stream(to, t.rows[i]);
+                else
+                    *to = t.rows[i];
             }
         }
     }
-    if (p.streams) finish_streams();
 }
 
 void kernels_forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
@@ -504,9 +506,11 @@ void kernels_forward(const LayerPlan& p, int index, const Buffers& b, float* scr
     const long taps = long(p.problem.kernel.volume()), nc = p.problem.in_maps, k0 = p.axis[0].k;
     const long pencil = kernel_pencil(p, int(nc));
     const float scale = inverse_scale(p, sums_taps(p));
+    const bool streams = p.streams && !p.fused;  // which has no spectra but these
     V* spectra = vec(b.at(Buffer::kernels_forward)) + piece.bundle * p.pencils * pencil;
     for (int i = piece.first; i < piece.last; ++i)
-        transform_kernel(p, scale, vec(b.kernels) + (piece.bundle * nc + i) * taps, spectra + i * k0 * 2, pencil, scratch);
+        transform_kernel(p, scale, streams, vec(b.kernels) + (piece.bundle * nc + i) * taps, spectra + i * k0 * 2, pencil, scratch);
+    if (streams) finish_streams();
 }
 
 // Lanes are input maps here: the kernels of one input bundle and one output bundle are transposed first.
@@ -520,8 +524,9 @@ void kernels_backward(const LayerPlan& p, int index, const Buffers& b, float* sc
     for (int o = piece.first; o < piece.last; o += kV) {
         transpose_kernels(p, b, o / kV, piece.bundle, turned);
         for (int lane = 0; lane < kV && o + lane < piece.last; ++lane)
-            transform_kernel(p, scale, turned + lane * taps, spectra + (o + lane) * k0 * 2, pencil, scratch);
+            transform_kernel(p, scale, p.streams, turned + lane * taps, spectra + (o + lane) * k0 * 2, pencil, scratch);
     }
+    if (p.streams) finish_streams();
 }
 
 void update_inverse(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
