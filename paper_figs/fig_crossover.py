@@ -59,25 +59,25 @@ def draw(rows, plt):
     figure, axes = plt.subplots(
         1, len(dims), figsize=(style.WIDE if len(dims) > 1 else 4.2, 3.0), squeeze=False
     )
+    machines = sorted({r["machine"] for r in rows if r["machine"]})  # one marker per machine in all panels
     for axis, dim in zip(axes[0], dims):
         mine = [r for r in rows if r["dims"] == dim]
-        sides, machines = (
-            sorted({r["output_side"] for r in mine}),
-            sorted({r["machine"] for r in mine if r["machine"]}),
-        )
+        sides, first = sorted({r["output_side"] for r in mine}), min(r["machine"] for r in mine if r["machine"])
         for colour, side in zip(style.sequence(len(sides)), sides):
             for marker, machine in zip(style.MARKERS, machines):
                 line = sorted(
                     (r for r in mine if r["output_side"] == side and r["machine"] == machine),
                     key=lambda r: r["kernel"],
                 )
+                if not line:
+                    continue
                 style.intervals(
                     axis,
                     [r["kernel"] for r in line],
                     [(r["direct_over_fft"], r["low"], r["high"]) for r in line],
                     color=colour,
                     marker=marker,
-                    label=f"output side {side}" if machine == machines[0] else None,
+                    label=f"output side {side}" if machine == first else None,
                 )
             model = sorted(
                 (r for r in mine if r["output_side"] == side and r["kind"] == "cost model"),
@@ -100,5 +100,5 @@ def draw(rows, plt):
         style.plain_log(axis, "y", (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50), base=10)
         axis.legend(loc="best")
     axes[0, 0].set_ylabel("direct over FFT, seconds per round")
-    style.name_machines(figure, [r["machine"] for r in rows if r["machine"]], style.MARKER_NAMES)
+    style.name_machines(figure, machines, style.MARKER_NAMES)
     return figure
