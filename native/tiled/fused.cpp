@@ -8,8 +8,6 @@
 // plane of spectra. That takes about as many operations as transforms of so few maps would, but products and sums fused, of
 // spectra that stay in L1; and tiles need not overlap there for the inverse's sake.
 #include <algorithm>
-#include <array>
-#include <utility>
 
 #include "tiled/complex.hpp"
 #include "tiled/layout.hpp"
@@ -168,22 +166,23 @@ constexpr int kTogether = 5;
 constexpr int kTogether = 3;
 #endif
 
-// Calls part(first, count) for 0 ... count - 1 in nearly equal parts of at most kTogether.
-template <class F>
-void in_parts(int all, const F& part) {
-    const int parts = ceil_div(all, kTogether);
-    for (int i = 0; i < parts; ++i) part(i * all / parts, (i + 1) * all / parts - i * all / parts);
-}
-
-// A function of 1, 2, ... by number.
 using Filter = void (*)(const LayerPlan&, Inputs, const V*, long, V*, long);
 using Add = void (*)(const LayerPlan&, Inputs, const V*, long, int, V*, long);
-template <std::size_t... N>
-constexpr std::array<Filter, sizeof...(N)> filters(std::index_sequence<N...>) { return {filter_planes<int(N) + 1>...}; }
-template <std::size_t... N>
-constexpr std::array<Add, sizeof...(N)> adds(std::index_sequence<N...>) { return {add_planes<int(N) + 1>...}; }
-constexpr auto kFilters = filters(std::make_index_sequence<kTogether>());
-constexpr auto kAdds = adds(std::make_index_sequence<kTogether>());
+
+template <int R = 1>
+Filter filter_of(int planes) {
+    if constexpr (R < kTogether) {
+        if (planes > R) return filter_of<R + 1>(planes);
+    }
+    return filter_planes<R>;
+}
+template <int N = 1>
+Add add_of(int taps) {
+    if constexpr (N < kTogether) {
+        if (taps > N) return add_of<N + 1>(taps);
+    }
+    return add_planes<N>;
+}
 
 Inputs inputs_of(const LayerPlan& p, const FusedScratch& f, int tile) {
     const long plane = f.sizes.input_plane, map = plane * p.axis[0].T;
@@ -193,10 +192,11 @@ Inputs inputs_of(const LayerPlan& p, const FusedScratch& f, int tile) {
 void filter_tile(const LayerPlan& p, const FusedScratch& f, int tile, const V* kernels, int planes) {
     const Inputs in = inputs_of(p, f, tile);
     V* out = vec(f.rest) + 2 * p.plane * p.axis[0].center;
-    in_parts(planes, [&](int first, int count) {
-        kFilters[count - 1](p, {in.x + first * in.plane, in.plane, in.map}, kernels, kernel_pencil(p, p.problem.in_maps),
-                            out + first * 2 * p.plane, 2 * p.plane);
-    });
+    for (int i = 0; i < group_count(planes, kTogether); ++i) {
+        const GroupRange some = group_range(planes, kTogether, i);
+        filter_of(some.last - some.first)(p, {in.x + some.first * in.plane, in.plane, in.map}, kernels,
+                                          kernel_pencil(p, p.problem.in_maps), out + some.first * 2 * p.plane, 2 * p.plane);
+    }
 }
 
 }  // namespace
@@ -242,10 +242,10 @@ void forward_fused(const LayerPlan& p, int index, const Buffers& b, float* scrat
         (planes ? forward_by_planes : forward_by_lines)(p, b, f, first, tiles, o);
 }
 
-// One tile's part of the sums of an output bundle: f.sums[out bundle][pencil][map][line], or `out`[pencil][map][tap].
-static void add_tile_by_lines(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int t, int o, V*) {
+// One tile's part of the sums of an output bundle: [pencil][map][line], by planes [pencil][map][tap].
+static void add_tile_by_lines(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int t, int o, V* sums) {
     const int maps = p.problem.in_maps, T = p.axis[0].T;
-    const long line = 2 * p.line, bundle = p.pencils * f.sizes.pencil;
+    const long line = 2 * p.line;
     const auto add = choose(maps, add_line<1>, add_line<2>, add_line<3>, add_line<4>);
     const V* planes = vec(f.rest);
     forward_planes(p, gradient_box(p, tile_place(p, first + t), b, o), T, f.rest);
@@ -254,21 +254,22 @@ static void add_tile_by_lines(const LayerPlan& p, const Buffers& b, const FusedS
         codelets(T).forward(planes + 2 * p0, 2 * p.plane, 2, f.lines, line, count);
         for (int j = 0; j < count; ++j) {
             const long at = (p0 + j) * f.sizes.pencil;
-            add(reinterpret_cast<const float*>(f.inputs + at) + t, f.lines + j * line, line, T, f.sums + o * bundle + at);
+            add(reinterpret_cast<const float*>(f.inputs + at) + t, f.lines + j * line, line, T, sums + at);
         }
     }
 }
 
-static void add_tile_by_planes(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int t, int o, V* out) {
+static void add_tile_by_planes(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int t, int o, V* sums) {
     Box box = gradient_box(p, tile_place(p, first + t), b, o);
     box.at[0] = 0;
     const int planes = box.count[0];
     forward_planes(p, box, planes, f.rest);
     const Inputs in = inputs_of(p, f, t);
-    in_parts(p.axis[0].k, [&](int first_tap, int count) {
-        kAdds[count - 1](p, {in.x + first_tap * in.plane, in.plane, in.map}, vec(f.rest), 2 * p.plane, planes, out + 2 * first_tap,
-                         kernel_pencil(p, p.problem.in_maps));
-    });
+    for (int i = 0; i < group_count(p.axis[0].k, kTogether); ++i) {
+        const GroupRange taps = group_range(p.axis[0].k, kTogether, i);
+        add_of(taps.last - taps.first)(p, {in.x + taps.first * in.plane, in.plane, in.map}, vec(f.rest), 2 * p.plane, planes,
+                                       sums + 2 * taps.first, kernel_pencil(p, p.problem.in_maps));
+    }
 }
 
 // One chunk of the tiles and some bundles of outputs.
@@ -278,19 +279,18 @@ void update_fused(const LayerPlan& p, int index, const Buffers& b, float* scratc
     const int chunk = index / p.update_parts, part = index % p.update_parts;
     const int begin = int(long(chunk) * groups / p.update_chunks), end = int(long(chunk + 1) * groups / p.update_chunks);
     const int o0 = part * p.out_bundles / p.update_parts, o1 = (part + 1) * p.out_bundles / p.update_parts;
-    const long line = 2 * p.line, bundle = p.pencils * f.sizes.pencil, kernel = kernel_pencil(p, maps);
+    const long line = 2 * p.line, kernel = kernel_pencil(p, maps);
     const bool planes = sums_taps(p);
     V* out = vec(b.at(Buffer::update_spectra)) + long(chunk) * p.out_bundles * p.pencils * kernel;
-    if (planes)
-        std::fill(out + o0 * p.pencils * kernel, out + o1 * p.pencils * kernel, V{});
-    else
-        std::fill(f.sums + o0 * bundle, f.sums + o1 * bundle, V{});
+    V* sums = planes ? out : f.sums;
+    const long bundle = p.pencils * (planes ? kernel : f.sizes.pencil);
+    std::fill(sums + o0 * bundle, sums + o1 * bundle, V{});
     for (int group = begin; group < end; ++group) {
         const int first = group * p.fused_tiles, tiles = std::min(p.fused_tiles, p.tiles - first);
         (planes ? transform_input_planes : transform_input_lines)(p, b, f, first, tiles);
         for (int o = o0; o < o1; ++o)
             for (int t = 0; t < tiles; ++t)
-                (planes ? add_tile_by_planes : add_tile_by_lines)(p, b, f, first, t, o, out + o * p.pencils * kernel);
+                (planes ? add_tile_by_planes : add_tile_by_lines)(p, b, f, first, t, o, sums + o * bundle);
     }
     if (planes) return;
     for (long i = long(o0) * p.pencils; i < long(o1) * p.pencils; ++i)

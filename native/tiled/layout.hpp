@@ -159,17 +159,16 @@ inline constexpr int kSummedTaps = 8;
 inline bool sums_taps(const LayerPlan& p) { return p.fused && p.axis[1].T > 1 && p.axis[0].k <= kSummedTaps; }
 
 struct FusedSizes {
-    long pencil, box, inputs, sums, lines, input_plane;
+    long pencil, box, inputs, sums = 0, lines = 0, input_plane = 0;
 
     explicit FusedSizes(const LayerPlan& p) {
         box = long(p.axis[0].T) * p.axis[1].T * p.axis[2].T;
         pencil = 2 * ((p.problem.in_maps * p.line) | 1);  // an odd number of pairs: pencils spread over the cache's sets
         if (sums_taps(p)) {
             input_plane = (ceil_div(2 * p.pencils, p.bundle) | 1) * p.bundle;  // floats
-            inputs = input_plane * p.axis[0].T * p.problem.in_maps, sums = lines = 0;
+            inputs = input_plane * p.axis[0].T * p.problem.in_maps;
             return;
         }
-        input_plane = 0;
         inputs = pencil * p.pencils;
         sums = inputs * p.out_bundles;  // forward: the kernels of one bundle
         lines = 2L * kFusedBlock * p.line;

@@ -212,19 +212,20 @@ Work direct_work(const LayerPlan& p, double in_image, double out_image) {
     return w;
 }
 
-// Operations of the transform of a tile of `planes` x `rows` voxels that are not known to be zero (or not wanted), of one map.
-double tile_operations(const LayerPlan& p, int planes, int rows, bool inverse) {
+// Operations of the transform of a tile of `planes` x `rows` voxels that are not known to be zero (or not wanted), of one map,
+// with or without the lines along axis 0.
+double tile_operations(const LayerPlan& p, int planes, int rows, bool inverse, bool lines) {
     const Axis* a = p.axis;
     const TransformOps x = baseline::transform_ops(a[2].T), y = baseline::transform_ops(a[1].T), z = baseline::transform_ops(a[0].T);
     return planes * (double(rows) * (inverse ? x.inverse : x.real) + (a[1].T > 1 ? a[2].frequencies() * double(y.complex) : 0)) +
-           (sums_taps(p) ? 0 : double(p.pencils) * z.complex);
+           (lines ? double(p.pencils) * z.complex : 0);
 }
 
 // The same of a kernel, whose lines are short.
-double kernel_operations(const LayerPlan& p) {
+double kernel_operations(const LayerPlan& p, bool lines) {
     const Axis* a = p.axis;
     const auto line = [](const Axis& axis) { return 2.0 * axis.k * axis.frequencies(); };
-    return a[0].k * (a[1].k * line(a[2]) + a[2].frequencies() * 2 * line(a[1])) + (sums_taps(p) ? 0 : p.pencils * 2.0 * line(a[0]));
+    return a[0].k * (a[1].k * line(a[2]) + a[2].frequencies() * 2 * line(a[1])) + (lines ? p.pencils * 2.0 * line(a[0]) : 0);
 }
 
 }  // namespace
@@ -236,25 +237,26 @@ Work work(const LayerPlan& p) {
     Work w;
     const Axis* a = p.axis;
     const double pairs = double(q.in_maps) * q.out_maps, frequencies = double(p.pencils) * a[0].T;
-    const auto images = [&](int maps, bool outputs, bool inverse) {
-        return tile_operations(p, outputs ? a[0].M : a[0].T, outputs ? a[1].M : a[1].T, inverse) * p.tiles * maps;
+    const bool lines = !sums_taps(p);  // in forward and update; the backward phases transform along all axes
+    const auto images = [&](int maps, bool outputs, bool inverse, bool along_lines = true) {
+        return tile_operations(p, outputs ? a[0].M : a[0].T, outputs ? a[1].M : a[1].T, inverse, along_lines) * p.tiles * maps;
     };
-    const double there = images(q.in_maps, false, false) + images(q.out_maps, true, true);
+    const double there = images(q.in_maps, false, false, lines) + images(q.out_maps, true, true, lines);
     const double in_spectra = 8 * frequencies * p.tiles * q.in_maps, out_spectra = 8 * frequencies * p.tiles * q.out_maps;
-    const double kernel = kernel_operations(p);
+    const double kernel = kernel_operations(p, lines);
     const double weights = 4.0 * double(q.kernel.volume()) * pairs, kernel_spectra = 8.0 * p.pencils * a[0].k * pairs;
     const double product = 8 * frequencies * p.tiles * pairs, all = in_spectra + out_spectra + kernel_spectra;
     const auto set = [&](Phase phase, double operations, double bytes) {
         w.flops[int(phase)] = operations, w.bytes[int(phase)] = bytes;
     };
     set(Phase::kernels_forward, kernel * pairs, weights + kernel_spectra);
-    set(Phase::kernels_backward, kernel * pairs, weights + kernel_spectra);
+    set(Phase::kernels_backward, kernel_operations(p, true) * pairs, weights + kernel_spectra);
     set(Phase::gradient_transform, images(q.out_maps, true, false), out_image + out_spectra);
     set(Phase::backward_product, product, all);
     set(Phase::backward_inverse, images(q.in_maps, false, true), in_spectra + in_image);
     set(Phase::update_inverse, kernel * pairs, kernel_spectra + 2 * weights);
     if (p.fused) {  // spectra never leave the tile in hand
-        const double products = sums_taps(p) ? product / a[0].T * a[0].M * a[0].k : product;
+        const double products = lines ? product : product / a[0].T * a[0].M * a[0].k;
         set(Phase::forward_inverse, there + products, in_image + out_image + kernel_spectra);
         set(Phase::update_product, there + products, in_image + out_image + kernel_spectra);
         return w;

@@ -101,20 +101,21 @@ double kernel_line_ops(const Axis& a) {
     return baseline::transform_ops(a.T).complex + 3.0 * a.T;
 }
 
-// Vector operations, copies counted as well, of the transform of one tile with `rows` rows per plane and `planes` planes.
-double tile_ops(const LayerPlan& p, int planes, int rows, bool inverse) {
+// Vector operations, copies counted as well, of the transform of one tile with `rows` rows per plane and `planes` planes, with or
+// without the lines along axis 0.
+double tile_ops(const LayerPlan& p, int planes, int rows, bool inverse, bool lines) {
     const Axis* a = p.axis;
     const TransformOps x = baseline::transform_ops(a[2].T), y = baseline::transform_ops(a[1].T),
                        z = baseline::transform_ops(a[0].T);
     const double row = (inverse ? x.inverse + a[2].T : x.real) + 2.5 * a[2].T;
     const double middle = a[1].T > 1 ? a[2].frequencies() * (y.complex + 4.0 * a[1].T) : 0;
-    return planes * (rows * row + middle) + (sums_taps(p) ? 0 : p.pencils * (z.complex + 4.0 * a[0].T));
+    return planes * (rows * row + middle) + (lines ? p.pencils * (z.complex + 4.0 * a[0].T) : 0);
 }
 
-double transform_seconds(const LayerPlan& p, bool gradient, bool inverse, const Machine& machine) {
+double transform_seconds(const LayerPlan& p, bool gradient, bool inverse, const Machine& machine, bool lines = true) {
     const Axis* a = p.axis;
     const bool outputs = gradient != inverse;  // tiles of M voxels: gradients in, outputs back
-    const double ops = tile_ops(p, outputs ? a[0].M : a[0].T, outputs ? a[1].M : a[1].T, inverse);
+    const double ops = tile_ops(p, outputs ? a[0].M : a[0].T, outputs ? a[1].M : a[1].T, inverse, lines);
     // Scratch that does not fit in L2 together with what it is read from costs more.
     const double bytes = 8.0 * p.bundle * p.plane * a[0].T;
     return ops * p.bundle / machine.transform_flops * (bytes > 0.7 * double(machine.l2_bytes) ? machine.spill : 1.0);
@@ -368,18 +369,22 @@ struct FusedSeconds {
 };
 
 FusedSeconds fused_seconds(const LayerPlan& p, const Machine& machine) {
-    const int in = p.problem.in_maps;
-    const Axis& lines = p.axis[0];
-    const double kernels = double(p.tiles) / p.fused_tiles * p.pencils * in * p.out_bundles;
-    const double expand = sums_taps(p) ? 0 : kernels * kernel_line_ops(lines) * p.bundle / expand_rate(lines, machine);
-    // Products of a few maps load and store as much as they compute: half the speed of those of many. Sums over taps do not, but
-    // every tile reads kernels, or reads and writes their sums, from L2 again.
-    const double points = double(p.pencils) * p.tiles * in * p.out_bundles * (sums_taps(p) ? lines.M * (lines.k + 1) : 2 * lines.T);
-    const double rest = points * 8.0 * p.bundle / machine.product_flops + p.out_bundles * p.tiles * transform_seconds(p, false, true, machine);
-    const double taps = double(p.pencils) * p.tiles * in * p.out_bundles * lines.k * 8.0 * p.bundle;
-    const double load = sums_taps(p) ? taps / machine.expanded_bytes : 0;
-    const double inputs = double(in) * p.tiles / p.bundle * transform_seconds(p, false, false, machine);
-    return {machine.fused * inputs, machine.fused * (rest + expand) + load, machine.fused * rest + 2 * load};
+    const Axis& a = p.axis[0];
+    const bool lines = !sums_taps(p);
+    const double inputs = double(p.problem.in_maps) * p.tiles / p.bundle * transform_seconds(p, false, false, machine, lines);
+    const double outputs = p.out_bundles * p.tiles * transform_seconds(p, false, true, machine, lines);
+    const double products = double(p.pencils) * p.tiles * p.problem.in_maps * p.out_bundles;  // of lines
+    const double points = 8.0 * p.bundle * products / machine.product_flops;
+    if (!lines) {
+        // Every tile reads kernels, or reads and writes their sums, from L2 again.
+        const double load = 8.0 * p.bundle * products * a.k / machine.expanded_bytes;
+        const double rest = machine.fused * (outputs + points * a.M * (a.k + 1));
+        return {machine.fused * inputs, rest + load, rest + 2 * load};
+    }
+    // Products of a few maps load and store as much as they compute: half the speed of those of many.
+    const double rest = machine.fused * (outputs + points * 2 * a.T);
+    const double expand = products / p.fused_tiles * kernel_line_ops(a) * p.bundle / expand_rate(a, machine);
+    return {machine.fused * inputs, rest + machine.fused * expand, rest};
 }
 
 // In how many parts, by bundles of outputs, each of `count` groups of tiles is cut: what workers do on average, and one piece more

@@ -185,7 +185,7 @@ inline void kernel_line(const Axis& a, const V* x, long is, long in_line, V* y, 
     }
     const Codelets& c = codelets(a.T);
     // Of a line taken backwards the inverse is the forward transform, and has the stride where it is wanted.
-    std::fill_n(buffer, 2 * a.T, V{});
+    std::fill(buffer + 2, buffer + 2 * (a.T - a.k + 1), V{});
     for (; lines > 0; --lines, x += in_line, y += out_line) {
         buffer[0] = x[0], buffer[1] = x[1];
         for (int j = 1; j < a.k; ++j) buffer[2 * (a.T - j)] = x[j * is], buffer[2 * (a.T - j) + 1] = x[j * is + 1];
