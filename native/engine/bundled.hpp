@@ -170,6 +170,7 @@ private:
         return std::clamp((floats / 128 + 63) / 64 * 64, std::size_t{1} << 13, std::size_t{1} << 16);
     }
     const int V_;
+    Arena arena_;  // of all arrays below
     // The descriptions, in which a convolution may have absorbed the max-pooling that follows it.
     std::vector<NodeGroupDescription> groups_;
     std::vector<EdgeGroupDescription> edges_;

@@ -78,10 +78,10 @@ void BundledNetwork::build_nodes() {
         n.chunk = chunk_floats(n.stride * n.bundles * options_.patches);
         n.chunks = int((n.stride + n.chunk - 1) / n.chunk);
         n.has_backward = !n.absorbed() && (options_.input_gradient || n.d.output || n.d.bias);
-        n.image = AlignedFloats(n.stride * n.bundles * options_.patches);
-        n.bias = AlignedFloats(std::size_t(n.bundles) * V_);
-        n.bias_momentum = AlignedFloats(std::size_t(n.bundles) * V_);
-        if (options_.second_moments) n.bias_second_moment = AlignedFloats(std::size_t(n.bundles) * V_);
+        n.image = arena_.floats(n.stride * n.bundles * options_.patches);
+        n.bias = arena_.floats(std::size_t(n.bundles) * V_);
+        n.bias_momentum = arena_.floats(std::size_t(n.bundles) * V_);
+        if (options_.second_moments) n.bias_second_moment = arena_.floats(std::size_t(n.bundles) * V_);
         if (n.d.input) inputs_.push_back(int(i));
         if (n.d.output) outputs_.push_back(int(i));
     }
@@ -89,7 +89,7 @@ void BundledNetwork::build_nodes() {
         if (d.kind == EdgeKind::conv || (d.source >= 0 && nodes_[d.source]->has_backward))
             nodes_[d.target]->has_backward = true;
     for (auto& n : nodes_)
-        if (n->has_backward) n->gradient = AlignedFloats(n->stride * n->bundles * options_.patches);
+        if (n->has_backward) n->gradient = arena_.floats(n->stride * n->bundles * options_.patches);
 }
 
 void BundledNetwork::build_conv(int e) {
@@ -99,10 +99,10 @@ void BundledNetwork::build_conv(int e) {
     conv->edge = e;
     conv->has_backward = source.has_backward;
     const std::size_t floats = tiled::kernel_floats(conv->plan);
-    conv->kernels = AlignedFloats(floats);
-    conv->momentum = AlignedFloats(floats);
-    if (options_.second_moments) conv->second_moment = AlignedFloats(floats);
-    if (options_.patches > 1) conv->gradient = AlignedFloats(floats * options_.patches);
+    conv->kernels = arena_.floats(floats);
+    conv->momentum = arena_.floats(floats);
+    if (options_.second_moments) conv->second_moment = arena_.floats(floats);
+    if (options_.patches > 1) conv->gradient = arena_.floats(floats * options_.patches);
     if (conv->plan.pools()) conv->largest.resize(target.stride * target.bundles * options_.patches);
     for (int patch = 0; patch < options_.patches; ++patch) {
         tiled::Buffers b;
@@ -142,19 +142,19 @@ void BundledNetwork::share_buffers() {
         if (conv->shares_sums) sums = std::max(sums, bytes(Work::update_spectra));
     }
     const auto floats = [](std::size_t bytes) { return (bytes + 63) / 64 * 16; };
-    shared_spectra_ = AlignedFloats(floats(spectra) * patches);
-    shared_halo_ = AlignedFloats(floats(halo) * patches);
-    shared_sums_ = AlignedFloats(floats(sums) * patches);
+    shared_spectra_ = arena_.floats(floats(spectra) * patches);
+    shared_halo_ = arena_.floats(floats(halo) * patches);
+    shared_sums_ = arena_.floats(floats(sums) * patches);
     for (auto& conv : convs_) {
         if (!conv) continue;
         for (const Work b : {Work::kernels_forward, Work::kernels_backward}) {
-            conv->own.emplace_back(floats(tiled::buffer_bytes(conv->plan, b)));
+            conv->own.push_back(arena_.floats(floats(tiled::buffer_bytes(conv->plan, b))));
             for (auto& buffers : conv->buffers) buffers.work[int(b)] = conv->own.back().data();
         }
         for (const Work b : {Work::input_spectra, Work::gradient_spectra, Work::update_spectra}) {
             if (b == Work::update_spectra && conv->shares_sums) continue;
             const std::size_t each = floats(tiled::buffer_bytes(conv->plan, b));
-            conv->own.emplace_back(each * patches);
+            conv->own.push_back(arena_.floats(each * patches));
             for (std::size_t p = 0; p < patches; ++p) conv->buffers[p].work[int(b)] = conv->own.back().data() + p * each;
         }
         for (std::size_t p = 0; p < patches; ++p) {

@@ -124,7 +124,7 @@ Stage* BundledNetwork::simple_forward(int e, bool accumulate, Stage* previous) {
     const bool maxima = d.kind == EdgeKind::max_filter || d.kind == EdgeKind::max_pool;
     const std::size_t voxels = target.stride * target.bundles * options_.patches;
     if (maxima || d.kind == EdgeKind::dropout)
-        simples_[e]->state = AlignedFloats(filters_small_windows(e) ? (voxels + 3) / 4 : voxels);
+        simples_[e]->state = arena_.floats(filters_small_windows(e) ? (voxels + 3) / 4 : voxels);
     target.writers.push_back(stage);
     return stage;
 }

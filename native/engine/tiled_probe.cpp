@@ -20,27 +20,26 @@ TiledProbe::TiledProbe(const tiled::LayerPlan& plan, const tiled::Machine& machi
     const std::size_t out = plan_.output.volume() / plan_.problem.pool.volume() * V;
     buffers_.input_stride = buffers_.input_gradient_stride = in;
     buffers_.output_stride = buffers_.output_gradient_stride = out;
-    buffers_.input = make(in * plan_.in_bundles).data();
-    buffers_.input_gradient = make(in * plan_.in_bundles).data();
-    buffers_.output = make(out * plan_.out_bundles).data();
-    buffers_.output_gradient = make(out * plan_.out_bundles).data();
+    buffers_.input = make(in * plan_.in_bundles);
+    buffers_.input_gradient = make(in * plan_.in_bundles);
+    buffers_.output = make(out * plan_.out_bundles);
+    buffers_.output_gradient = make(out * plan_.out_bundles);
     largest_.resize(plan_.pools() ? out * plan_.out_bundles : 0);
     buffers_.largest = largest_.data();
-    buffers_.kernels = make(tiled::kernel_floats(plan_)).data();
-    buffers_.momenta = make(tiled::kernel_floats(plan_)).data();
+    buffers_.kernels = make(tiled::kernel_floats(plan_));
+    buffers_.momenta = make(tiled::kernel_floats(plan_));
     buffers_.packed_input = tiled::packs_input(plan_);
     buffers_.update = true;  // with a rate of zero: the work without the change
     for (int b = 0; b < tiled::kBuffers; ++b)
-        buffers_.work[b] = make((tiled::buffer_bytes(plan_, tiled::Buffer(b)) + 63) / 64 * 16).data();
-    scratch_ = make((tiled::scratch_bytes(plan_) + 63) / 64 * 16).data();
+        buffers_.work[b] = make((tiled::buffer_bytes(plan_, tiled::Buffer(b)) + 63) / 64 * 16);
+    scratch_ = make((tiled::scratch_bytes(plan_) + 63) / 64 * 16);
 }
 
-AlignedFloats& TiledProbe::make(std::size_t floats) {
-    memory_.emplace_back(floats);
-    AlignedFloats& values = memory_.back();
+float* TiledProbe::make(std::size_t floats) {
+    AlignedFloats values = memory_.floats(floats);
     for (std::size_t i = 0; i < values.size(); i += ordinary_.size())
         std::copy_n(ordinary_.data(), std::min(ordinary_.size(), values.size() - i), values.data() + i);
-    return values;
+    return values.data();
 }
 
 double TiledProbe::run(tiled::Phase phase) {

@@ -17,12 +17,12 @@ public:
     double run(tiled::Phase phase);
 
 private:
-    AlignedFloats& make(std::size_t floats);
+    float* make(std::size_t floats);
 
     tiled::LayerPlan plan_;
     double scale_[tiled::kPhases];
     std::vector<float> ordinary_;
-    std::vector<AlignedFloats> memory_;
+    Arena memory_;
     std::vector<std::int8_t> largest_;
     tiled::Buffers buffers_;
     float* scratch_ = nullptr;
