@@ -739,9 +739,8 @@ void double_gradient(Patch& patch, std::size_t bundle, int row, int nb, float* t
 void update_partial(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity;
     const bool few = p.few_outputs, pointwise = is_pointwise(p);
-    const int bundles = few ? p.in_bundles : p.out_bundles, most = few ? p.group_in : p.group_out;
-    const int groups = group_count(bundles, most);
-    const GroupRange group = group_range(bundles, most, index % groups);
+    const int bundles = few ? p.in_bundles : p.out_bundles, groups = group_count(bundles, p.group_sums);
+    const GroupRange group = group_range(bundles, p.group_sums, index % groups);
     const int in_bundle = few ? 0 : index / groups % p.in_bundles, chunk = index / groups / (few ? 1 : p.in_bundles);
     const int nb = group.last - group.first, out_maps = p.problem.out_maps;
     const int maps = std::min(kV, p.problem.in_maps - in_bundle * kV);

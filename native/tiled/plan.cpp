@@ -436,6 +436,9 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     const bool adjacent = k.x > 1 && problem.sparsity.x == 1;
     const auto group = [&](int maps) { return problem.depthwise ? 1 : wide && adjacent && maps > 1 ? 2 : 3; };
     p.group_out = group(in), p.group_in = group(out);
+    // Three adjacent taps see one bundle of gradients at a time: one at a time is all that a piece of the update is good for.
+    const bool apart = adjacent && k.x % 3 == 0 && in > 1 && !problem.depthwise && !p.few_outputs;
+    p.group_sums = p.few_outputs ? p.group_in : apart ? 1 : p.group_out;
     const int out_row = pointwise ? std::min<int>(kRowVoxels, int(p.output.volume())) : p.output.x;
     const int in_row = pointwise ? out_row : problem.input.x;
     const int out_bundles = p.few_outputs ? 1 : std::min(p.group_out, p.out_bundles);
@@ -457,10 +460,10 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     set(Phase::forward_inverse, (p.few_outputs ? 1 : out_groups) * ceil_div(out_rows, p.rows_forward));
     set(Phase::gradient_transform, pads_gradient(p) ? p.out_bundles * p.output.z : 0);
     set(Phase::backward_inverse, in_groups * ceil_div(in_rows, p.rows_backward));
-    // Three adjacent taps see one bundle of gradients at a time: more voxels fit, and wider vectors are through with them sooner.
+    // Of one bundle of gradients, or of one map, more voxels fit, and wider vectors are through with them sooner.
     if (wide && adjacent && k.x % 3 == 0 && !problem.depthwise) p.patch_voxels *= 2;
     // Enough chunks for many workers where there are few pairs of bundles, none shorter than a piece.
-    const int pairs = p.few_outputs || problem.depthwise ? in_groups : p.in_bundles * out_groups;
+    const int pairs = p.few_outputs || problem.depthwise ? in_groups : p.in_bundles * group_count(p.out_bundles, p.group_sums);
     const double all = direct_seconds(p, out_row, double(p.output.volume()), in, p.out_bundles, machine);
     // The same for any number of workers, as they are what the order of summation depends on.
     p.update_chunks = clamp_count(std::min(all / std::max(piece_aim(all, 2, machine), 1e-5), 64.0) / pairs, PatchGrid(p).count());

@@ -158,6 +158,7 @@ struct LayerPlan {
     // ---- direct
     int rows_forward = 1, rows_backward = 1;     // (z, y) rows per piece
     int group_out = 1, group_in = 1;             // bundles per register block
+    int group_sums = 1;                          // and of outputs (few outputs: of inputs) per piece of the update
     int update_chunks = 1;                       // parts of the output whose kernel gradients are summed apart
     int patch_voxels = 192;                      // of the output, in L1 while kernel gradients are summed over them
     bool few_outputs = false;                    // lanes are input maps, sums taken across them
