@@ -1,6 +1,7 @@
 // What is done to values on their way out: bias and transfer function, its derivative, the weight update.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "tiled/variant.hpp"
 
@@ -114,12 +115,27 @@ void finish_update(const LayerPlan& plan, const Buffers& b, int o, int i, const 
     }
 }
 
+// Of the lanes whose numbers have bit H set in one of two vectors and not in the other, those that are not on the diagonal change places.
+template <int H, std::size_t... LANE>
+ZNN_INLINE void exchange(V& a, V& b, std::index_sequence<LANE...>) {
+    const V first = __builtin_shufflevector(a, b, (LANE & H ? kV + LANE - H : LANE)...);
+    b = __builtin_shufflevector(a, b, (LANE & H ? kV + LANE : LANE + H)...);
+    a = first;
+}
+
+// Eklundh's transposition: blocks of H by H, of twice that side, and so on.
+template <int H = 1>
+ZNN_INLINE void transpose(V (&rows)[kV]) {
+    for (int i = 0; i < kV; ++i)
+        if (!(i & H)) exchange<H>(rows[i], rows[i + H], std::make_index_sequence<kV>());
+    if constexpr (2 * H < kV) transpose<2 * H>(rows);
+}
+
 void transpose_block(const V* in, long in_step, V* out, long out_step) {
-    for (int j = 0; j < kV; ++j) {
-        V column;
-        for (int i = 0; i < kV; ++i) column[i] = in[i * in_step][j];
-        out[j * out_step] = column;
-    }
+    V rows[kV];
+    for (int i = 0; i < kV; ++i) rows[i] = in[i * in_step];
+    transpose(rows);
+    for (int i = 0; i < kV; ++i) out[i * out_step] = rows[i];
 }
 
 }  // namespace znn::tiled::ZNN_VARIANT
