@@ -90,7 +90,7 @@ int BundledNetwork::parts(int e, bool forward) const {
         const Nodes& written = forward ? target : *nodes_[d.source];
         return std::min(written.d.extent.z * written.d.extent.y, written.chunks);
     }
-    if (d.kind == EdgeKind::max_pool && d.window == d.stride) return std::min(target.d.extent.z, target.chunks);
+    if (d.kind == EdgeKind::max_pool && d.window == d.stride) return std::min(target.d.extent.z, nodes_[d.source]->chunks);
     if (d.kind != EdgeKind::max_filter || !forward) return 1;
     return std::clamp(target.d.extent.z / (1 + 4 * d.sparsity.z * (d.window.z - 1)), 1, target.chunks);
 }
