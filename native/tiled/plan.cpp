@@ -464,7 +464,8 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     if (wide && adjacent && k.x % 3 == 0 && !problem.depthwise) p.patch_voxels *= 2;
     // Enough chunks for many workers where there are few pairs of bundles, none shorter than a piece.
     const int pairs = p.few_outputs || problem.depthwise ? in_groups : p.in_bundles * group_count(p.out_bundles, p.group_sums);
-    const double all = direct_seconds(p, out_row, double(p.output.volume()), in, p.out_bundles, machine);
+    const double pace = wide ? 2.5 : 1;  // of wide registers, beside the default rates
+    const double all = direct_seconds(p, out_row, double(p.output.volume()), in, p.out_bundles, machine) / pace;
     // The same for any number of workers, as they are what the order of summation depends on.
     p.update_chunks = clamp_count(std::min(all / std::max(piece_aim(all, 2, machine), 1e-5), 64.0) / pairs, PatchGrid(p).count());
     set(Phase::update_product, pairs * p.update_chunks);
