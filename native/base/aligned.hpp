@@ -95,8 +95,9 @@ public:
         if (!count) return {};
         const std::size_t bytes = (count * sizeof(float) + line - 1) / line * line;
         if (bytes > left_) {
-            left_ = std::max(HugePages::whole(bytes), chunk);
-            chunks_.emplace_back(left_);
+            const std::size_t size = std::max(HugePages::whole(bytes), chunk);
+            chunks_.emplace_back(size);  // may throw: nothing has changed then
+            left_ = size;
             next_ = chunks_.back().data();
         }
         left_ -= bytes;

@@ -1,4 +1,5 @@
-// The memory pools under many threads: no block has two owners, and nothing grows once the largest need has been met.
+// The memory pools under many threads: no block has two owners, and nothing grows once the largest need has been met. And the
+// arena of arrays that live together.
 // usage: pool_test [rounds [seed]]
 #include <cstdint>
 #include <cstdlib>
@@ -7,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/aligned.hpp"
 #include "base/pool.hpp"
 #include "tests/check.hpp"
 
@@ -126,6 +128,39 @@ void test_too_much(Allocator allocator) {
     expect(take(pool, 50, 3).intact(), "a pool must be usable after a refused request");
 }
 
+void test_arena(unsigned seed) {
+    Arena arena;
+    Random random(seed);
+    std::vector<AlignedFloats> arrays;
+    bool aligned = true, zeroed = true, whole = true;
+    for (int i = 0; i < 300; ++i) {
+        const bool large = i % 100 == 50;  // longer than what the arena takes from the system at once
+        arrays.push_back(arena.floats(std::size_t(large ? 20'000'000 + i : random.pick(1, 200'000))));
+        AlignedFloats& array = arrays.back();
+        aligned &= reinterpret_cast<std::uintptr_t>(array.data()) % 64 == 0;
+        const std::size_t seen = large ? 1000 : array.size();
+        for (std::size_t k = 0; k < seen; ++k) zeroed &= array[k] == 0 && array[array.size() - 1 - k] == 0;
+        std::fill_n(array.data(), seen, float(i));
+        std::fill_n(array.data() + array.size() - seen, seen, float(i));
+    }
+    for (int i = 0; i < int(arrays.size()); ++i) whole &= arrays[i][0] == float(i) && arrays[i][arrays[i].size() - 1] == float(i);
+    expect(aligned, "an array of an arena is not aligned to a cache line");
+    expect(zeroed, "an array of an arena is not zeroed");
+    expect(whole, "two arrays of an arena overlap");
+    expect(arena.floats(0).size() == 0 && !arena.floats(0).data(), "an empty array has no memory");
+    bool thrown = false;
+    try {
+        arena.floats(std::size_t{1} << 48);
+    } catch (const std::bad_alloc&) {
+        thrown = true;
+    }
+    expect(thrown, "an arena's request beyond all memory must throw std::bad_alloc");
+    AlignedFloats after = arena.floats(1 << 20);
+    std::fill_n(after.data(), after.size(), -1.0f);
+    for (int i = 0; i < int(arrays.size()); ++i) whole &= arrays[i][0] == float(i) && arrays[i][arrays[i].size() - 1] == float(i);
+    expect(whole, "an array of an arena after a refused request overlaps another");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -136,6 +171,7 @@ int main(int argc, char** argv) {
     Pool malloc_pool(Allocator::malloc);
     churn(malloc_pool, rounds, seed, "malloc");
     test_reuse();
+    test_arena(seed);
     test_too_much(Allocator::pools);
     test_too_much(Allocator::malloc);
     return report();
