@@ -115,7 +115,7 @@ void finish_update(const LayerPlan& plan, const Buffers& b, int o, int i, const 
     }
 }
 
-// Of the lanes whose numbers have bit H set in one of two vectors and not in the other, those that are not on the diagonal change places.
+// The lanes of a whose numbers have bit H change places with those of b whose numbers have not.
 template <int H, std::size_t... LANE>
 ZNN_INLINE void exchange(V& a, V& b, std::index_sequence<LANE...>) {
     const V first = __builtin_shufflevector(a, b, (LANE & H ? kV + LANE - H : LANE)...);
