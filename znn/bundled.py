@@ -35,6 +35,7 @@ SPECTRA_OF = {2: 2, 3: 3, 5: 4, 6: 5}  # the buffers that phases write spectra t
 
 SHARED_SUMS_BYTES = _core.SHARED_SUMS_BYTES  # a layer's buffer of kernel gradients, from which on layers share one
 SMALL_WINDOW = _core.SMALL_WINDOW  # voxels of the largest max-filter whose windows are compared at once
+scratch_room = _core.scratch_room  # bytes that a worker's scratch of so many takes
 EXPLORED, REFINED = 4, 2  # candidates timed: that differ, and like the best of those
 ALIKE = 1.3  # ratio of the tiles' volumes
 RANKED, ALL = 60, 1 << 20  # tile extents that the model is asked for

@@ -13,13 +13,12 @@ from dataclasses import dataclass, fields
 
 from znn.bundled import (GRADIENT_TRANSFORM, HALO, INPUT_SPECTRA, KERNELS, OF_BACKWARD, OWN, SHARED_SPECTRA, SHARED_SUMS_BYTES,
                          SMALL_WINDOW, SUMS,
-                         Candidate, Layer)
+                         Candidate, Layer, scratch_room)
 from znn.cost import gradient_nodes
 from znn.errors import PlanError
 from znn.graph import Graph, GraphEdge
 
 REST_BYTES = 16 << 20  # tasks, stacks, results on their way to the user: measured
-HUGE_PAGE, LARGE_SCRATCH = 2 << 20, 64 << 10  # bytes from which on scratch lies in huge pages (native/base/scratch.hpp)
 STATEFUL = ("max_filter", "max_pool", "dropout")  # edges that keep a number per voxel for the backward pass
 
 
@@ -65,7 +64,7 @@ class Setting:
             spectra=sum(part.spectra for part in parts),
             shared=self.patches * sum(max((getattr(part, buffer) for part in parts), default=0)
                                       for buffer in ("shared", "halo", "sums")),
-            scratch=self.threads * _in_pages(max(scratch, self._simple_scratch())),
+            scratch=self.threads * scratch_room(max(scratch, self._simple_scratch())),
         )
 
     @property
@@ -177,10 +176,6 @@ def _faster(setting: Setting, layers: Sequence[Layer], seconds: Mapping[str, Map
                 chosen[layer.name] = candidate
                 break
     return chosen
-
-
-def _in_pages(count: int) -> int:
-    return count if count < LARGE_SCRATCH else -(-count // HUGE_PAGE) * HUGE_PAGE
 
 
 def _size(count: int) -> str:

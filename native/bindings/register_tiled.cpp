@@ -1,5 +1,6 @@
 #include <pybind11/stl.h>
 
+#include "base/scratch.hpp"
 #include "bindings/arrays.hpp"
 #include "engine/plan_layer.hpp"
 #include "engine/tiled_probe.hpp"
@@ -105,6 +106,7 @@ void register_tiled(py::module_& module) {
              py::call_guard<py::gil_scoped_release>());
     module.attr("TILED_PHASES") = tiled::kPhases;
     module.attr("SMALL_WINDOW") = kernels::small_window;
+    module.def("scratch_room", &Scratch::room);
     module.attr("SHARED_SUMS_BYTES") = tiled::shared_sums_bytes;
 }
 

@@ -65,7 +65,6 @@ private:
         tiled::LayerPlan plan;
         std::vector<std::int8_t> largest;                 // where the plan pools: see tiled::Buffers
         AlignedFloats kernels, momentum, second_moment, gradient;  // gradient: one per patch, where there are several
-        std::vector<AlignedFloats> own;                   // buffers that only this layer uses
         std::vector<tiled::Buffers> buffers, inference;   // one per patch; for inference, where no update follows, the same
         Gate kernels_ready;                               // transformed kernels are those of the newest parameters
         Gate operands_free;                               // the update has read images and gradients
@@ -170,7 +169,7 @@ private:
         return std::clamp((floats / 128 + 63) / 64 * 64, std::size_t{1} << 13, std::size_t{1} << 16);
     }
     const int V_;
-    Arena arena_;  // of all arrays below
+    Arena arena_;  // of all arrays and buffers
     // The descriptions, in which a convolution may have absorbed the max-pooling that follows it.
     std::vector<NodeGroupDescription> groups_;
     std::vector<EdgeGroupDescription> edges_;
@@ -178,7 +177,6 @@ private:
     std::vector<std::unique_ptr<Conv>> convs_;      // per edge group, or null
     std::vector<std::unique_ptr<Simple>> simples_;  // per edge group, or null
     std::vector<int> inputs_, outputs_;
-    AlignedFloats shared_spectra_, shared_halo_, shared_sums_;
 
     std::vector<std::unique_ptr<Stage>> stages_[passes];
     std::vector<std::pair<Stage*, Gate*>> gated_;   // forward stages that wait for the last round's updates

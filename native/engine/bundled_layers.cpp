@@ -142,26 +142,26 @@ void BundledNetwork::share_buffers() {
         if (conv->shares_sums) sums = std::max(sums, bytes(Work::update_spectra));
     }
     const auto floats = [](std::size_t bytes) { return (bytes + 63) / 64 * 16; };
-    shared_spectra_ = arena_.floats(floats(spectra) * patches);
-    shared_halo_ = arena_.floats(floats(halo) * patches);
-    shared_sums_ = arena_.floats(floats(sums) * patches);
+    float* const shared_spectra = arena_.floats(floats(spectra) * patches).data();
+    float* const shared_halo = arena_.floats(floats(halo) * patches).data();
+    float* const shared_sums = arena_.floats(floats(sums) * patches).data();
     for (auto& conv : convs_) {
         if (!conv) continue;
         for (const Work b : {Work::kernels_forward, Work::kernels_backward}) {
-            conv->own.push_back(arena_.floats(floats(tiled::buffer_bytes(conv->plan, b))));
-            for (auto& buffers : conv->buffers) buffers.work[int(b)] = conv->own.back().data();
+            float* const own = arena_.floats(floats(tiled::buffer_bytes(conv->plan, b))).data();
+            for (auto& buffers : conv->buffers) buffers.work[int(b)] = own;
         }
         for (const Work b : {Work::input_spectra, Work::gradient_spectra, Work::update_spectra}) {
             if (b == Work::update_spectra && conv->shares_sums) continue;
             const std::size_t each = floats(tiled::buffer_bytes(conv->plan, b));
-            conv->own.push_back(arena_.floats(each * patches));
-            for (std::size_t p = 0; p < patches; ++p) conv->buffers[p].work[int(b)] = conv->own.back().data() + p * each;
+            float* const own = arena_.floats(each * patches).data();
+            for (std::size_t p = 0; p < patches; ++p) conv->buffers[p].work[int(b)] = own + p * each;
         }
         for (std::size_t p = 0; p < patches; ++p) {
-            conv->buffers[p].work[int(Work::output_spectra)] = shared_spectra_.data() + p * floats(spectra);
-            conv->buffers[p].work[int(Work::input_gradient_spectra)] = shared_spectra_.data() + p * floats(spectra);
-            conv->buffers[p].work[int(Work::halo)] = shared_halo_.data() + p * floats(halo);
-            if (conv->shares_sums) conv->buffers[p].work[int(Work::update_spectra)] = shared_sums_.data() + p * floats(sums);
+            conv->buffers[p].work[int(Work::output_spectra)] = shared_spectra + p * floats(spectra);
+            conv->buffers[p].work[int(Work::input_gradient_spectra)] = shared_spectra + p * floats(spectra);
+            conv->buffers[p].work[int(Work::halo)] = shared_halo + p * floats(halo);
+            if (conv->shares_sums) conv->buffers[p].work[int(Work::update_spectra)] = shared_sums + p * floats(sums);
         }
     }
 }

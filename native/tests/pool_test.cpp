@@ -116,15 +116,18 @@ void test_reuse() {
     expect(larger.data() != first && pool.blocks_from_system() == 2, "a larger buffer needs a block of its own");
 }
 
+bool is_refused(const auto& request) {
+    try {
+        request();
+    } catch (const std::bad_alloc&) {
+        return true;
+    }
+    return false;
+}
+
 void test_too_much(Allocator allocator) {
     Pool pool(allocator);
-    bool thrown = false;
-    try {
-        pool.allocate(std::size_t{1} << 50);
-    } catch (const std::bad_alloc&) {
-        thrown = true;
-    }
-    expect(thrown, "a request beyond all memory must throw std::bad_alloc");
+    expect(is_refused([&] { pool.allocate(std::size_t{1} << 50); }), "a request beyond all memory must throw std::bad_alloc");
     expect(take(pool, 50, 3).intact(), "a pool must be usable after a refused request");
 }
 
@@ -132,7 +135,7 @@ void test_arena(unsigned seed) {
     Arena arena;
     Random random(seed);
     std::vector<AlignedFloats> arrays;
-    bool aligned = true, zeroed = true, whole = true;
+    bool aligned = true, zeroed = true;
     for (int i = 0; i < 300; ++i) {
         const bool large = i % 100 == 50;  // longer than what the arena takes from the system at once
         arrays.push_back(arena.floats(std::size_t(large ? 20'000'000 + i : random.pick(1, 200'000))));
@@ -143,22 +146,19 @@ void test_arena(unsigned seed) {
         std::fill_n(array.data(), seen, float(i));
         std::fill_n(array.data() + array.size() - seen, seen, float(i));
     }
-    for (int i = 0; i < int(arrays.size()); ++i) whole &= arrays[i][0] == float(i) && arrays[i][arrays[i].size() - 1] == float(i);
+    const auto whole = [&] {
+        bool own = true;
+        for (int i = 0; i < int(arrays.size()); ++i) own &= arrays[i][0] == float(i) && arrays[i][arrays[i].size() - 1] == float(i);
+        return own;
+    };
     expect(aligned, "an array of an arena is not aligned to a cache line");
     expect(zeroed, "an array of an arena is not zeroed");
-    expect(whole, "two arrays of an arena overlap");
+    expect(whole(), "two arrays of an arena overlap");
     expect(arena.floats(0).size() == 0 && !arena.floats(0).data(), "an empty array has no memory");
-    bool thrown = false;
-    try {
-        arena.floats(std::size_t{1} << 48);
-    } catch (const std::bad_alloc&) {
-        thrown = true;
-    }
-    expect(thrown, "an arena's request beyond all memory must throw std::bad_alloc");
+    expect(is_refused([&] { arena.floats(std::size_t{1} << 48); }), "an arena's request beyond all memory must throw std::bad_alloc");
     AlignedFloats after = arena.floats(1 << 20);
     std::fill_n(after.data(), after.size(), -1.0f);
-    for (int i = 0; i < int(arrays.size()); ++i) whole &= arrays[i][0] == float(i) && arrays[i][arrays[i].size() - 1] == float(i);
-    expect(whole, "an array of an arena after a refused request overlaps another");
+    expect(whole(), "an array of an arena after a refused request overlaps another");
 }
 
 }  // namespace

@@ -9,14 +9,13 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
-#include <sys/mman.h>
 #include <time.h>
 
+#include "base/aligned.hpp"
 #include "tiled/machine.hpp"
 
 namespace {
@@ -40,21 +39,6 @@ Extent parse(const std::string& text) {
     if (std::sscanf(text.c_str(), "%d,%d,%d", &e.z, &e.y, &e.x) != 3) e.z = e.y = e.x = std::atoi(text.c_str());
     return e;
 }
-
-// Memory in huge pages where the system has them.
-struct Block {
-    float* data;
-    explicit Block(std::size_t bytes) {
-        const std::size_t page = 2 << 20, size = (bytes + page) / page * page;
-        data = static_cast<float*>(std::aligned_alloc(page, size));
-        madvise(data, size, MADV_HUGEPAGE);
-        std::mt19937 random(1);
-        std::uniform_real_distribution<float> uniform(-0.5f, 0.5f);
-        for (std::size_t i = 0; i < size / sizeof(float); ++i) data[i] = uniform(random);
-    }
-    Block(const Block&) = delete;
-    ~Block() { std::free(data); }
-};
 
 constexpr double kPeakOperations = 5e8;  // milliseconds, as the first tenths of one are slower
 
@@ -89,10 +73,13 @@ void time_round(const LayerPlan& p, const Buffers& b, float* scratch, Result& r)
 
 Result measure(const LayerPlan& p, double seconds) {
     const std::size_t in = p.problem.input.volume() * p.bundle, out = p.output.volume() / p.problem.pool.volume() * p.bundle;
-    std::vector<std::unique_ptr<Block>> blocks;
+    Arena arena;
+    std::mt19937 random(1);
+    std::uniform_real_distribution<float> uniform(-0.5f, 0.5f);
     auto take = [&](std::size_t floats) {
-        blocks.push_back(std::make_unique<Block>(floats * sizeof(float)));
-        return blocks.back()->data;
+        const AlignedFloats values = arena.floats(floats);
+        std::generate_n(values.data(), floats, [&] { return uniform(random); });
+        return values.data();
     };
     Buffers b;
     b.input = take(in * p.in_bundles), b.input_gradient = take(in * p.in_bundles);

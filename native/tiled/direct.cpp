@@ -746,9 +746,8 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b, float* scra
     const int maps = std::min(kV, p.problem.in_maps - in_bundle * kV);
     const bool over_taps = !few && maps == 1;  // rows of the register block are x taps instead of maps
     const bool single = over_taps && k.x == kOwnTaps;
-    const bool dense = !few && !over_taps && s.x == 1;  // adjacent taps share what they read
+    const bool dense = !few && !over_taps && s.x == 1;  // adjacent taps share what they read, of one bundle (plan.group_sums)
     const int count = few ? out_maps : over_taps ? k.x : maps;
-    const int together = dense && k.x % kOwnTaps == 0 ? 1 : nb;  // bundles of outputs that are summed at a time
     const long taps = long(k.volume());
 
     V* sums = vec(b.at(Buffer::update_spectra)) + chunk * update_chunk_vectors(p);
@@ -781,28 +780,26 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b, float* scra
     for (int i = first; i < last; ++i) {
         const int z = i / (grid.down * grid.across), y = i / grid.across % grid.down * grid.rows, x = i % grid.across * grid.columns;
         patch.rows = std::min(grid.rows, m.y - y), patch.columns = std::min(grid.columns, m.x - x);
-        for (int first_bundle = 0; first_bundle < nb; first_bundle += together) {
-            const float* g = gradient + first_bundle * b.output_gradient_stride + ((long(z) * m.y + y) * m.x + x) * kV;
-            patch.g = g;
-            if (Two::maps > 1 && !few && !over_taps) double_gradient(patch, b.output_gradient_stride, m.x, together, scratch);
-            int step;
-            for (int j = 0; j < taps; j += step) {
-                const int jz = j / (k.y * k.x), jy = j / k.x % k.y, jx = j % k.x;
-                const bool shared = together == 1 && dense && jx + kOwnTaps <= k.x && patch.columns >= kOwnTaps - 1;
-                step = single ? k.y * k.x : over_taps ? k.x : shared ? kOwnTaps : 1;
-                const float* in = image + ((long(z + s.z * jz) * from.y + y + s.y * jy) * from.x + x + s.x * jx) * voxel;
-                patch.a = few ? g : in;
-                if (few) patch.g = in;
-                patch.sums = sums + first_bundle * patch.sums_bundle + j * tap_step;
-                if (single)
-                    single_update_patch(together, k.y, patch);
-                else if (shared)
-                    shared_update_patch(count, patch);
-                else if (few || over_taps)
-                    update_patch<One>(together, count, patch);
-                else
-                    update_patch<Two>(together, count, patch);
-            }
+        const float* g = gradient + ((long(z) * m.y + y) * m.x + x) * kV;
+        patch.g = g;
+        if (Two::maps > 1 && !few && !over_taps) double_gradient(patch, b.output_gradient_stride, m.x, nb, scratch);
+        int step;
+        for (int j = 0; j < taps; j += step) {
+            const int jz = j / (k.y * k.x), jy = j / k.x % k.y, jx = j % k.x;
+            const bool shared = nb == 1 && dense && jx + kOwnTaps <= k.x && patch.columns >= kOwnTaps - 1;
+            step = single ? k.y * k.x : over_taps ? k.x : shared ? kOwnTaps : 1;
+            const float* in = image + ((long(z + s.z * jz) * from.y + y + s.y * jy) * from.x + x + s.x * jx) * voxel;
+            patch.a = few ? g : in;
+            if (few) patch.g = in;
+            patch.sums = sums + j * tap_step;
+            if (single)
+                single_update_patch(nb, k.y, patch);
+            else if (shared)
+                shared_update_patch(count, patch);
+            else if (few || over_taps)
+                update_patch<One>(nb, count, patch);
+            else
+                update_patch<Two>(nb, count, patch);
         }
     }
 }

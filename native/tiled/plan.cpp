@@ -436,9 +436,9 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     const bool adjacent = k.x > 1 && problem.sparsity.x == 1;
     const auto group = [&](int maps) { return problem.depthwise ? 1 : wide && adjacent && maps > 1 ? 2 : 3; };
     p.group_out = group(in), p.group_in = group(out);
-    // Three adjacent taps see one bundle of gradients at a time: one at a time is all that a piece of the update is good for.
-    const bool apart = adjacent && k.x % 3 == 0 && in > 1 && !problem.depthwise && !p.few_outputs;
-    p.group_sums = p.few_outputs ? p.group_in : apart ? 1 : p.group_out;
+    // In the update three adjacent taps of several maps see one bundle of gradients at a time.
+    const bool threes = adjacent && k.x % 3 == 0 && !problem.depthwise;
+    p.group_sums = p.few_outputs ? p.group_in : threes && in > 1 ? 1 : p.group_out;
     const int out_row = pointwise ? std::min<int>(kRowVoxels, int(p.output.volume())) : p.output.x;
     const int in_row = pointwise ? out_row : problem.input.x;
     const int out_bundles = p.few_outputs ? 1 : std::min(p.group_out, p.out_bundles);
@@ -461,7 +461,7 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     set(Phase::gradient_transform, pads_gradient(p) ? p.out_bundles * p.output.z : 0);
     set(Phase::backward_inverse, in_groups * ceil_div(in_rows, p.rows_backward));
     // Of one bundle of gradients, or of one map, more voxels fit, and wider vectors are through with them sooner.
-    if (wide && adjacent && k.x % 3 == 0 && !problem.depthwise) p.patch_voxels *= 2;
+    if (wide && threes) p.patch_voxels *= 2;
     // Enough chunks for many workers where there are few pairs of bundles, none shorter than a piece.
     const int pairs = p.few_outputs || problem.depthwise ? in_groups : p.in_bundles * group_count(p.out_bundles, p.group_sums);
     const double pace = wide ? 2.5 : 1;  // of wide registers, beside the default rates
