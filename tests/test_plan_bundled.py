@@ -239,7 +239,7 @@ def test_without_training_a_round_is_the_forward_pass(graph, own_cache):
             assert [i for i, s in enumerate(forward) if s > 0] == [i for i in bundled.PASSES["forward"] if whole[i] > 0]
             assert 0 < layer.predict(candidate) < trained.predict(candidate)
             assert layer.keeps(candidate) and layer.key(candidate) != trained.key(candidate)
-            measured = layer.measured([candidate])[candidate]
+            measured = bundled.Timings(layer).of([candidate])[candidate]
             assert sum(measured) > 0 and all(s == 0 for i, s in enumerate(measured) if i not in bundled.PASSES["forward"])
 
 
@@ -292,11 +292,15 @@ def test_limits_that_mean_nothing_are_refused():
 
 
 def test_an_exhaustive_search_times_every_candidate(own_cache):
-    graph = Graph.build(znn.NetworkSpec.layered("n", 8, [{"conv": 8, "kernel": 2}]), output=2)
+    graph = Graph.build(znn.NetworkSpec.layered("n", 1, [{"conv": 8, "kernel": 3}]), output=6)
     layer = layer_of(graph, "conv1")
     everything = layer.everything()
-    measured = layer.measured(everything)
-    assert set(measured) == set(everything) and all(sum(phases) > 0 for phases in measured.values())
+    assert {"direct", "fused"} <= {candidate.method for candidate in everything}
+    rough = bundled.Timings(layer, rough=True).of(everything)
+    assert set(rough) == set(everything) and all(sum(phases) > 0 for phases in rough.values())
+    measured = layer.searched()
+    hopeless = set(everything) - set(measured)
+    assert measured and all(sum(rough[c]) > bundled.ROUGHLY * min(map(sum, rough.values())) for c in hopeless)
     exhaustive = planning.tiled_autotune_plan(graph, Request(bundle=8), exhaustive=True)
     assert exhaustive.layers["conv1"].seconds <= 1.03 * min(map(sum, measured.values()))
 

@@ -41,9 +41,11 @@ ALIKE = 1.3  # ratio of the tiles' volumes
 RANKED, ALL = 60, 1 << 20  # tile extents that the model is asked for
 WORTH_MEASURING = 1.6  # times the best prediction
 WORTH_SEARCHING = 2.0  # the same for an exhaustive search: beyond it the model would have to be wrong by as much
+ROUGHLY = 1.4  # and by short probes, times the best
 CLEARLY_SLOWER = 1.25  # times the best measured so far: not timed further
 NOISE = 0.03  # within this of the best measured, the model decides
 PROBE_S, TOGETHER = 0.02, 6  # about the seconds of one lap of a probe; probes held at once
+FUSED_PROBE_S = 0.3  # of the fused method, whose output and sums, larger than the caches, a part would find there again
 # Laps after the first, which meets cold memory: at least, and at most; seconds of a probe that are enough if they were quiet, and
 # that are if not.
 LAPS, ENOUGH_S, PATIENCE_S = (2, 15), 0.08, 0.4
@@ -256,13 +258,9 @@ class Layer:
         return not self.training or candidate.method != "tiled" or self.native(candidate).kept_slabs == self.native(candidate).slabs
 
     # ---- measuring
-    def measured(self, candidates: Iterable[Candidate] | None = None,
-                 progress: Callable[[str], None] | None = None) -> dict[Candidate, list[float]]:
-        """Seconds of every phase of the candidates worth it (or of those given): from the cache, or timed now."""
-        timings = Timings(self, progress)
-        if candidates is not None:
-            return timings.of(candidates)
-        ranked = self.ranked()
+    def measured(self, progress: Callable[[str], None] | None = None) -> dict[Candidate, list[float]]:
+        """Seconds of every phase of the candidates worth it: from the cache, or timed now."""
+        timings, ranked = Timings(self, progress), self.ranked()
         explored = timings.of(self.explored(ranked))
         best = self.choose({c: self.total(c, phases) for c, phases in explored.items()})
         refined = [c for c in ranked if c not in explored and _alike(c, best)][:REFINED]
@@ -272,6 +270,12 @@ class Layer:
         """All candidates that are not hopeless by the model."""
         ranked = self.ranked(ALL)
         return [candidate for candidate in ranked if self.predict(candidate) <= WORTH_SEARCHING * self.predict(ranked[0])]
+
+    def searched(self, progress: Callable[[str], None] | None = None) -> dict[Candidate, list[float]]:
+        """The same of all candidates, but those that already short probes find hopeless."""
+        rough = Timings(self, progress, rough=True).of(self.everything())
+        totals = {c: self.total(c, phases) for c, phases in rough.items()}
+        return Timings(self, progress).of([c for c, s in totals.items() if s <= ROUGHLY * min(totals.values())])
 
     def explored(self, ranked: list[Candidate]) -> list[Candidate]:
         """The first few that differ in method or volume of the tile, and the likeliest of each method with transforms even
@@ -367,17 +371,17 @@ def _alike(a: Candidate, b: Candidate) -> bool:
 
 
 class Timings:
-    """Seconds by phase of one layer's candidates, kept with the machine."""
+    """Seconds by phase of one layer's candidates, kept with the machine. rough: by short probes of all methods."""
 
-    def __init__(self, layer: Layer, progress: Callable[[str], None] | None = None) -> None:
-        self._layer, self._progress = layer, progress
+    def __init__(self, layer: Layer, progress: Callable[[str], None] | None = None, rough: bool = False) -> None:
+        self._layer, self._progress, self._rough = layer, progress, rough
         self._name = f"tiled-timings-{_core.isa()}.json"
 
     def of(self, candidates: Iterable[Candidate]) -> dict[Candidate, list[float]]:
         """Those that take part in a round, with what recomputing adds. What is not known is timed together."""
         wanted = list(candidates)
         stored = {c: Candidate(c.method, c.transform) for c in wanted}  # recomputing takes no other kernels
-        keys = {c: repr((c.describe(), *self._layer.key(c))) for c in stored.values()}
+        keys = {c: repr((c.describe(), *self._layer.key(c), self._probe_s(c))) for c in stored.values()}
         known = {key: phases for key, phases in _read(self._name).items() if len(phases) == _core.TILED_PHASES}
         if any(key not in known for key in keys.values()):
             self._time(list(keys), keys, known)
@@ -402,7 +406,7 @@ class Timings:
         """The shortest of a few runs of each phase, in turns, so that a disturbance meets all. Who is clearly slower than
         the best leaves early.
         """
-        probes = {c: _core.TiledProbe(self._layer.native(c), machine(self._layer.bundle), PROBE_S) for c in candidates}
+        probes = {c: _core.TiledProbe(self._layer.native(c), machine(self._layer.bundle), self._probe_s(c)) for c in candidates}
         part = {c: [self._layer.takes_part(c, phase) for phase in range(_core.TILED_PHASES)] for c in probes}
         least = {c: [math.inf] * _core.TILED_PHASES for c in probes}
         totals: dict[Candidate, list[float]] = {c: [] for c in probes}  # of the laps
@@ -423,6 +427,9 @@ class Timings:
             if not probes or (lap + 1 >= LAPS[0] and spent > enough):
                 break
         return least
+
+    def _probe_s(self, candidate: Candidate) -> float:
+        return FUSED_PROBE_S if candidate.method == "fused" and not self._rough else PROBE_S
 
 
 def _is_quiet(seconds: Sequence[float]) -> bool:

@@ -481,7 +481,7 @@ def tiled_autotune_plan(graph: Graph, request: Request, exhaustive: bool = False
     """Choose per layer by timing the likeliest candidates, phase by phase (see `znn.bundled`); exhaustive: all there are."""
     layers, seconds = request.layers(graph), {}
     for layer in layers:
-        measured = layer.measured(layer.everything() if exhaustive else None, request.progress)
+        measured = layer.searched(request.progress) if exhaustive else layer.measured(request.progress)
         seconds[layer.name] = {candidate: layer.total(candidate, phases) for candidate, phases in measured.items()}
     return _tiled_plan("autotune", graph, request, layers, seconds)
 

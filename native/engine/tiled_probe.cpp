@@ -1,6 +1,7 @@
 #include "engine/tiled_probe.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 namespace znn {
@@ -8,8 +9,13 @@ namespace znn {
 TiledProbe::TiledProbe(const tiled::LayerPlan& plan, const tiled::Machine& machine, double seconds)
     : plan_(tiled::representative(plan, machine, seconds)), ordinary_(std::size_t{1} << 16) {
     const tiled::Cost whole = tiled::predict(plan, machine), part = tiled::predict(plan_, machine);
-    for (int phase = 0; phase < tiled::kPhases; ++phase)
+    for (int phase = 0; phase < tiled::kPhases; ++phase) {
         scale_[phase] = part.phase[phase] > 0 ? whole.phase[phase] / part.phase[phase] : 1.0;
+        const int count = tiled::piece_count(plan_, tiled::Phase(phase));
+        // The fused pipeline takes hardly any memory, so that some pieces of the whole layer can stand for all of them.
+        const int some = std::max(1, int(std::ceil(count * seconds / part.total())));
+        pieces_[phase] = plan_.fused ? std::min(some, count) : count;
+    }
     // Numbers of ordinary size everywhere: zeros and denormals take other times.
     std::uint32_t state = 1;
     for (float& value : ordinary_) {
@@ -20,15 +26,15 @@ TiledProbe::TiledProbe(const tiled::LayerPlan& plan, const tiled::Machine& machi
     const std::size_t out = plan_.output.volume() / plan_.problem.pool.volume() * V;
     buffers_.input_stride = buffers_.input_gradient_stride = in;
     buffers_.output_stride = buffers_.output_gradient_stride = out;
-    buffers_.input = make(in * plan_.in_bundles);
-    buffers_.input_gradient = make(in * plan_.in_bundles);
-    buffers_.output = make(out * plan_.out_bundles);
+    buffers_.packed_input = tiled::packs_input(plan_);
+    buffers_.input = make(buffers_.packed_input ? in / V : in * plan_.in_bundles);
+    buffers_.input_gradient = memory_.floats(in * plan_.in_bundles).data();  // only written, like the output
+    buffers_.output = memory_.floats(out * plan_.out_bundles).data();
     buffers_.output_gradient = make(out * plan_.out_bundles);
     largest_.resize(plan_.pools() ? out * plan_.out_bundles : 0);
     buffers_.largest = largest_.data();
     buffers_.kernels = make(tiled::kernel_floats(plan_));
     buffers_.momenta = make(tiled::kernel_floats(plan_));
-    buffers_.packed_input = tiled::packs_input(plan_);
     buffers_.update = true;  // with a rate of zero: the work without the change
     for (int b = 0; b < tiled::kBuffers; ++b)
         buffers_.work[b] = make((tiled::buffer_bytes(plan_, tiled::Buffer(b)) + 63) / 64 * 16);
@@ -43,10 +49,10 @@ float* TiledProbe::make(std::size_t floats) {
 }
 
 double TiledProbe::run(tiled::Phase phase) {
+    const long all = tiled::piece_count(plan_, phase), some = pieces_[int(phase)];
     const double start = tiled::thread_seconds();
-    for (int piece = 0; piece < tiled::piece_count(plan_, phase); ++piece)
-        tiled::run_piece(plan_, phase, piece, buffers_, scratch_);
-    return (tiled::thread_seconds() - start) * scale_[int(phase)];
+    for (long i = 0; i < some; ++i) tiled::run_piece(plan_, phase, int(i * all / some), buffers_, scratch_);
+    return some ? (tiled::thread_seconds() - start) * scale_[int(phase)] * double(all) / double(some) : 0.0;
 }
 
 }  // namespace znn

@@ -10,7 +10,7 @@ namespace znn {
 
 class TiledProbe {
 public:
-    // Of a large layer a part is measured that takes about `seconds` a round, or one slab of tiles.
+    // Of a large layer a part is measured that takes about `seconds` a round, or one slab of tiles; of a fused one, some pieces.
     TiledProbe(const tiled::LayerPlan& plan, const tiled::Machine& machine, double seconds);
 
     // Seconds of all pieces of a phase on this thread: those of the part, in proportion to the model's predictions.
@@ -21,6 +21,7 @@ private:
 
     tiled::LayerPlan plan_;
     double scale_[tiled::kPhases];
+    int pieces_[tiled::kPhases];  // that are run
     std::vector<float> ordinary_;
     Arena memory_;
     std::vector<std::int8_t> largest_;

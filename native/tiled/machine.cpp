@@ -124,6 +124,7 @@ struct Trial {
         b.input_gradient = arena.take(in * p.in_bundles * sizeof(float));
         b.output = arena.take(out * p.out_bundles * sizeof(float));
         b.output_gradient = arena.take(out * p.out_bundles * sizeof(float));
+        b.largest = reinterpret_cast<std::int8_t*>(arena.take(out * p.out_bundles));
         b.kernels = arena.take(kernel_floats(p) * sizeof(float));
         for (int i = 0; i < kBuffers; ++i) b.work[i] = arena.take(buffer_bytes(p, Buffer(i)));
         scratch = arena.take(p.scratch);
@@ -155,6 +156,7 @@ struct Fit {
         // What the constant has no part in; a rate divides, a factor multiplies.
         const bool rate = least > 1e6;
         const double rest = predicted(rate ? 1e30 : 0.0), part = predicted(machine.*constant) - rest;
+        if (part <= 0) return;  // scratch that fits this machine's L2 has nothing to spill
         const double share = std::max(measured - rest, 0.1 * measured) / part;
         machine.*constant = std::clamp(rate ? machine.*constant / share : machine.*constant * share, least, most);
     }
@@ -170,9 +172,9 @@ Machine calibrate(const Peaks& peaks, int bundle) {
     const int few = 2 * bundle, many = bundle == 8 ? 24 : 32;  // no bundle is padded
     Trial tiles(plan_tiled({many, many, {26, 26, 26}, {3, 3, 3}, once}, bundle, {14, 14, 14}));   // eight, in L2
     Trial one(plan_tiled({many, many, {16, 16, 16}, {5, 5, 5}, once}, bundle, {16, 16, 16}));     // nothing but kernels
-    Trial large(plan_tiled({few, few, {28, 28, 52}, {5, 5, 5}, once}, bundle, {28, 28, 28}));   // scratch beyond L2
+    Trial large(plan_tiled({few, few, {40, 40, 76}, {5, 5, 5}, once}, bundle, {40, 40, 40}));   // scratch beyond L2
     Trial flat(plan_tiled({many, many, {1, 64, 64}, {1, 11, 11}, once}, bundle, {1, 32, 32}));    // kernels too long for tables
-    Trial fused(plan_fused({1, many, {42, 42, 42}, {3, 3, 3}, once}, bundle, {16, 16, 16}));    // a first layer
+    Trial fused(plan_fused({1, many, {42, 42, 42}, {3, 3, 3}, once, {2, 2, 2}}, bundle, {16, 16, 16}));  // a first layer
     Trial direct(plan_direct({many, many, {26, 26, 26}, {3, 3, 3}, once}, bundle));
     Fit fits[] = {
         {tiles, Phase::kernels_forward, &Machine::expand_flops, 0.05 * peak, 1.5 * peak},
@@ -271,6 +273,7 @@ Work work(const LayerPlan& p) {
 // ---- measuring a part
 
 LayerPlan representative(const LayerPlan& p, const Machine& machine, double seconds) {
+    if (p.fused) return p;
     const bool tiled = p.method == Method::tiled;
     // The axis (z, y, x) along which the image is cut, and in how many parts: rows of tiles, or of voxels.
     const int along = tiled ? p.order[p.split] : p.output.z > 1 ? 0 : 1;
@@ -281,13 +284,12 @@ LayerPlan representative(const LayerPlan& p, const Machine& machine, double seco
     const int part = tiled ? p.axis[p.split].M : 1, parts = ceil_div(ceil_div(outputs, s), part);
     const double share = seconds / predict(p, machine).total();
     int wanted = std::max(int(std::ceil(share * parts)), tiled ? 1 : 4);
-    if (tiled && !p.fused) wanted = std::max(wanted, ceil_div(p.tiles_per_slab * parts, p.tiles));
+    if (tiled) wanted = std::max(wanted, ceil_div(p.tiles_per_slab * parts, p.tiles));
     if (wanted >= parts) return p;
     *extents[along] = wanted * part * s + s * (k - 1);
     if (*extents[along] >= full) return p;
     if (!tiled) return plan_direct(q, p.bundle, machine);
-    return p.fused ? plan_fused(q, p.bundle, p.tile, machine)
-                   : plan_tiled(q, p.bundle, p.tile, machine, p.kept_slabs == p.slabs);
+    return plan_tiled(q, p.bundle, p.tile, machine, p.kept_slabs == p.slabs);
 }
 
 }  // namespace znn::tiled

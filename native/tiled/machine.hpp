@@ -24,7 +24,7 @@ struct Work {
 Work work(const LayerPlan& plan);
 
 // The same layer cut to as much of its image as a measurement needs: a slab of tiles, or about `seconds` of work.
-// Times of a phase scale as their predictions do.
+// Times of a phase scale as their predictions do. A fused one stays as it is.
 LayerPlan representative(const LayerPlan& plan, const Machine& machine, double seconds);
 
 // Seconds this thread has had on a core: other programs on the machine disturb it least.

@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+#include <unistd.h>
+
 #include "tiled/layout.hpp"
 #include "tiled/transform_ops.hpp"
 #include "tiled/tiled.hpp"
@@ -333,6 +335,14 @@ LayerPlan base_plan(const Problem& problem, int bundle) {
 }
 
 }  // namespace
+
+std::size_t l2_cache_bytes() {
+    long found = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return std::size_t(found > 0 ? std::clamp(found, 256L << 10, 2L << 20) : 512L << 10);
+}
 
 const char* isa() { return path().name; }
 bool has_bundle(int bundle) { return bundle == 8 || (bundle == 16 && path().tiled16); }

@@ -183,8 +183,12 @@ struct LayerPlan {
     }
 };
 
+// Bytes of L2 as the system tells, kept within what one core has to itself on the processors there are; else a guess.
+std::size_t l2_cache_bytes();
+
 struct Machine {
-    std::size_t l2_bytes = 512 << 10, l3_bytes = 32 << 20;
+    std::size_t l2_bytes = l2_cache_bytes();
+    std::size_t l3_bytes = 32 << 20;  // that count on: others share it
     double piece_s = 1e-4;  // aimed-at duration of a piece
     int workers = 2;        // that share a layer: the more, the smaller its pieces
     // Constants of the cost model, see machine.hpp. Operations per second: of products, of direct convolution, of tiles'
