@@ -18,7 +18,7 @@ SETUP_S = 0.5  # process, check, arrays; planning and first passes are counted a
 SETUP_LAPS = 3
 # Of a whole case, where the cost model does not count its operations.
 CASE_S = {"theory": 0.6, "trace": 5.0, "valgrind": 60.0, "simulate": 30.0, "torch_model": 2.5, "torch_replaced": 7.0,
-          "plan_search": 60.0, "direct_passes": 5.0}
+          "plan_search": 300.0, "direct_passes": 5.0}
 FLOP_PER_S = {
     "znn": 4e9,
     "locks": 4e9,
