@@ -400,7 +400,8 @@ int main(int argc, char** argv) {
     Problem depthwise = good;
     depthwise.depthwise = true;
     const std::size_t l2 = Machine{}.l2_bytes;
-    const bool checks[] = {l2 >= 256 << 10 && l2 <= 2 << 20, rejects(depthwise, 8, {8, 8, 8}), candidate_tiles(depthwise, 8, {}, 3).empty(),
+    const bool checks[] = {l2 >= 256 << 10 && l2 <= 2 << 20,
+                           rejects(depthwise, 8, {8, 8, 8}), candidate_tiles(depthwise, 8, {}, 3).empty(),
                            !rejects(good, 8, {8, 8, 8}), rejects(good, 8, {2, 8, 8}), rejects(good, 8, {33, 8, 8}),
                            rejects(good, 4, {8, 8, 8}), rejects({0, 4, {8, 8, 8}, {3, 3, 3}}, 8, {8, 8, 8}),
                            rejects({4, 4, {2, 8, 8}, {3, 3, 3}}, 8, {8, 8, 8}),

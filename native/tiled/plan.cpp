@@ -654,8 +654,8 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
     if (p.fused) {
         const FusedSeconds all = fused_seconds(p, machine);
         set(Phase::input_transform, 0), set(Phase::forward_product, 0);
-        set(Phase::forward_inverse, all.inputs + all.forward + in_read + out_written);
-        set(Phase::update_product, all.inputs + all.update + in_read + out_read);
+        set(Phase::forward_inverse, p.fused_parts * all.inputs + all.forward + in_read + out_written);
+        set(Phase::update_product, p.update_parts * all.inputs + all.update + in_read + out_read);
     }
     return c;
 }
