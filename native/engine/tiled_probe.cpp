@@ -15,6 +15,7 @@ TiledProbe::TiledProbe(const tiled::LayerPlan& plan, const tiled::Machine& machi
         // The fused pipeline takes hardly any memory, so that some pieces of the whole layer can stand for all of them.
         const int some = std::max(1, int(std::ceil(count * seconds / part.total())));
         pieces_[phase] = plan_.fused ? std::min(some, count) : count;
+        if (count > 0) scale_[phase] *= double(count) / pieces_[phase];
     }
     // Numbers of ordinary size everywhere: zeros and denormals take other times.
     std::uint32_t state = 1;
@@ -52,7 +53,7 @@ double TiledProbe::run(tiled::Phase phase) {
     const long all = tiled::piece_count(plan_, phase), some = pieces_[int(phase)];
     const double start = tiled::thread_seconds();
     for (long i = 0; i < some; ++i) tiled::run_piece(plan_, phase, int(i * all / some), buffers_, scratch_);
-    return some ? (tiled::thread_seconds() - start) * scale_[int(phase)] * double(all) / double(some) : 0.0;
+    return (tiled::thread_seconds() - start) * scale_[int(phase)];
 }
 
 }  // namespace znn

@@ -156,7 +156,6 @@ struct Fit {
         // What the constant has no part in; a rate divides, a factor multiplies.
         const bool rate = least > 1e6;
         const double rest = predicted(rate ? 1e30 : 0.0), part = predicted(machine.*constant) - rest;
-        if (part <= 0) return;  // scratch that fits this machine's L2 has nothing to spill
         const double share = std::max(measured - rest, 0.1 * measured) / part;
         machine.*constant = std::clamp(rate ? machine.*constant / share : machine.*constant * share, least, most);
     }
@@ -172,7 +171,7 @@ Machine calibrate(const Peaks& peaks, int bundle) {
     const int few = 2 * bundle, many = bundle == 8 ? 24 : 32;  // no bundle is padded
     Trial tiles(plan_tiled({many, many, {26, 26, 26}, {3, 3, 3}, once}, bundle, {14, 14, 14}));   // eight, in L2
     Trial one(plan_tiled({many, many, {16, 16, 16}, {5, 5, 5}, once}, bundle, {16, 16, 16}));     // nothing but kernels
-    Trial large(plan_tiled({few, few, {40, 40, 76}, {5, 5, 5}, once}, bundle, {40, 40, 40}));   // scratch beyond L2
+    Trial large(plan_tiled({few, few, {40, 40, 76}, {5, 5, 5}, once}, bundle, {40, 40, 40}));   // scratch beyond any L2
     Trial flat(plan_tiled({many, many, {1, 64, 64}, {1, 11, 11}, once}, bundle, {1, 32, 32}));    // kernels too long for tables
     Trial fused(plan_fused({1, many, {42, 42, 42}, {3, 3, 3}, once, {2, 2, 2}}, bundle, {16, 16, 16}));  // a first layer
     Trial direct(plan_direct({many, many, {26, 26, 26}, {3, 3, 3}, once}, bundle));

@@ -337,11 +337,14 @@ LayerPlan base_plan(const Problem& problem, int bundle) {
 }  // namespace
 
 std::size_t l2_cache_bytes() {
-    long found = 0;
+    static const std::size_t bytes = [] {  // asked once: every Machine wants it, and a virtual one may be slow to say
+        long found = 0;
 #ifdef _SC_LEVEL2_CACHE_SIZE
-    found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+        found = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
-    return std::size_t(found > 0 ? std::clamp(found, 256L << 10, 2L << 20) : 512L << 10);
+        return std::size_t(found > 0 ? std::clamp(found, 256L << 10, 2L << 20) : 512L << 10);
+    }();
+    return bytes;
 }
 
 const char* isa() { return path().name; }
