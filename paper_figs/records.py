@@ -17,6 +17,7 @@ _package.__path__ = [str(ROOT / "znn" / "bench")]
 sys.modules.setdefault("znn_bench", _package)
 
 from znn_bench import stats, store  # noqa: E402
+from znn_bench.provenance import machine_name  # noqa: E402
 from znn_bench.record import Record  # noqa: E402
 from znn_bench.stats import Estimate  # noqa: E402
 
@@ -57,10 +58,10 @@ class Data:
         return found
 
     def machine(self, machine_id: str) -> str:
-        """What a legend calls a machine: its CPU and number of physical cores."""
+        """What a legend calls a machine."""
         runs = [run for run in self.loaded.runs.values() if run.machine_id == machine_id]
         facts = max(runs, key=lambda run: run.started).machine if runs else {}
-        return f"{facts.get('cpu', machine_id)}, {facts.get('physical_cores', '?')} cores"
+        return machine_name(machine_id, facts)
 
     def physical_cores(self, record: Record) -> int | None:
         run = self.loaded.runs.get(record.run_id)

@@ -14,6 +14,14 @@ def test_everything_gathered_is_json_and_plausible():
     assert pv.machine_id(facts) == pv.machine_id(facts) and " " not in pv.machine_id(facts)
 
 
+def test_virtual_machines_of_one_image_are_told_apart_by_their_caches():
+    other = pv.identity()
+    here = {**other, "caches": [{"level": 2, "type": "Unified", "bytes": 3 << 19, "shared_by": 1}]}
+    assert pv.machine_id(here) == pv.machine_id(dict(here)) != pv.machine_id(other)
+    assert pv.machine_name("id", {**here, "cpu": "CPU", "physical_cores": 2}) == "CPU, 2 cores, 1.5 MB L2"
+    assert pv.machine_name("id", {}) == "id, ? cores"
+
+
 @pytest.mark.parametrize("text, numbers", [("0", [0]), ("0-3,8", [0, 1, 2, 3, 8]), ("", [])])
 def test_cpu_lists(text, numbers):
     assert pv.cpu_list(text) == numbers

@@ -54,9 +54,7 @@ def measure_group(cases: Sequence[Case], commands: dict[str, str], run_id: str) 
     collector = _Collector()
     with Runner(collector, run_id, lambda case: commands[case.case_id]) as runner:
         runner.run_group(cases)
-    return provenance.machine_id(
-        {"cpu": provenance.cpu_model(), "usable_cores": provenance.usable_cores()}
-    ), collector.records
+    return provenance.machine_id(provenance.identity()), collector.records
 
 
 class Cluster:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import os
 import platform
 import re
@@ -192,12 +193,27 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def identity() -> dict[str, Any]:
+    """Of `gather` what a machine's id is made of, without sampling its state."""
+    return {"cpu": cpu_model(), "usable_cores": usable_cores(), "caches": caches()}
+
+
 def machine_id(facts: dict[str, Any]) -> str:
-    """A readable name that differs between machines: CPU, cores and a short hash of the host's own id."""
+    """A readable name that differs between machines: CPU, cores and a short hash of the host's own id and its caches,
+    as virtual machines of one image share an id, and some do not tell the model of their CPU.
+    """
     model = re.sub(r"\(r\)|\(tm\)|cpu|processor|core|@.*", " ", facts["cpu"].lower())
     slug = "-".join(re.findall(r"[a-z0-9]+", model)[:4]) or "machine"
     own = _read(Path("/etc/machine-id")) or platform.node()
+    own += json.dumps(facts["caches"], sort_keys=True)
     return f"{slug}-{facts['usable_cores']}c-{hashlib.sha256(own.encode()).hexdigest()[:4]}"
+
+
+def machine_name(machine: str, facts: dict[str, Any]) -> str:
+    """What tables and legends call a machine with this id and these facts: CPU, physical cores and the L2 of one."""
+    second = next((cache["bytes"] for cache in facts.get("caches") or [] if cache["level"] == 2), None)
+    level = f", {second / 2**20:g} MB L2" if second else ""
+    return f"{facts.get('cpu', machine)}, {facts.get('physical_cores', '?')} cores{level}"
 
 
 def warnings(facts: dict[str, Any]) -> list[str]:

@@ -130,7 +130,7 @@ def run(options: argparse.Namespace) -> int:
     for problem in loaded.problems:
         print(f"note: {problem}", file=sys.stderr)
     if options.list or options.dry_run:  # needs no sampling of the machine's state
-        machine = options.machine or provenance.machine_id(identity())
+        machine = options.machine or provenance.machine_id(provenance.identity())
     else:
         facts = provenance.gather(ROOT)
         machine = options.machine or provenance.machine_id(facts)
@@ -155,10 +155,6 @@ def run(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return max(build_figures(options.out), failed)
-
-
-def identity() -> dict[str, Any]:
-    return {"cpu": provenance.cpu_model(), "usable_cores": provenance.usable_cores()}
 
 
 def chosen_cases(options: argparse.Namespace, cores: tuple[int, int]) -> list[Case]:
