@@ -70,7 +70,7 @@ class Candidate:
 
 # ---- the machine ------------------------------------------------------------------------------------------
 RATES = ("product_flops", "direct_flops", "transform_flops", "expand_flops", "line_flops", "memory_bytes", "spectra_bytes",
-         "expanded_bytes", "spill", "fused")
+         "expanded_bytes", "spill", "fused", "gather")
 PEAKS = ("flops", "cache_bytes", "memory_bytes")
 
 
@@ -163,7 +163,8 @@ class Layer:
     def key(self, candidate: Candidate) -> tuple:
         """What the candidate's timings depend on besides itself."""
         round_of = self.backward if self.training else "forward pass"
-        return self.shape, round_of, self._window if self.native(candidate).pools else None
+        native = self.native(candidate)
+        return self.shape, round_of, self._window if native.pools else None, native.pieces
 
     def _call(self, function: Callable[..., Any], *rest: Any) -> Any:
         try:

@@ -50,7 +50,8 @@ void register_tiled(py::module_& module) {
         .def_readwrite("spectra_bytes", &Machine::spectra_bytes)
         .def_readwrite("expanded_bytes", &Machine::expanded_bytes)
         .def_readwrite("spill", &Machine::spill)
-        .def_readwrite("fused", &Machine::fused);
+        .def_readwrite("fused", &Machine::fused)
+        .def_readwrite("gather", &Machine::gather);
     using Peaks = tiled::Peaks;
     py::class_<Peaks>(module, "TiledPeaks")
         .def(py::init<>())

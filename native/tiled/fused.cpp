@@ -8,6 +8,7 @@
 // plane of spectra. That takes about as many operations as transforms of so few maps would, but products and sums fused, of
 // spectra that stay in L1; and tiles need not overlap there for the inverse's sake.
 #include <algorithm>
+#include <cstring>
 
 #include "tiled/complex.hpp"
 #include "tiled/layout.hpp"
@@ -31,36 +32,79 @@ struct FusedScratch {
     }
 };
 
-// One map of `tiles` tiles, tile by lane; voxels beyond the image are zero. Row by row, so that all lanes of one meet in L1.
-void gather_tiles(const LayerPlan& p, const float* image, long voxel_floats, int first, int tiles, V* box) {
-    const int T0 = p.axis[0].T, T1 = p.axis[1].T, T2 = p.axis[2].T;
-    Box from[kV];
-    for (int lane = 0; lane < tiles; ++lane) from[lane] = input_box(p, tile_place(p, first + lane), image, voxel_floats);
-    for (int z = 0; z < T0; ++z)
-        for (int y = 0; y < T1; ++y, box += T2) {
-            std::fill_n(box, T2, V{});
-            for (int lane = 0; lane < tiles; ++lane) {
-                const Box& b = from[lane];
-                if (z >= b.count[0] || y >= b.count[1]) continue;
-                const float* in = b.origin + (z * b.step[0] + y * b.step[1]) * voxel_floats;
-                const long step = b.step[2] * voxel_floats;
-                float* out = reinterpret_cast<float*>(box) + lane;
-                for (int x = 0; x < b.count[2]; ++x) out[x * kV] = in[x * step];
-            }
-        }
+// `count` floats, and zeros up to a vector.
+ZNN_INLINE V load_some(const float* from, int count) {
+    V x{};
+    if (count >= kV)
+        std::memcpy(&x, from, sizeof x);
+    else if (count > 0)
+        std::memcpy(&x, from, count * sizeof(float));
+    return x;
 }
 
-// One map of so many tiles.
-Box gathered(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int map, int first, int tiles) {
-    const int T0 = p.axis[0].T, T1 = p.axis[1].T, T2 = p.axis[2].T;
-    gather_tiles(p, b.input + map / kV * b.input_stride + map % kV, input_step(b), first, tiles, f.box);
-    return {reinterpret_cast<const float*>(f.box), {long(T1) * T2, T2, 1}, {T0, T1, T2}, {0, 0, 0}};
+// A row of every tile, tile by lane; in[lane] are `counts[lane]` floats, of T voxels. Vectors beyond the row, up to a block, are
+// overwritten.
+void gather_packed_row(const float* const* in, const int* counts, int tiles, int T, V* row) {
+    for (int x = 0; x < T; x += kV) {
+        V block[kV];
+        for (int lane = 0; lane < kV; ++lane) block[lane] = lane < tiles ? load_some(in[lane] + x, counts[lane] - x) : V{};
+        transpose_block(block, 1, row + x, 1);
+    }
 }
+
+void gather_row(const float* const* in, long step, const int* counts, int tiles, int T, V* row) {
+    std::fill_n(row, T, V{});
+    for (int lane = 0; lane < tiles; ++lane) {
+        float* out = reinterpret_cast<float*>(row) + lane;
+        for (int x = 0; x < counts[lane]; ++x) out[x * kV] = in[lane][x * step];
+    }
+}
+
+// One map of up to kV tiles, of which some planes at a time are put together, tile by lane; voxels beyond the image are zero.
+class Gathered {
+public:
+    Gathered(const LayerPlan& p, const Buffers& b, int map, int first, int tiles) : p_(p), tiles_(tiles), voxel_(input_step(b)) {
+        const float* image = b.input + map / kV * b.input_stride + map % kV;
+        for (int lane = 0; lane < tiles; ++lane) from_[lane] = input_box(p, tile_place(p, first + lane), image, voxel_);
+    }
+
+    // Planes [z, z + count), row by row, so that all lanes of one meet in L1.
+    Box planes(int z, int count, V* box) const {
+        const int T1 = p_.axis[1].T, T2 = p_.axis[2].T;
+        V* row = box;
+        for (int plane = z; plane < z + count; ++plane)
+            for (int y = 0; y < T1; ++y, row += T2) gather(plane, y, row);
+        return {reinterpret_cast<const float*>(box), {long(T1) * T2, T2, 1}, {count, T1, T2}, {0, 0, 0}};
+    }
+
+private:
+    void gather(int z, int y, V* row) const {
+        const float* in[kV];
+        int counts[kV];
+        for (int lane = 0; lane < tiles_; ++lane) {
+            const Box& b = from_[lane];
+            counts[lane] = z < b.count[0] && y < b.count[1] ? b.count[2] : 0;
+            in[lane] = b.origin + (z * b.step[0] + y * b.step[1]) * voxel_;
+        }
+        const long step = from_[0].step[2] * voxel_;
+        if (step == 1)
+            gather_packed_row(in, counts, tiles_, p_.axis[2].T, row);
+        else
+            gather_row(in, step, counts, tiles_, p_.axis[2].T, row);
+    }
+
+    const LayerPlan& p_;
+    const int tiles_;
+    const long voxel_;  // floats from one to the next
+    Box from_[kV];
+};
 
 // Spectra [pencil][map][line], lanes are tiles.
 void transform_input_lines(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int tiles) {
-    for (int i = 0; i < p.problem.in_maps; ++i)
-        forward_tile(p, gathered(p, b, f, i, first, tiles), f.inputs + i * 2 * p.line, f.sizes.pencil, f.rest);
+    for (int i = 0; i < p.problem.in_maps; ++i) {
+        const Box box = Gathered(p, b, i, first, tiles).planes(0, p.axis[0].T, f.box);
+        forward_tile(p, box, f.inputs + i * 2 * p.line, f.sizes.pencil, f.rest);
+    }
 }
 
 // out = sum over maps of x conj(w), one line; x is one lane.
@@ -99,16 +143,18 @@ Function choose(int maps, Function one, Function two, Function three, Function f
 
 // ---- taps along axis 0 summed one by one
 
-// Spectra [tile][map][i0][pencil] of single numbers, re and im.
+// Spectra [tile][map][i0][pencil] of single numbers, re and im. Plane by plane: all of them would not fit L2.
 void transform_input_planes(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int tiles) {
     const int T0 = p.axis[0].T;
     const long plane = f.sizes.input_plane / kV, map = plane * T0, tile = map * p.problem.in_maps;  // vectors
     for (int i = 0; i < p.problem.in_maps; ++i) {
-        forward_planes(p, gathered(p, b, f, i, first, tiles), T0, f.rest);
-        const V* planes = vec(f.rest);
-        for (int i0 = 0; i0 < T0; ++i0, planes += 2 * p.plane)
+        const Gathered gathered(p, b, i, first, tiles);
+        for (int i0 = 0; i0 < T0; ++i0) {
+            forward_planes(p, gathered.planes(i0, 1, f.box), 1, f.rest);
+            const V* pencils = vec(f.rest);
             for (long at = 0; at * kV < 2 * p.pencils; ++at)  // what lies beyond the last pencil is never read
-                transpose_block(planes + at * kV, 1, f.inputs + i * map + i0 * plane + at, tile);
+                transpose_block(pencils + at * kV, 1, f.inputs + i * map + i0 * plane + at, tile);
+        }
     }
 }
 

@@ -162,7 +162,8 @@ struct FusedSizes {
     long pencil, box, inputs, sums = 0, lines = 0, input_plane = 0;
 
     explicit FusedSizes(const LayerPlan& p) {
-        box = long(p.axis[0].T) * p.axis[1].T * p.axis[2].T;
+        // By planes: one at a time. Rows are gathered in blocks of vectors.
+        box = long(sums_taps(p) ? 1 : p.axis[0].T) * p.axis[1].T * p.axis[2].T + p.bundle - 1;
         pencil = 2 * ((p.problem.in_maps * p.line) | 1);  // an odd number of pairs: pencils spread over the cache's sets
         if (sums_taps(p)) {
             input_plane = (ceil_div(2 * p.pencils, p.bundle) | 1) * p.bundle;  // floats

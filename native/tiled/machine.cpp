@@ -173,7 +173,11 @@ Machine calibrate(const Peaks& peaks, int bundle) {
     Trial one(plan_tiled({many, many, {16, 16, 16}, {5, 5, 5}, once}, bundle, {16, 16, 16}));     // nothing but kernels
     Trial large(plan_tiled({few, few, {40, 40, 76}, {5, 5, 5}, once}, bundle, {40, 40, 40}));   // scratch beyond any L2
     Trial flat(plan_tiled({many, many, {1, 64, 64}, {1, 11, 11}, once}, bundle, {1, 32, 32}));    // kernels too long for tables
-    Trial fused(plan_fused({1, many, {42, 42, 42}, {3, 3, 3}, once, {2, 2, 2}}, bundle, {16, 16, 16}));  // a first layer
+    const Problem first{1, many, {42, 42, 42}, {3, 3, 3}, once, {2, 2, 2}};
+    Machine alone, crowd;
+    alone.workers = 1, crowd.workers = 64;
+    Trial fused(plan_fused(first, bundle, {16, 16, 16}, alone));
+    Trial cut(plan_fused(first, bundle, {16, 16, 16}, crowd));  // every bundle of outputs transforms the input anew
     Trial direct(plan_direct({many, many, {26, 26, 26}, {3, 3, 3}, once}, bundle));
     Fit fits[] = {
         {tiles, Phase::kernels_forward, &Machine::expand_flops, 0.05 * peak, 1.5 * peak},
@@ -183,6 +187,7 @@ Machine calibrate(const Peaks& peaks, int bundle) {
         {tiles, Phase::forward_product, &Machine::product_flops, 0.2 * peak, peak},
         {one, Phase::forward_product, &Machine::expanded_bytes, 0.1 * peaks.cache_bytes, 10 * peaks.cache_bytes},
         {fused, Phase::forward_inverse, &Machine::fused, 0.5, 4.0},
+        {cut, Phase::forward_inverse, &Machine::gather, 1e-10, 2e-8},
         {direct, Phase::forward_inverse, &Machine::direct_flops, 0.2 * peak, peak},
     };
     // In turns over half a second, so that a short disturbance does not meet all runs of one phase.

@@ -384,7 +384,9 @@ struct FusedSeconds {
 FusedSeconds fused_seconds(const LayerPlan& p, const Machine& machine) {
     const Axis& a = p.axis[0];
     const bool lines = !sums_taps(p);
-    const double inputs = double(p.problem.in_maps) * p.tiles / p.bundle * transform_seconds(p, false, false, machine, lines);
+    const double groups = double(p.problem.in_maps) * p.tiles / p.bundle;
+    const double inputs = groups * (machine.fused * transform_seconds(p, false, false, machine, lines) +
+                                    machine.gather * double(p.tile.volume()));
     const double outputs = p.out_bundles * p.tiles * transform_seconds(p, false, true, machine, lines);
     const double products = double(p.pencils) * p.tiles * p.problem.in_maps * p.out_bundles;  // of lines
     const double points = 8.0 * p.bundle * products / machine.product_flops;
@@ -392,12 +394,12 @@ FusedSeconds fused_seconds(const LayerPlan& p, const Machine& machine) {
         // Every tile reads kernels, or reads and writes their sums, from L2 again.
         const double load = 8.0 * p.bundle * products * a.k / machine.expanded_bytes;
         const double rest = machine.fused * (outputs + points * a.M * (a.k + 1));
-        return {machine.fused * inputs, rest + load, rest + 2 * load};
+        return {inputs, rest + load, rest + 2 * load};
     }
     // Products of a few maps load and store as much as they compute: half the speed of those of many.
     const double rest = machine.fused * (outputs + points * 2 * a.T);
     const double expand = products / p.fused_tiles * kernel_line_ops(a) * p.bundle / expand_rate(a, machine);
-    return {machine.fused * inputs, rest + machine.fused * expand, rest};
+    return {inputs, rest + machine.fused * expand, rest};
 }
 
 // In how many parts, by bundles of outputs, each of `count` groups of tiles is cut: what workers do on average, and one piece more

@@ -198,6 +198,7 @@ struct Machine {
     double memory_bytes = 12e9, spectra_bytes = 10e9, expanded_bytes = 40e9;
     double spill = 1.35;  // how much longer transforms take whose scratch outgrows L2
     double fused = 1.5;   // and the fused pipeline than its parts by themselves
+    double gather = 3e-9;  // seconds in which a vector of tiles' voxels is put together for that pipeline, and turned back
 };
 
 // Bundle widths this processor's code path has (8; on AVX-512 also 16), and its name: baseline | avx2 | avx512.
