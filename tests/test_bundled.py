@@ -14,6 +14,7 @@ from test_engine_random import acyclic_graphs, layered_graphs, random_networks, 
 from znn import zoo
 from znn.errors import PlanError, SpecError
 from znn.graph import Graph
+from znn.plan import LayerPlan
 
 plans = pytest.mark.parametrize("plan", ["direct", "tiled", "model"])
 
@@ -129,6 +130,26 @@ def test_random_layered_networks(plan, graph, seed):
 @given(graph=acyclic_graphs(), seed=seeds)
 def test_random_acyclic_networks(plan, graph, seed):
     check(graph, plan, seed)
+
+
+@pytest.mark.parametrize("patches", [None, 2])
+@pytest.mark.parametrize("memoize", [True, False])
+@pytest.mark.parametrize("maps, output", [(1, (7, 9, 10)), (3, (7, 9, 10)), (2, (1, 9, 40))])
+def test_parts_of_a_fused_layer_find_its_inputs_or_make_them(rng, maps, output, memoize, patches):
+    flat = output[0] == 1
+    layers = [{"conv": 24, "kernel": (1, 3, 3) if flat else 3, "transfer": "relu"}, {"conv": 2, "kernel": (1, 2, 2) if flat else 2}]
+    graph = Graph.build(znn.NetworkSpec.layered("f", maps, layers), output=output)
+    plan = znn.Plan({"conv1": LayerPlan("fused", (1, 12, 21) if flat else (10, 6, 7), memoize=memoize), "conv2": LayerPlan("direct")})
+    net, expected = pair(graph, plan=plan, bundle=8, patches=patches, threads=8)
+    layer = net.plan_request.layers(graph)[0]
+    native = layer.native(plan.layers["conv1"].candidate)
+    assert native.pieces[4] > 1 and (native.buffer_bytes[2] > 0) == (native.pieces[2] > 0) == memoize
+    with net:
+        for _ in range(3):
+            inputs, targets = random_inputs(graph, rng, patches), random_targets(graph, rng, patches)
+            assert_close(net.train_step(inputs, targets), expected.train_step(inputs, targets), NETWORK_TOLERANCE)
+        assert_close(net.forward(inputs), expected.forward(inputs), NETWORK_TOLERANCE, "inference")
+        assert_close(net.parameters(), expected.parameters(), NETWORK_TOLERANCE, "parameters")
 
 
 @pytest.mark.parametrize("transfer", ["linear", "relu"])

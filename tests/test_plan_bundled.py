@@ -76,6 +76,21 @@ def test_workers_without_a_piece_count(graph):
     assert all(layer.workers == 2 for layer in request.layers(small))
 
 
+def test_spectra_that_parts_of_a_fused_layer_share_are_a_choice():
+    """One worker needs no parts. For many they are kept, unless memory is short; what was timed depends on the parts."""
+    graph = Graph.build(znn.NetworkSpec.layered("first", 1, [{"conv": 24, "kernel": 3}]), output=(30, 30, 30))
+    alone, many = (bundled.layers(graph, 8, workers=n)[0] for n in (1, 8))
+    kept, made = Candidate("fused", (16, 16, 16)), Candidate("fused", (16, 16, 16), memoize=False)
+    for layer, candidate, shares in ((alone, kept, False), (many, kept, True), (many, made, False)):
+        native = layer.native(candidate)
+        assert (native.pieces[2] > 0) == (native.buffer_bytes[2] > 0) == (layer.phases(candidate)[2] > 0) == shares
+        assert layer.takes_part(candidate, 9) and layer.phases(candidate)[9] > 0
+    assert many.keeps(kept) and not many.keeps(made)
+    assert alone.key(kept) != many.key(kept) != many.key(made)
+    smaller = planning._smaller(many, {kept: 1.0})
+    assert made in smaller and smaller[made] > 0 and made not in planning._smaller(alone, {kept: 1.0})
+
+
 def test_of_those_as_fast_the_model_decides(graph):
     layer = layer_of(graph)
     first, second, third = layer.ranked()[:3]

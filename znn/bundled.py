@@ -256,7 +256,11 @@ class Layer:
 
     def keeps(self, candidate: Candidate) -> bool:
         """Whether all spectra are there when the update comes, or are not needed."""
-        return not self.training or candidate.method != "tiled" or self.native(candidate).kept_slabs == self.native(candidate).slabs
+        if not self.training or candidate.method == "direct":
+            return True
+        if candidate.method == "fused":
+            return candidate.memoize or not self.native(Candidate("fused", candidate.transform)).pieces[INPUT_TRANSFORM]
+        return self.native(candidate).kept_slabs == self.native(candidate).slabs
 
     # ---- measuring
     def measured(self, progress: Callable[[str], None] | None = None) -> dict[Candidate, list[float]]:

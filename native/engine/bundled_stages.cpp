@@ -169,7 +169,7 @@ void BundledNetwork::build_forward() {
     }
     // The update of a layer that keeps no spectra reads the source's image itself: nobody may write it before.
     for (auto& conv : convs_) {
-        if (!conv || (conv->plan.method == tiled::Method::tiled && !conv->plan.fused && conv->keeps())) continue;
+        if (!conv || (conv->plan.updates_from_spectra() && conv->keeps())) continue;
         for (Stage* writer : nodes_[edges_[conv->edge].source]->writers)
             gate(writer, conv->operands_free);
     }

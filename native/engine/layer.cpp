@@ -305,7 +305,7 @@ private:
         for (const Work w : buffers) {
             std::size_t floats = work_floats_[int(w)];
             // The input's spectra are kept in the caller's memory, if at all.
-            if (w == Work::input_spectra) floats = std::min(floats, whole_lines(plan_.in_slab * plan_.passing_slabs));
+            if (w == Work::input_spectra && !plan_.fused) floats = std::min(floats, whole_lines(plan_.in_slab * plan_.passing_slabs));
             b.work[int(w)] = carver.take(floats);
         }
     }
@@ -376,7 +376,7 @@ private:
         ImageGraph& g = backward_graph_;
         sums_.resize(std::size_t(outputs_.pieces()) * plan_.bundle);
         // Spectra do for the kernels' gradient, except where it reads the images themselves.
-        const bool needs_images = plan_.method == tiled::Method::direct || plan_.fused;
+        const bool needs_images = !plan_.updates_from_spectra();
         Stage* load = g.head(outputs_.pieces(), [this, &g](int piece, Worker&) {
             load_piece(outputs_, piece, backward_.output_gradient, g.image, g.group * outputs_.maps, {0, 0, 0},
                        problem_.output(), space_.output);

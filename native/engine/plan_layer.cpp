@@ -8,7 +8,7 @@ tiled::LayerPlan plan_layer(const tiled::Problem& problem, Method method, int bu
                             bool memoize) {
     switch (method) {
         case Method::tiled: return tiled::plan_tiled(problem, bundle, tile, machine, memoize);
-        case Method::fused: return tiled::plan_fused(problem, bundle, tile, machine);
+        case Method::fused: return tiled::plan_fused(problem, bundle, tile, machine, memoize);
         case Method::direct: return tiled::plan_direct(problem, bundle, machine);
         case Method::fft: break;
     }

@@ -122,7 +122,7 @@ private:
         machine.piece_s = std::uniform_real_distribution<double>(0, 3e-5)(random_);
         machine.workers = std::uniform_int_distribution<int>(1, 24)(random_);
         plan_ = c_.direct  ? plan_direct(c_.problem, V_, machine)
-                : c_.fused ? plan_fused(c_.problem, V_, c_.tile, machine)
+                : c_.fused ? plan_fused(c_.problem, V_, c_.tile, machine, c_.memoize)
                            : plan_tiled(c_.problem, V_, c_.tile, machine, c_.memoize);
         n_ = c_.problem.input, m_ = plan_.output, w_ = c_.problem.pool;
         pooled_ = {m_.z / w_.z, m_.y / w_.y, m_.x / w_.x};

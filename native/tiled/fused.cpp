@@ -20,7 +20,7 @@ namespace {
 
 struct FusedScratch {
     FusedSizes sizes;
-    V *box, *inputs, *sums, *lines;
+    V *box, *inputs, *sums, *lines;  // inputs: spectra of the group in hand
     float* rest;
 
     FusedScratch(const LayerPlan& p, float* scratch) : sizes(p) {
@@ -30,6 +30,13 @@ struct FusedScratch {
         lines = sums + sizes.sums;
         rest = reinterpret_cast<float*>(lines + sizes.lines);
     }
+};
+
+// Tiles [first, first + tiles) that are taken together.
+struct Group {
+    int index, first, tiles;
+
+    Group(const LayerPlan& p, int i) : index(i), first(i * p.fused_tiles), tiles(std::min(p.fused_tiles, p.tiles - first)) {}
 };
 
 // `count` floats, and zeros up to a vector.
@@ -63,9 +70,9 @@ void gather_row(const float* const* in, long step, const int* counts, int tiles,
 // One map of up to kV tiles, of which some planes at a time are put together, tile by lane; voxels beyond the image are zero.
 class Gathered {
 public:
-    Gathered(const LayerPlan& p, const Buffers& b, int map, int first, int tiles) : p_(p), tiles_(tiles), voxel_(input_step(b)) {
+    Gathered(const LayerPlan& p, const Buffers& b, int map, Group group) : p_(p), tiles_(group.tiles), voxel_(input_step(b)) {
         const float* image = b.input + map / kV * b.input_stride + map % kV;
-        for (int lane = 0; lane < tiles; ++lane) from_[lane] = input_box(p, tile_place(p, first + lane), image, voxel_);
+        for (int lane = 0; lane < tiles_; ++lane) from_[lane] = input_box(p, tile_place(p, group.first + lane), image, voxel_);
     }
 
     // Planes [z, z + count), row by row, so that all lanes of one meet in L1.
@@ -100,9 +107,9 @@ private:
 };
 
 // Spectra [pencil][map][line], lanes are tiles.
-void transform_input_lines(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int tiles) {
+void transform_input_lines(const LayerPlan& p, const Buffers& b, const FusedScratch& f, Group group) {
     for (int i = 0; i < p.problem.in_maps; ++i) {
-        const Box box = Gathered(p, b, i, first, tiles).planes(0, p.axis[0].T, f.box);
+        const Box box = Gathered(p, b, i, group).planes(0, p.axis[0].T, f.box);
         forward_tile(p, box, f.inputs + i * 2 * p.line, f.sizes.pencil, f.rest);
     }
 }
@@ -143,13 +150,12 @@ Function choose(int maps, Function one, Function two, Function three, Function f
 
 // ---- taps along axis 0 summed one by one
 
-// Spectra [tile][map][i0][pencil] of single numbers, re and im. Plane by plane: all of them would not fit L2.
-void transform_input_planes(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int tiles) {
-    const int T0 = p.axis[0].T;
-    const long plane = f.sizes.input_plane / kV, map = plane * T0, tile = map * p.problem.in_maps;  // vectors
+// Spectra [tile][map][i0][pencil] of single numbers, re and im: planes [begin, end). Plane by plane: all would not fit L2.
+void transform_input_planes(const LayerPlan& p, const Buffers& b, const FusedScratch& f, Group group, int begin, int end) {
+    const long plane = f.sizes.input_plane / kV, map = plane * p.axis[0].T, tile = map * p.problem.in_maps;  // vectors
     for (int i = 0; i < p.problem.in_maps; ++i) {
-        const Gathered gathered(p, b, i, first, tiles);
-        for (int i0 = 0; i0 < T0; ++i0) {
+        const Gathered gathered(p, b, i, group);
+        for (int i0 = begin; i0 < end; ++i0) {
             forward_planes(p, gathered.planes(i0, 1, f.box), 1, f.rest);
             const V* pencils = vec(f.rest);
             for (long at = 0; at * kV < 2 * p.pencils; ++at)  // what lies beyond the last pencil is never read
@@ -247,7 +253,35 @@ void filter_tile(const LayerPlan& p, const FusedScratch& f, int tile, const V* k
 
 }  // namespace
 
-static void forward_by_lines(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int tiles, int o) {
+// Part of a group's spectra of inputs.
+static void transform_inputs(const LayerPlan& p, const Buffers& b, const FusedScratch& f, Group group, int part, int parts) {
+    const int T = p.axis[0].T;
+    if (sums_taps(p))
+        transform_input_planes(p, b, f, group, T * part / parts, T * (part + 1) / parts);
+    else
+        transform_input_lines(p, b, f, group);
+}
+
+static V* shared_inputs(const LayerPlan& p, const Buffers& b, const FusedScratch& f, Group group) {
+    return vec(b.at(Buffer::input_spectra)) + group.index * f.sizes.inputs;
+}
+
+void transform_fused(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
+    FusedScratch f(p, scratch);
+    const Group group(p, index / p.input_parts);
+    f.inputs = shared_inputs(p, b, f, group);
+    transform_inputs(p, b, f, group, index % p.input_parts, p.input_parts);
+}
+
+// Finds the group's spectra of inputs, or makes them.
+static void take_inputs(const LayerPlan& p, const Buffers& b, FusedScratch& f, Group group) {
+    if (p.shares_inputs)
+        f.inputs = shared_inputs(p, b, f, group);
+    else
+        transform_inputs(p, b, f, group, 0, 1);
+}
+
+static void forward_by_lines(const LayerPlan& p, const Buffers& b, const FusedScratch& f, Group group, int o) {
     const int maps = p.problem.in_maps, T = p.axis[0].T;
     const long line = 2 * p.line, kernel = kernel_pencil(p, maps);
     const auto multiply = choose(maps, multiply_line<1>, multiply_line<2>, multiply_line<3>, multiply_line<4>);
@@ -256,7 +290,7 @@ static void forward_by_lines(const LayerPlan& p, const Buffers& b, const FusedSc
     for (int pencil = 0; pencil < p.pencils; ++pencil)
         kernel_line(p.axis[0], kernels + pencil * kernel, 2, 2 * p.axis[0].k, f.sums + pencil * f.sizes.pencil, 2, line, maps,
                     f.lines);
-    for (int t = 0; t < tiles; ++t) {
+    for (int t = 0; t < group.tiles; ++t) {
         for (int p0 = 0; p0 < p.pencils; p0 += kFusedBlock) {
             const int count = std::min(kFusedBlock, p.pencils - p0);
             for (int j = 0; j < count; ++j) {
@@ -265,27 +299,26 @@ static void forward_by_lines(const LayerPlan& p, const Buffers& b, const FusedSc
             }
             codelets(T).inverse(f.lines, line, planes + 2 * p0, 2 * p.plane, 2, count);
         }
-        finish_output_tile(p, tile_place(p, first + t), b, o, f.rest);
+        finish_output_tile(p, tile_place(p, group.first + t), b, o, f.rest);
     }
 }
 
-static void forward_by_planes(const LayerPlan& p, const Buffers& b, const FusedScratch& f, int first, int tiles, int o) {
+static void forward_by_planes(const LayerPlan& p, const Buffers& b, const FusedScratch& f, Group group, int o) {
     const V* kernels = vec(b.at(Buffer::kernels_forward)) + long(o) * p.pencils * kernel_pencil(p, p.problem.in_maps);
-    for (int t = 0; t < tiles; ++t) {
-        const TilePlace place = tile_place(p, first + t);
+    for (int t = 0; t < group.tiles; ++t) {
+        const TilePlace place = tile_place(p, group.first + t);
         filter_tile(p, f, t, kernels, output_box(p, place, b.output).count[0]);
         finish_output_tile(p, place, b, o, f.rest);
     }
 }
 
 void forward_fused(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
-    const FusedScratch f(p, scratch);
-    const int group = index / p.fused_parts, part = index % p.fused_parts;
-    const int first = group * p.fused_tiles, tiles = std::min(p.fused_tiles, p.tiles - first);
-    const bool planes = sums_taps(p);
-    (planes ? transform_input_planes : transform_input_lines)(p, b, f, first, tiles);
+    FusedScratch f(p, scratch);
+    const Group group(p, index / p.fused_parts);
+    const int part = index % p.fused_parts;
+    take_inputs(p, b, f, group);
     for (int o = part * p.out_bundles / p.fused_parts; o < (part + 1) * p.out_bundles / p.fused_parts; ++o)
-        (planes ? forward_by_planes : forward_by_lines)(p, b, f, first, tiles, o);
+        (sums_taps(p) ? forward_by_planes : forward_by_lines)(p, b, f, group, o);
 }
 
 // One tile's part of the sums of an output bundle: [pencil][map][line], by planes [pencil][map][tap].
@@ -320,8 +353,8 @@ static void add_tile_by_planes(const LayerPlan& p, const Buffers& b, const Fused
 
 // One chunk of the tiles and some bundles of outputs.
 void update_fused(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
-    const FusedScratch f(p, scratch);
-    const int maps = p.problem.in_maps, groups = ceil_div(p.tiles, p.fused_tiles);
+    FusedScratch f(p, scratch);
+    const int maps = p.problem.in_maps, groups = fused_groups(p);
     const int chunk = index / p.update_parts, part = index % p.update_parts;
     const int begin = int(long(chunk) * groups / p.update_chunks), end = int(long(chunk + 1) * groups / p.update_chunks);
     const int o0 = part * p.out_bundles / p.update_parts, o1 = (part + 1) * p.out_bundles / p.update_parts;
@@ -331,12 +364,12 @@ void update_fused(const LayerPlan& p, int index, const Buffers& b, float* scratc
     V* sums = planes ? out : f.sums;
     const long bundle = p.pencils * (planes ? kernel : f.sizes.pencil);
     std::fill(sums + o0 * bundle, sums + o1 * bundle, V{});
-    for (int group = begin; group < end; ++group) {
-        const int first = group * p.fused_tiles, tiles = std::min(p.fused_tiles, p.tiles - first);
-        (planes ? transform_input_planes : transform_input_lines)(p, b, f, first, tiles);
+    for (int i = begin; i < end; ++i) {
+        const Group group(p, i);
+        take_inputs(p, b, f, group);
         for (int o = o0; o < o1; ++o)
-            for (int t = 0; t < tiles; ++t)
-                (planes ? add_tile_by_planes : add_tile_by_lines)(p, b, f, first, t, o, sums + o * bundle);
+            for (int t = 0; t < group.tiles; ++t)
+                (planes ? add_tile_by_planes : add_tile_by_lines)(p, b, f, group.first, t, o, sums + o * bundle);
     }
     if (planes) return;
     for (long i = long(o0) * p.pencils; i < long(o1) * p.pencils; ++i)

@@ -158,6 +158,8 @@ inline constexpr int kFusedBlock = 8;  // pencils whose lines stay in L1 between
 inline constexpr int kSummedTaps = 8;
 inline bool sums_taps(const LayerPlan& p) { return p.fused && p.axis[1].T > 1 && p.axis[0].k <= kSummedTaps; }
 
+inline int fused_groups(const LayerPlan& p) { return ceil_div(p.tiles, p.fused_tiles); }
+
 struct FusedSizes {
     long pencil, box, inputs, sums = 0, lines = 0, input_plane = 0;
 

@@ -175,9 +175,8 @@ Machine calibrate(const Peaks& peaks, int bundle) {
     Trial flat(plan_tiled({many, many, {1, 64, 64}, {1, 11, 11}, once}, bundle, {1, 32, 32}));    // kernels too long for tables
     const Problem first{1, many, {42, 42, 42}, {3, 3, 3}, once, {2, 2, 2}};
     Machine alone, crowd;
-    alone.workers = 1, crowd.workers = 64;
-    Trial fused(plan_fused(first, bundle, {16, 16, 16}, alone));
-    Trial cut(plan_fused(first, bundle, {16, 16, 16}, crowd));  // every bundle of outputs transforms the input anew
+    alone.workers = 1, crowd.workers = 64;  // so many that the input is transformed in a phase of its own
+    Trial fused(plan_fused(first, bundle, {16, 16, 16}, alone)), shared(plan_fused(first, bundle, {16, 16, 16}, crowd));
     Trial direct(plan_direct({many, many, {26, 26, 26}, {3, 3, 3}, once}, bundle));
     Fit fits[] = {
         {tiles, Phase::kernels_forward, &Machine::expand_flops, 0.05 * peak, 1.5 * peak},
@@ -187,7 +186,7 @@ Machine calibrate(const Peaks& peaks, int bundle) {
         {tiles, Phase::forward_product, &Machine::product_flops, 0.2 * peak, peak},
         {one, Phase::forward_product, &Machine::expanded_bytes, 0.1 * peaks.cache_bytes, 10 * peaks.cache_bytes},
         {fused, Phase::forward_inverse, &Machine::fused, 0.5, 4.0},
-        {cut, Phase::forward_inverse, &Machine::gather, 1e-10, 2e-8},
+        {shared, Phase::input_transform, &Machine::gather, 1e-10, 2e-8},
         {direct, Phase::forward_inverse, &Machine::direct_flops, 0.2 * peak, peak},
     };
     // In turns over half a second, so that a short disturbance does not meet all runs of one phase.
@@ -247,7 +246,6 @@ Work work(const LayerPlan& p) {
     const auto images = [&](int maps, bool outputs, bool inverse, bool along_lines = true) {
         return tile_operations(p, outputs ? a[0].M : a[0].T, outputs ? a[1].M : a[1].T, inverse, along_lines) * p.tiles * maps;
     };
-    const double there = images(q.in_maps, false, false, lines) + images(q.out_maps, true, true, lines);
     const double in_spectra = 8 * frequencies * p.tiles * q.in_maps, out_spectra = 8 * frequencies * p.tiles * q.out_maps;
     const double kernel = kernel_operations(p, lines);
     const double weights = 4.0 * double(q.kernel.volume()) * pairs, kernel_spectra = 8.0 * p.pencils * a[0].k * pairs;
@@ -262,9 +260,12 @@ Work work(const LayerPlan& p) {
     set(Phase::backward_inverse, images(q.in_maps, false, true), in_spectra + in_image);
     set(Phase::update_inverse, kernel * pairs, kernel_spectra + 2 * weights);
     if (p.fused) {  // spectra never leave the tile in hand
-        const double products = lines ? product : product / a[0].T * a[0].M * a[0].k;
-        set(Phase::forward_inverse, there + products, in_image + out_image + kernel_spectra);
-        set(Phase::update_product, there + products, in_image + out_image + kernel_spectra);
+        const double products = lines ? product : product / a[0].T * a[0].M * a[0].k, outputs = images(q.out_maps, true, true, lines);
+        const double inputs = images(q.in_maps, false, false, lines), spectra = double(buffer_bytes(p, Buffer::input_spectra));
+        const double again = p.shares_inputs ? 0 : inputs, read = p.shares_inputs ? spectra : in_image;
+        if (p.shares_inputs) set(Phase::input_transform, inputs, in_image + spectra);
+        set(Phase::forward_inverse, again + outputs + products, read + out_image + kernel_spectra);
+        set(Phase::update_product, again + outputs + products, read + out_image + kernel_spectra);
         return w;
     }
     set(Phase::input_transform, images(q.in_maps, false, false), in_image + in_spectra);

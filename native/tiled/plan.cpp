@@ -375,10 +375,14 @@ LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Mach
 
 namespace {
 
-// Seconds of the fused pipeline: of its inputs' transforms, which every piece of a group of tiles repeats, and of all the rest in
-// forward and in update.
+std::size_t fused_spectra_bytes(const LayerPlan& p) {
+    return std::size_t(fused_groups(p)) * FusedSizes(p).inputs * p.bundle * sizeof(float);
+}
+
+// Seconds of the fused pipeline: of its inputs' transforms, of writing their results to memory, of reading them there, and of all
+// the rest in forward and in update.
 struct FusedSeconds {
-    double inputs, forward, update;
+    double inputs, write, read, forward, update;
 };
 
 FusedSeconds fused_seconds(const LayerPlan& p, const Machine& machine) {
@@ -387,6 +391,7 @@ FusedSeconds fused_seconds(const LayerPlan& p, const Machine& machine) {
     const double groups = double(p.problem.in_maps) * p.tiles / p.bundle;
     const double inputs = groups * (machine.fused * transform_seconds(p, false, false, machine, lines) +
                                     machine.gather * double(p.tile.volume()));
+    const double write = double(fused_spectra_bytes(p)) / machine.spectra_bytes, read = write / 2;
     const double outputs = p.out_bundles * p.tiles * transform_seconds(p, false, true, machine, lines);
     const double products = double(p.pencils) * p.tiles * p.problem.in_maps * p.out_bundles;  // of lines
     const double points = 8.0 * p.bundle * products / machine.product_flops;
@@ -394,29 +399,44 @@ FusedSeconds fused_seconds(const LayerPlan& p, const Machine& machine) {
         // Every tile reads kernels, or reads and writes their sums, from L2 again.
         const double load = 8.0 * p.bundle * products * a.k / machine.expanded_bytes;
         const double rest = machine.fused * (outputs + points * a.M * (a.k + 1));
-        return {inputs, rest + load, rest + 2 * load};
+        return {inputs, write, read, rest + load, rest + 2 * load};
     }
     // Products of a few maps load and store as much as they compute: half the speed of those of many.
     const double rest = machine.fused * (outputs + points * 2 * a.T);
     const double expand = products / p.fused_tiles * kernel_line_ops(a) * p.bundle / expand_rate(a, machine);
-    return {inputs, rest + machine.fused * expand, rest};
+    return {inputs, write, read, rest + machine.fused * expand, rest};
 }
 
 // In how many parts, by bundles of outputs, each of `count` groups of tiles is cut: what workers do on average, and one piece more
-// that the last of them is waited for, should be least.
-int fused_parts(int count, double inputs, double rest, int bundles, int workers) {
-    const auto seconds = [&](int parts) { return (double(count) * parts / workers + 1) * (inputs + rest / parts); };
+// that the last of them is waited for, should be least. `repeated`: what each part does anew.
+int fused_parts(int count, double repeated, double rest, int bundles, int workers) {
+    const auto seconds = [&](int parts) { return (double(count) * parts / workers + 1) * (repeated + rest / parts); };
     int best = 1;
     for (int parts = 2; parts <= bundles && workers > 1; ++parts)
         if (seconds(parts) < seconds(best)) best = parts;
     return best;
 }
 
+// Parts, and whether these find spectra of inputs in memory: where two would make them anew and L3 has room for them, or more
+// would. Without parts, what is saved in the update costs as much on its way through the caches.
+void cut_fused(LayerPlan& p, const Machine& machine, bool memoize) {
+    const FusedSeconds all = fused_seconds(p, machine);
+    const auto cut = [&](double repeated) {
+        p.fused_parts = fused_parts(fused_groups(p), repeated, all.forward, p.out_bundles, machine.workers);
+        p.update_parts = fused_parts(p.update_chunks, repeated, all.update, p.out_bundles, machine.workers);
+    };
+    cut(all.inputs);
+    const bool fit = 2 * fused_spectra_bytes(p) <= machine.l3_bytes;
+    p.shares_inputs = memoize && std::max(p.fused_parts, p.update_parts) > (fit ? 1 : 2);
+    if (p.shares_inputs) cut(all.read);
+    p.input_parts = sums_taps(p) ? parts_of_unit(all.inputs / fused_groups(p), fused_groups(p), p.axis[0].T, machine) : 1;
+}
+
 constexpr int kFusedSums = 32;  // that the update keeps apart at most
 
 }  // namespace
 
-LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Machine& machine) {
+LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Machine& machine, bool memoize) {
     if (problem.in_maps > 4)
         throw std::invalid_argument("convolution layer: the fused method is for at most 4 input maps, got " +
                                     std::to_string(problem.in_maps));
@@ -426,11 +446,10 @@ LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Mach
     const int groups = ceil_div(p.tiles, bundle);
     p.fused_tiles = ceil_div(p.tiles, groups);
     p.update_chunks = ceil_div(groups, ceil_div(groups, kFusedSums));
-    const FusedSeconds all = fused_seconds(p, machine);
-    p.fused_parts = fused_parts(groups, all.inputs, all.forward, p.out_bundles, machine.workers);
-    p.update_parts = fused_parts(p.update_chunks, all.inputs, all.update, p.out_bundles, machine.workers);
-    p.pieces[int(Phase::input_transform)] = p.pieces[int(Phase::forward_product)] = 0;
-    p.pieces[int(Phase::forward_inverse)] = ceil_div(p.tiles, p.fused_tiles) * p.fused_parts;
+    cut_fused(p, machine, memoize);
+    p.pieces[int(Phase::input_transform)] = p.shares_inputs ? fused_groups(p) * p.input_parts : 0;
+    p.pieces[int(Phase::forward_product)] = 0;
+    p.pieces[int(Phase::forward_inverse)] = fused_groups(p) * p.fused_parts;
     p.pieces[int(Phase::update_product)] = p.update_chunks * p.update_parts;
     p.scratch += std::size_t(FusedSizes(p).total()) * bundle * sizeof(float);
     return p;
@@ -526,7 +545,9 @@ std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
         return floats * sizeof(float);
     }
     const std::size_t pencils = p.pencils, in_kernels = kernel_pencil(p, int(in)) * V, out_kernels = kernel_pencil(p, int(out)) * V;
-    if (p.fused && (buffer == Buffer::input_spectra || buffer == Buffer::output_spectra)) return 0;
+    if (p.fused && buffer == Buffer::output_spectra) return 0;
+    if (p.fused && buffer == Buffer::input_spectra)
+        return p.shares_inputs ? fused_spectra_bytes(p) : 0;
     switch (buffer) {
         case Buffer::kernels_forward: floats = p.out_bundles * pencils * in_kernels; break;
         case Buffer::kernels_backward: floats = p.in_bundles * pencils * out_kernels; break;
@@ -543,7 +564,8 @@ std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
 int first_piece(const LayerPlan& p, Phase phase, int slab) {
     const int all = piece_count(p, phase);
     if (slab >= p.slabs || all == 0) return all;
-    if (p.fused && (phase == Phase::forward_inverse || phase == Phase::update_product)) return slab ? all : 0;
+    if (p.fused && (phase == Phase::input_transform || phase == Phase::forward_inverse || phase == Phase::update_product))
+        return slab ? all : 0;
     if (slab == 0) return 0;
     switch (phase) {
         case Phase::input_transform: return slab * tile_pieces(p, p.tiles_per_slab, p.in_bundles, p.transform_tiles);
@@ -658,9 +680,11 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
     set(Phase::update_inverse, kernel_seconds(p, in, p.out_bundles, machine) + cache_kernels);
     if (p.fused) {
         const FusedSeconds all = fused_seconds(p, machine);
-        set(Phase::input_transform, 0), set(Phase::forward_product, 0);
-        set(Phase::forward_inverse, p.fused_parts * all.inputs + all.forward + in_read + out_written);
-        set(Phase::update_product, p.update_parts * all.inputs + all.update + in_read + out_read);
+        const double again = p.shares_inputs ? 0 : in_read;
+        const double repeated = p.shares_inputs ? all.read : all.inputs;
+        set(Phase::input_transform, p.shares_inputs ? all.inputs + all.write + in_read : 0), set(Phase::forward_product, 0);
+        set(Phase::forward_inverse, p.fused_parts * repeated + all.forward + again + out_written);
+        set(Phase::update_product, p.update_parts * repeated + all.update + again + out_read);
     }
     return c;
 }

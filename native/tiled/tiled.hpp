@@ -150,9 +150,11 @@ struct LayerPlan {
     int transform_tiles = 1, product_pencils = 1, kernel_maps_in = 1, kernel_maps_out = 1;
     // Into how many pieces the products of one pencil are cut, by bundles of what comes out.
     int forward_parts = 1, backward_parts = 1, sums_parts = 1;
-    bool fused = false;                          // few input maps: no spectra between the phases of forward and update
+    bool fused = false;                          // few input maps: their spectra are the only ones in forward and update
     // Tiles taken together; pieces of one such group (in the update: of a chunk), by output bundles.
     int fused_tiles = 1, fused_parts = 1, update_parts = 1;
+    bool shares_inputs = false;                  // fused: spectra of inputs are in memory for all parts and the update
+    int input_parts = 1;                         // pieces of their transform for one group of tiles, by planes
     int chunk_out = 1, chunk_in = 1;             // bundles whose expanded kernels fit in L2 together
 
     // ---- direct
@@ -170,6 +172,8 @@ struct LayerPlan {
         return f2 == 0 ? 0 : axis[1].T / 2 + 1 + (f2 - 1) * axis[1].T;
     }
     bool pools() const { return problem.pool.volume() > 1; }
+    // Whether the update needs no images of the input, once all input_transforms are kept.
+    bool updates_from_spectra() const { return method == Method::tiled && (!fused || shares_inputs); }
     bool self_conjugate(int f2) const { return f2 == 0 || 2 * f2 == axis[2].T; }
     // Where a slab's spectra begin, floats.
     std::size_t input_place(int slab, bool keep) const {
@@ -222,10 +226,11 @@ std::vector<Extent> candidate_tiles(const Problem& problem, int bundle, const Ma
 LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Machine& machine = {}, bool memoize = true);
 LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine = {});
 
-// The same for few input maps (at most 4), with tiles taken through all of forward (or update) at once: input_transform
-// and forward_product have no pieces, forward_inverse needs kernels_forward only, update_product nothing. The backward
-// phases are as in plan_tiled; a layer that needs no input gradient does without their buffers.
-LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Machine& machine = {});
+// The same for few input maps (at most 4), with tiles taken through all of forward (or update) at once: forward_product has
+// no pieces, and neither has input_transform, unless more workers share the layer than it has groups of tiles for and
+// `memoize` allows to keep the input's spectra: then parts of a group, and the update, find them there. The backward phases
+// are as in plan_tiled; a layer that needs no input gradient does without their buffers.
+LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Machine& machine = {}, bool memoize = true);
 
 // Whether a layer planned without pooling could pool its output by these windows (Problem::pool): no window may be cut by
 // a tile's border, and every voxel must lie in one. The direct method cannot.

@@ -586,7 +586,8 @@ void run_tiled(const LayerPlan& p, Phase phase, int index, const Buffers& b, flo
     switch (phase) {
         case Phase::kernels_forward: return kernels_forward(p, index, b, scratch);
         case Phase::kernels_backward: return kernels_backward(p, index, b, scratch);
-        case Phase::input_transform: return transform_tiles(p, false, index, b, scratch);
+        case Phase::input_transform:
+            return p.fused ? transform_fused(p, index, b, scratch) : transform_tiles(p, false, index, b, scratch);
         case Phase::gradient_transform: return transform_tiles(p, true, index, b, scratch);
         case Phase::forward_inverse:
             return p.fused ? forward_fused(p, index, b, scratch) : forward_inverse(p, index, b, scratch);

@@ -53,6 +53,7 @@ void write_output_tile(const LayerPlan& plan, const TilePlace& place, const Buff
                        long in_line, float* scratch);
 
 // fused.cpp
+void transform_fused(const LayerPlan& plan, int index, const Buffers& b, float* scratch);
 void forward_fused(const LayerPlan& plan, int index, const Buffers& b, float* scratch);
 void update_fused(const LayerPlan& plan, int index, const Buffers& b, float* scratch);
 
