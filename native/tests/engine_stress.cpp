@@ -53,8 +53,9 @@ EdgeGroupDescription random_edge(Extent in, bool one_to_one, Extent& out, Random
     return edge;
 }
 
-// A chain of groups with some extra edges that converge on its nodes, from the group before or from further back.
-Description random_network(bool fft, Random& random) {
+// A chain of groups with some extra edges that converge on its nodes, from the group before or from further back. wide: some
+// groups have maps for several bundles.
+Description random_network(bool fft, bool wide, Random& random) {
     Description net;
     const auto add_node = [&](int maps, Extent extent) {
         NodeGroupDescription node;
@@ -81,7 +82,7 @@ Description random_network(bool fft, Random& random) {
         const bool one_to_one = random.coin();
         Extent out;
         const EdgeGroupDescription edge = random_edge(before.extent, one_to_one, out, random);
-        add_node(one_to_one ? before.maps : random.pick(1, 5), out);
+        add_node(one_to_one ? before.maps : wide && random.coin() ? random.pick(9, 20) : random.pick(1, 5), out);
         NodeGroupDescription& node = net.nodes.back();
         node.bias = random.coin();
         node.transfer = kernels::Transfer(random.coin() ? 2 : random.pick(0, 3));
@@ -250,7 +251,7 @@ std::string describe(const NetworkOptions& o, int network) {
 
 void stress(int number, bool fft, unsigned seed) {
     Random random(seed * 1000 + unsigned(number));
-    const Description net = random_network(fft, random);
+    const Description net = random_network(fft, false, random);
     const int rounds = 8;
     NetworkOptions calm;
     calm.sum = SumKind::ordered;
@@ -281,7 +282,7 @@ void stress(int number, bool fft, unsigned seed) {
 // The engine with bundles of maps: the same bits for any threads and policy, and nearly those of single maps.
 void stress_bundles(int number, unsigned seed) {
     Random random(seed * 1000 + unsigned(number));
-    Description net = random_network(false, random);
+    Description net = random_network(false, true, random);
     for (auto& edge : net.edges) {
         if (edge.kind != EdgeKind::conv || edge.depthwise || random.coin()) continue;
         const tiled::Problem problem{net.nodes[edge.source].maps, net.nodes[edge.target].maps, net.nodes[edge.source].extent,
@@ -290,6 +291,7 @@ void stress_bundles(int number, unsigned seed) {
         if (tiles.empty()) continue;
         edge.method = problem.in_maps <= 4 && random.coin() ? Method::fused : Method::tiled;
         edge.transform = tiles[std::size_t(random.pick(0, int(tiles.size()) - 1))];
+        edge.memoize = random.coin();
     }
     NetworkOptions calm;
     calm.sum = SumKind::ordered;

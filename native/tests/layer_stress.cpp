@@ -65,8 +65,10 @@ struct Case {
         std::vector<Plan> found{{Method::direct, 1, {1, 1, 1}, false}, {Method::direct, 8, {1, 1, 1}, false}};
         const tiled::Problem p{problem.group_in(), problem.group_out(), problem.padded(), problem.kernel, problem.dilation};
         for (const Extent tile : tiled::candidate_tiles(p, 8, {}, 2)) {
-            for (const bool keep : {false, true}) found.push_back({Method::tiled, 8, tile, keep});
-            if (p.in_maps <= 4) found.push_back({Method::fused, 8, tile, false});
+            for (const bool keep : {false, true}) {
+                found.push_back({Method::tiled, 8, tile, keep});
+                if (p.in_maps <= 4) found.push_back({Method::fused, 8, tile, keep});
+            }
         }
         return found;
     }
