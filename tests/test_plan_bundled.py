@@ -41,7 +41,7 @@ def test_candidates_are_ranked_and_those_explored_differ(graph):
     seconds = [layer.predict(candidate) for candidate in ranked]
     assert seconds == sorted(seconds) and min(seconds) > 0
     explored = layer.explored(ranked)
-    assert explored[0] == ranked[0] and len(explored) <= bundled.EXPLORED
+    assert explored[0] == ranked[0] and len(explored) <= bundled.EXPLORED + len(bundled.METHODS)
     assert not any(bundled._alike(a, b) for i, a in enumerate(explored) for b in explored[:i])
 
 
@@ -68,7 +68,7 @@ def test_workers_without_a_piece_count(graph):
         # Of spectra, which only the tiled method hands from phase to phase, three quarters come from other workers.
         spectra = alone.native(candidate).buffer_bytes[2:4] if candidate.method == "tiled" else []
         assert max(spectra, default=0) < bundled.EXCHANGED and (candidate.method != "tiled" or min(spectra) > 0)
-        exchanged = 0.75 * sum(spectra) / bundled.EXCHANGE_RATE
+        exchanged = 0.75 * sum(spectra) / bundled.exchange_rate(8)
         assert together.total(candidate, phases) == pytest.approx(shared + exchanged, rel=1e-9)
         assert (together.total(candidate, phases) > shared) == (candidate.method == "tiled")
     assert alone.native(Candidate("fused", (14, 14, 14))).pieces[4] == 1  # one tile
@@ -89,6 +89,24 @@ def test_spectra_that_parts_of_a_fused_layer_share_are_a_choice():
     assert alone.key(kept) != many.key(kept) != many.key(made)
     smaller = planning._smaller(many, {kept: 1.0})
     assert made in smaller and smaller[made] > 0 and made not in planning._smaller(alone, {kept: 1.0})
+
+
+def test_the_fastest_exchange_between_cores_is_kept(own_cache, monkeypatch):
+    for found, expected in ((3e9, 3e9), (0.0, bundled.EXCHANGE_RATES[1]), (9e9, bundled.EXCHANGE_RATES[1])):
+        bundled.exchange_rate.cache_clear()
+        monkeypatch.setattr(bundled._core, "exchange_rate", lambda bundle, found=found: found)
+        assert bundled.exchange_rate(8) == expected
+    monkeypatch.undo()
+    bundled.exchange_rate.cache_clear()
+    assert (bundled._core.exchange_rate(8) > 0) == (len(bundled._core.usable_physical_cores()) > 1)
+
+
+def test_direct_is_timed_unless_it_is_hopeless(graph):
+    layer = layer_of(graph)
+    ranked = layer.ranked()
+    direct = next(candidate for candidate in ranked if candidate.method == "direct")
+    last = [candidate for candidate in ranked if candidate != direct] + [direct]
+    assert direct in layer.explored(last) or layer.predict(direct) > bundled.WORTH_SEARCHING * layer.predict(last[0])
 
 
 def test_of_those_as_fast_the_model_decides(graph):

@@ -50,8 +50,8 @@ FUSED_PROBE_S = 0.3  # of the fused method, whose output and sums, larger than t
 # that are if not.
 LAPS, ENOUGH_S, PATIENCE_S = (2, 15), 0.08, 0.4
 # Of what workers exchange: bytes of a buffer that would have stayed in one core's cache, and bytes per second from another core's
-# (the tiled layers of scaling_3d with 5 and 16 maps: 9e9 and 18e9 on two cores of a Xeon of 2 MiB of L2 each).
-EXCHANGED, EXCHANGE_RATE = 1 << 20, 12e9
+# that make sense.
+EXCHANGED, EXCHANGE_RATES = 1 << 20, (1e9, 100e9)
 WHOLE_S, WARM_UPS = 60.0, 3  # beside the peak: a layer that takes less is measured whole; turns that are not kept
 
 
@@ -119,6 +119,23 @@ def place_of(count: int) -> str:
 def copy_rate(place: str) -> float:
     """Bytes per second, read and written, that one core copies there."""
     return peaks().cache_bytes if place == "cache" else peaks().memory_bytes
+
+
+@lru_cache(maxsize=None)
+def exchange_rate(bundle: int) -> float:
+    """Bytes of spectra per second from core to core, beyond what they take within one (native/engine/exchange.hpp): the most that
+    any process has measured here, in about 20 ms, because virtual machines have their cores moved apart for a while.
+    """
+    name = f"machine-{_core.isa()}-exchange-{bundle}.json"
+    try:
+        known = float(_read(name)["rate"])
+    except (KeyError, TypeError, ValueError):
+        known = 0.0
+    least, most = EXCHANGE_RATES
+    measured = min(max(_core.exchange_rate(bundle) or most, least), most)
+    if measured > known:
+        _write(name, {"rate": measured})
+    return max(measured, known)
 
 
 def _kept(what: str, found: Any, rates: Sequence[str], measure: Callable[[], Any]) -> Any:
@@ -224,7 +241,7 @@ class Layer:
         native = self.native(candidate)
         held = sum(s * self._turns(count) for s, count in zip(phases, native.pieces))
         if self.workers > 1:
-            held += (1 - 1 / self.workers) * self._exchanged(candidate) / EXCHANGE_RATE
+            held += (1 - 1 / self.workers) * self._exchanged(candidate) / exchange_rate(self.bundle)
         if not self._pooled or native.pools:
             return held
         whole, pooled = self._pooled
@@ -283,8 +300,8 @@ class Layer:
         return Timings(self, progress).of([c for c, s in totals.items() if s <= ROUGHLY * min(totals.values())])
 
     def explored(self, ranked: list[Candidate]) -> list[Candidate]:
-        """The first few that differ in method or volume of the tile, and the likeliest of each method with transforms even
-        where the model, which a disturbed calibration may have misled, thinks little of it.
+        """The first few that differ in method or volume of the tile, and the likeliest of each other method even where the
+        model, which a disturbed calibration may have misled, thinks little of it; the direct one unless that would be hopeless.
         """
         limit, found = WORTH_MEASURING * self.predict(ranked[0]), []
         for candidate in ranked:
@@ -292,10 +309,12 @@ class Layer:
                 break
             if not any(_alike(candidate, other) for other in found):
                 found.append(candidate)
-        for method in ("tiled", "fused"):
+        hopeless = WORTH_SEARCHING * self.predict(ranked[0])
+        for method in METHODS:
             likeliest = next((candidate for candidate in ranked if candidate.method == method), None)
             if likeliest and all(candidate.method != method for candidate in found):
-                found.append(likeliest)
+                if method != "direct" or self.predict(likeliest) <= hopeless:
+                    found.append(likeliest)
         return found
 
     def choose(self, seconds: Mapping[Candidate, float]) -> Candidate:

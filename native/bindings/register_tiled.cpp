@@ -2,6 +2,7 @@
 
 #include "base/scratch.hpp"
 #include "bindings/arrays.hpp"
+#include "engine/exchange.hpp"
 #include "engine/plan_layer.hpp"
 #include "engine/tiled_probe.hpp"
 #include "kernels/kernels.hpp"
@@ -61,6 +62,7 @@ void register_tiled(py::module_& module) {
     module.def("tiled_peaks", &tiled::measure_peaks, py::call_guard<py::gil_scoped_release>());
     module.def("tiled_peak_seconds", &tiled::peak_seconds, py::call_guard<py::gil_scoped_release>());
     module.def("tiled_calibrate", &tiled::calibrate, py::call_guard<py::gil_scoped_release>());
+    module.def("exchange_rate", &exchange_rate, py::call_guard<py::gil_scoped_release>());
     module.def("has_bundle", &tiled::has_bundle);
     module.def("tiled_candidates", [](int in_maps, int out_maps, E input, E kernel, E sparsity, bool depthwise,
                                       int bundle, const Machine& machine, int count, bool backward,

@@ -56,4 +56,8 @@ double TiledProbe::run(tiled::Phase phase) {
     return (tiled::thread_seconds() - start) * scale_[int(phase)];
 }
 
+void TiledProbe::run_share(tiled::Phase phase, int worker, int workers, float* scratch) {
+    for (int i = worker; i < tiled::piece_count(plan_, phase); i += workers) tiled::run_piece(plan_, phase, i, buffers_, scratch);
+}
+
 }  // namespace znn

@@ -15,6 +15,8 @@ public:
 
     // Seconds of all pieces of a phase on this thread: those of the part, in proportion to the model's predictions.
     double run(tiled::Phase phase);
+    // Pieces worker, worker + workers, ... of a phase, all of them and not timed, in scratch of its own.
+    void run_share(tiled::Phase phase, int worker, int workers, float* scratch);
 
 private:
     float* make(std::size_t floats);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/bundled.hpp"
+#include "engine/exchange.hpp"
 #include "engine/network.hpp"
 #include "fft/fftw.hpp"
 #include "tests/check.hpp"
@@ -323,6 +324,7 @@ int main(int argc, char** argv) {
         set_fftw_rigour("estimate");  // the same plan in every run
         load_fftw(argv[3]);
     }
+    expect(exchange_rate(8) >= 0, "two cores share a layer");
     for (int i = 0; i < networks; ++i) {
         stress(i, argc > 3, seed);
         stress_bundles(i, seed);

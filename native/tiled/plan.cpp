@@ -546,8 +546,7 @@ std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
     }
     const std::size_t pencils = p.pencils, in_kernels = kernel_pencil(p, int(in)) * V, out_kernels = kernel_pencil(p, int(out)) * V;
     if (p.fused && buffer == Buffer::output_spectra) return 0;
-    if (p.fused && buffer == Buffer::input_spectra)
-        return p.shares_inputs ? fused_spectra_bytes(p) : 0;
+    if (p.fused && buffer == Buffer::input_spectra) return p.shares_inputs ? fused_spectra_bytes(p) : 0;
     switch (buffer) {
         case Buffer::kernels_forward: floats = p.out_bundles * pencils * in_kernels; break;
         case Buffer::kernels_backward: floats = p.in_bundles * pencils * out_kernels; break;
