@@ -25,7 +25,7 @@ def results(tmp_path):
         if record.adapter_name != "znn_bundled":
             return record
         return dataclasses.replace(record, samples_s=[s / 6 for s in record.samples_s], peak_rss_bytes=int(4e8),
-                                   metrics=record.metrics | {"bound_s": 1e-4})
+                                   metrics=record.metrics | {"bound_s": 1e-4, "exchange_bytes_per_s": [3e9, 2.5e9]})
     synthetic.write(tmp_path, "paper", cores=2, only={"whole_nets", "plan_search"}, change=faster)
     return tmp_path
 
@@ -68,6 +68,7 @@ def test_rows_hold_ratios_speedups_memory_and_the_bound(found):
     assert 1.8 < row.speedup.value < 2.2 and row.memory == pytest.approx(0.5) and row.bound_s == pytest.approx(5e-5)
     assert row.papers.value > row.seconds.value and row.verdict("ratio") == "yes" and row.verdict("memory") == "yes"
     assert row_of(found, "3d_7, output 8x8x8, width 40").verdict("ratio") == "no"
+    assert row.exchange == (2.5e9, 3e9)
     assert row.room.low <= row.room.value <= row.room.high and row.room.value == pytest.approx(
         row.speedup.value * 2 * 5 / 6, rel=0.1)  # two copies a round, each a fifth of what theirs takes, ours a sixth
     one = row_of(found, "3d_3, output 8x8x8, width 40", threads=1)

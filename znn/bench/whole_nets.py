@@ -30,7 +30,8 @@ PHASES = {"round": "training", "forward": "forward"}
 class Row:
     """One net, phase and number of threads. Ratios are the competitor's value over ours; speedup is one thread's time over
     this number's; room: the speedup of as many networks of one worker side by side, which share nothing but the machine;
-    search: a round by the plan's choices over one by the best of an exhaustive search, on one core."""
+    search: a round by the plan's choices over one by the best of an exhaustive search, on one core; exchange: bytes per second
+    from core to core, before and after."""
 
     machine: str
     net: str
@@ -45,6 +46,7 @@ class Row:
     room: Estimate | None = None
     search: Estimate | None = None
     bound_s: float | None = None
+    exchange: tuple[float, ...] = ()
     error: float | None = None
     reason: str = ""
     versions: str = ""
@@ -124,6 +126,7 @@ def _row(ours: Record, records: Sequence[Record], tables: Sequence[dict[str, Any
         room=_room(one, copies, threads) if threads > 1 else None,
         search=_search(ours, searches) if threads == 1 and ours.problem.get("phase", "round") == "round" else None,
         bound_s=bound / threads if bound else None,
+        exchange=tuple(sorted(ours.metrics.get("exchange_bytes_per_s", ()))),
         error=(ours.check or {}).get("max_rel_err"),
         reason="" if good else f"PyTorch: {theirs.status}: {theirs.reason}" if theirs else "PyTorch: not measured",
         versions=f"PyTorch {theirs.adapter.get('version', '')}, {_path(theirs.plan)}" if good else "",
@@ -177,13 +180,14 @@ def to_markdown(found: Sequence[Row], machines: dict[str, str], provenance: str 
              "paired rounds; bound: the least time that arithmetic, caches and memory allow the methods chosen, as a share of the time "
              "taken; room: the speedup of as many networks of one worker each, side by side, which is what the machine has room "
              "for; over best plan: a round by the plan's choices over one by the best of an exhaustive search, layer by layer on one core "
-             "(experiment `plan_search`); memory: our peak over PyTorch's; largest error: of the outputs of the same net, reduced, after its rounds, against "
+             "(experiment `plan_search`); exchange: how fast spectra went from one core to another, before and after the rounds, in GB/s, "
+             "which small networks on several workers wait for (where cores of a virtual machine are moved apart, it drops); memory: our peak over PyTorch's; largest error: of the outputs of the same net, reduced, after its rounds, against "
              "float64 (native/tests/tiled_test.cpp holds single operations to 2e-6).", ""]
     for machine in dict.fromkeys(row.machine for row in found):
         mine = [row for row in found if row.machine == machine]
         lines += [f"## {machines.get(machine, machine)}", "",
                   "| net | phase | threads | seconds | PyTorch | paper's engine | times faster | asked | passed | memory | passed | "
-                  "speedup | passed | room | over best plan | passed | bound | largest error |", "|---|---|---" + "|---:" * 15 + "|"]
+                  "speedup | passed | room | exchange | over best plan | passed | bound | largest error |", "|---|---|---" + "|---:" * 16 + "|"]
         lines += [_line(row) for row in mine]
         for what, text in (("ratio", "times faster"), ("memory", "memory"), ("speedup", "speedup"), ("search", "over best plan")):
             verdicts = [row.verdict(what) for row in mine if row.verdict(what)]
@@ -199,7 +203,8 @@ def _line(row: Row) -> str:
     cells = [row.net, row.phase, str(row.threads), f"{row.seconds.value:.4g}", f"{row.theirs.value:.4g}" if row.theirs else "–",
              f"{row.papers.value:.4g}" if row.papers else "–", _interval(row.ratio), _number(row.asked.get("ratio")),
              row.verdict("ratio"), _number(row.memory, ".2f"), row.verdict("memory"), _interval(row.speedup),
-             row.verdict("speedup"), _interval(row.room), _interval(row.search), row.verdict("search"), f"{row.bound_s / row.seconds.value:.0%}" if row.bound_s else "–", _number(row.error, ".1e")]
+             row.verdict("speedup"), _interval(row.room), " to ".join(f"{rate / 1e9:.3g}" for rate in row.exchange) or "–",
+             _interval(row.search), row.verdict("search"), f"{row.bound_s / row.seconds.value:.0%}" if row.bound_s else "–", _number(row.error, ".1e")]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -213,7 +218,8 @@ def _number(value: float | None, form: str = "g") -> str:
 
 COLUMNS = ("machine", "net", "phase", "threads", "samples", "seconds", "seconds_low", "seconds_high", "torch_seconds",
            "paper_seconds", "ratio", "ratio_low", "ratio_high", "asked", "aim", "ratio_passed", "memory_ratio", "memory_passed",
-           "speedup", "speedup_low", "speedup_high", "speedup_passed", "room", "room_low", "room_high", "search", "search_low",
+           "speedup", "speedup_low", "speedup_high", "speedup_passed", "room", "room_low", "room_high", "exchange_low",
+           "exchange_high", "search", "search_low",
            "search_high", "search_passed", "bound_seconds", "error", "versions", "reason")
 
 
@@ -229,6 +235,7 @@ def to_dict(row: Row) -> dict[str, Any]:
         "aim": row.asked.get("aim"), "ratio_passed": row.verdict("ratio"), "memory_ratio": row.memory,
         "memory_passed": row.verdict("memory"), **three("speedup", row.speedup), "speedup_passed": row.verdict("speedup"),
         **three("room", row.room), **three("search", row.search),
+        "exchange_low": row.exchange[0] if row.exchange else None, "exchange_high": row.exchange[-1] if row.exchange else None,
         "search_passed": row.verdict("search"), "bound_seconds": row.bound_s, "error": row.error, "versions": row.versions, "reason": row.reason,
     }
     return {column: found.get(column) for column in COLUMNS}

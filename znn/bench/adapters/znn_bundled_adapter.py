@@ -15,14 +15,30 @@ class BundledSession(ZnnSession):
     def __init__(self, problem: Problem, net: Any, inputs: Any, gradients: Any) -> None:
         super().__init__(problem, net, inputs, gradients)
         self.plan = f"bundles of {net.bundle} maps, {self.plan}"
+        self._exchange: list[float] = []
+
+    def mark(self) -> None:
+        super().mark()
+        self._exchange = self._exchange_rate()
+
+    def _exchange_rate(self) -> list[float]:
+        from znn import _core
+
+        shared = self.net.bundle > 1 and self.net.plan_request.threads > 1
+        return [_core.exchange_rate(self.net.bundle)] if shared else []
 
     def metrics(self) -> dict[str, Any]:
-        """Also `bound_s`: the seconds of one core that a lap takes at least with this plan (`znn.roofline`)."""
+        """Also `bound_s`: the seconds of one core that a lap takes at least with this plan (`znn.roofline`); and for several
+        threads `exchange_bytes_per_s`, before and after the laps: how fast spectra go from core to core
+        (native/engine/exchange.hpp), as a virtual machine may have its cores moved apart for a while."""
         from znn import roofline
 
         passes = roofline.PASSES if self._phase == "round" else ("forward",)
         rows = roofline.rows(self.net.graph, self.net.plan, self.net.plan_request) if self.net.bundle > 1 else []
-        return super().metrics() | {"bound_s": sum(row.bound_s for row in rows if row.name in passes)}
+        found = {"bound_s": sum(row.bound_s for row in rows if row.name in passes)}
+        if self._exchange:
+            found["exchange_bytes_per_s"] = self._exchange + self._exchange_rate()
+        return super().metrics() | found
 
 
 class ZnnBundledAdapter(ZnnAdapter):
