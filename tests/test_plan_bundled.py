@@ -101,6 +101,21 @@ def test_the_fastest_exchange_between_cores_is_kept(own_cache, monkeypatch):
     assert (bundled._core.exchange_rate(8) > 0) == (len(bundled._core.usable_physical_cores()) > 1)
 
 
+def test_pooling_left_to_an_edge_takes_at_least_what_its_kernel_takes(own_cache, monkeypatch):
+    layers = [{"conv": 8, "kernel": 3}, {"max_pool": 2}, {"conv": 2, "kernel": 2}]
+    graph = Graph.build(znn.NetworkSpec.layered("pools", 1, layers), output=(4, 4, 4))
+    bundled.pool_rates.cache_clear()
+    assert bundled.pool_rates(8).forward > 0 and bundled.pool_rates(8).backward > 0
+    slow = bundled._core.PoolRates()
+    slow.forward, slow.backward = 1e6, 5e5
+    monkeypatch.setattr(bundled, "pool_rates", lambda bundle: slow)
+    for training, each in ((True, 3), (False, 1)):
+        layer = bundled.layers(graph, 8, training=training)[0]
+        direct, phases = Candidate("direct", None), [0.0] * 11
+        assert layer.total(direct, phases) == pytest.approx(each * 8 * np.prod(graph.node("nconv1").extent) / 1e6)
+        assert layer.total(Candidate("fused", layer.first_tile()), phases) == 0, "pools itself"
+
+
 def test_direct_is_timed_unless_it_is_hopeless(graph):
     layer = layer_of(graph)
     ranked = layer.ranked()

@@ -122,6 +122,20 @@ def copy_rate(place: str) -> float:
 
 
 @lru_cache(maxsize=None)
+def pool_rates(bundle: int) -> Any:
+    """Floats of an image in the caches that one core pools in a second by windows of 2 x 2 x 2, forward and backward: measured in
+    milliseconds, or from the cache.
+    """
+    return _kept(f"pooling-{bundle}", _core.PoolRates(), ("forward", "backward"), lambda: _core.measure_pooling(bundle))
+
+
+def exchange_rate_now(bundle: int) -> float:
+    """The same as `exchange_rate` at this moment; the most that makes sense where there is only one core."""
+    least, most = EXCHANGE_RATES
+    return min(max(_core.exchange_rate(bundle) or most, least), most)
+
+
+@lru_cache(maxsize=None)
 def exchange_rate(bundle: int) -> float:
     """Bytes of spectra per second from core to core, beyond what they take within one (native/engine/exchange.hpp): the most that
     any process has measured here, in about 20 ms, because virtual machines have their cores moved apart for a while.
@@ -131,8 +145,7 @@ def exchange_rate(bundle: int) -> float:
         known = float(_read(name)["rate"])
     except (KeyError, TypeError, ValueError):
         known = 0.0
-    least, most = EXCHANGE_RATES
-    measured = min(max(_core.exchange_rate(bundle) or most, least), most)
+    measured = exchange_rate_now(bundle)
     if measured > known:
         _write(name, {"rate": measured})
     return max(measured, known)
@@ -245,9 +258,10 @@ class Layer:
         if not self._pooled or native.pools:
             return held
         whole, pooled = self._pooled
-        # Forward; backward: zeros first, then the gradients.
-        count = 4 * ((whole + 2 * pooled) + (2 * whole + pooled) * self.training)
-        return held + count / copy_rate(place_of(4 * whole))
+        rates, copied = pool_rates(self.bundle), copy_rate(place_of(4 * whole))
+        held += max(whole / rates.forward, 4 * (whole + 2 * pooled) / copied)
+        # Backward: zeros first, then the gradients.
+        return held + self.training * max(whole / rates.backward, 4 * (2 * whole + pooled) / copied)
 
     def _turns(self, pieces: int) -> float:
         """How much longer workers need for so many equal pieces than if these could be cut."""

@@ -62,6 +62,11 @@ void register_tiled(py::module_& module) {
     module.def("tiled_peaks", &tiled::measure_peaks, py::call_guard<py::gil_scoped_release>());
     module.def("tiled_peak_seconds", &tiled::peak_seconds, py::call_guard<py::gil_scoped_release>());
     module.def("tiled_calibrate", &tiled::calibrate, py::call_guard<py::gil_scoped_release>());
+    py::class_<PoolRates>(module, "PoolRates")
+        .def(py::init<>())
+        .def_readwrite("forward", &PoolRates::forward)
+        .def_readwrite("backward", &PoolRates::backward);
+    module.def("measure_pooling", &measure_pooling, py::call_guard<py::gil_scoped_release>());
     module.def("exchange_rate", &exchange_rate, py::call_guard<py::gil_scoped_release>());
     module.def("has_bundle", &tiled::has_bundle);
     module.def("tiled_candidates", [](int in_maps, int out_maps, E input, E kernel, E sparsity, bool depthwise,

@@ -22,10 +22,10 @@ class BundledSession(ZnnSession):
         self._exchange = self._exchange_rate()
 
     def _exchange_rate(self) -> list[float]:
-        from znn import _core
+        from znn import bundled
 
         shared = self.net.bundle > 1 and self.net.plan_request.threads > 1
-        return [_core.exchange_rate(self.net.bundle)] if shared else []
+        return [bundled.exchange_rate_now(self.net.bundle)] if shared else []
 
     def metrics(self) -> dict[str, Any]:
         """Also `bound_s`: the seconds of one core that a lap takes at least with this plan (`znn.roofline`); and for several
