@@ -17,7 +17,7 @@ _package.__path__ = [str(ROOT / "znn" / "bench")]
 sys.modules.setdefault("znn_bench", _package)
 
 from znn_bench import stats, store  # noqa: E402
-from znn_bench.provenance import machine_name  # noqa: E402
+from znn_bench.provenance import machine_names  # noqa: E402
 from znn_bench.record import Record  # noqa: E402
 from znn_bench.stats import Estimate  # noqa: E402
 
@@ -38,6 +38,7 @@ class Data:
         self.root, self.fallback = results, ROOT / "results"
         self.loaded = store.load(results)
         self.records = self.loaded.distinct()
+        self.names = machine_names(self.loaded.machines())
         self.used: dict[tuple, Record] = {}
 
     def select(
@@ -59,9 +60,7 @@ class Data:
 
     def machine(self, machine_id: str) -> str:
         """What a legend calls a machine."""
-        runs = [run for run in self.loaded.runs.values() if run.machine_id == machine_id]
-        facts = max(runs, key=lambda run: run.started).machine if runs else {}
-        return machine_name(machine_id, facts)
+        return self.names.get(machine_id, machine_id)
 
     def physical_cores(self, record: Record) -> int | None:
         run = self.loaded.runs.get(record.run_id)

@@ -18,8 +18,12 @@ def test_virtual_machines_of_one_image_are_told_apart_by_their_caches():
     other = pv.identity()
     here = {**other, "caches": [{"level": 2, "type": "Unified", "bytes": 3 << 19, "shared_by": 1}]}
     assert pv.machine_id(here) == pv.machine_id(dict(here)) != pv.machine_id(other)
-    assert pv.machine_name("id", {**here, "cpu": "CPU", "physical_cores": 2}) == "CPU, 2 cores, 1.5 MB L2"
-    assert pv.machine_name("id", {}) == "id, ? cores"
+    facts = {"cpu": "CPU", "physical_cores": 2, "caches": here["caches"]}
+    more = facts | {"caches": [{"level": 2, "type": "Unified", "bytes": 1 << 19, "shared_by": 1}]}
+    names = pv.machine_names({"a": facts, "b": more, "c": facts | {"physical_cores": 16}, "d": {}})
+    twins = pv.machine_names({"a": facts, "b": facts})
+    assert twins == {m: f"CPU, 2 cores, 1.5 MB L2 ({m})" for m in "ab"}
+    assert names == {"a": "CPU, 2 cores, 1.5 MB L2", "b": "CPU, 2 cores, 0.5 MB L2", "c": "CPU, 16 cores", "d": "d, ? cores"}
 
 
 @pytest.mark.parametrize("text, numbers", [("0", [0]), ("0-3,8", [0, 1, 2, 3, 8]), ("", [])])

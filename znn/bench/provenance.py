@@ -12,6 +12,8 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -209,11 +211,19 @@ def machine_id(facts: dict[str, Any]) -> str:
     return f"{slug}-{facts['usable_cores']}c-{hashlib.sha256(own.encode()).hexdigest()[:4]}"
 
 
-def machine_name(machine: str, facts: dict[str, Any]) -> str:
-    """What tables and legends call a machine with this id and these facts: CPU, physical cores and the L2 of one."""
-    second = next((cache["bytes"] for cache in facts.get("caches") or [] if cache["level"] == 2), None)
-    level = f", {second / 2**20:g} MB L2" if second else ""
-    return f"{facts.get('cpu', machine)}, {facts.get('physical_cores', '?')} cores{level}"
+def machine_names(facts: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """What tables and legends call machines with these ids and facts: CPU and physical cores, and where these do not
+    tell them apart, the L2 of a core, or the id."""
+    names = {m: f"{f.get('cpu', m)}, {f.get('physical_cores', '?')} cores" for m, f in facts.items()}
+    for more in (lambda m: _second_cache(facts[m]), lambda m: f" ({m})"):
+        shared = {name for name, count in Counter(names.values()).items() if count > 1}
+        names |= {m: name + more(m) for m, name in names.items() if name in shared}
+    return names
+
+
+def _second_cache(facts: dict[str, Any]) -> str:
+    found = next((cache["bytes"] for cache in facts.get("caches") or [] if cache["level"] == 2), None)
+    return f", {found / 2**20:g} MB L2" if found else ""
 
 
 def warnings(facts: dict[str, Any]) -> list[str]:

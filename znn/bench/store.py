@@ -64,6 +64,10 @@ class Loaded:
     ends: dict[str, dict] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
+    def machines(self) -> dict[str, dict[str, Any]]:
+        """The facts of every machine, by id, as its newest run has them."""
+        return {run.machine_id: run.machine for run in sorted(self.runs.values(), key=lambda run: run.started)}
+
     def latest(self) -> list[Record]:
         """One record per machine, experiment and case: the newest good one, or the newest of any status."""
         chosen: dict[tuple, Record] = {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import stats, store
-from .provenance import machine_name
+from .provenance import machine_names
 from .record import Record
 from .stats import Estimate
 
@@ -254,5 +254,4 @@ def of_results(root: str | Path) -> tuple[list[Row], str, str]:
     """The rows of a results folder, and the table as Markdown and CSV."""
     loaded = store.load(root)
     found = rows(loaded.distinct())
-    machines = {run.machine_id: machine_name(run.machine_id, run.machine) for run in loaded.runs.values()}
-    return found, to_markdown(found, machines), to_csv(found)
+    return found, to_markdown(found, machine_names(loaded.machines())), to_csv(found)
