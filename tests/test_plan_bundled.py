@@ -116,12 +116,13 @@ def test_pooling_left_to_an_edge_takes_at_least_what_its_kernel_takes(own_cache,
         assert layer.total(Candidate("fused", layer.first_tile()), phases) == 0, "pools itself"
 
 
-def test_direct_is_timed_unless_it_is_hopeless(graph):
+@pytest.mark.parametrize("seconds, timed", [(1.9, True), (2.1, False)])
+def test_direct_is_timed_unless_it_is_hopeless(graph, monkeypatch, seconds, timed):
     layer = layer_of(graph)
-    ranked = layer.ranked()
-    direct = next(candidate for candidate in ranked if candidate.method == "direct")
-    last = [candidate for candidate in ranked if candidate != direct] + [direct]
-    assert direct in layer.explored(last) or layer.predict(direct) > bundled.WORTH_SEARCHING * layer.predict(last[0])
+    ranked = sorted(layer.ranked(), key=lambda candidate: candidate.method == "direct")  # last
+    monkeypatch.setattr(layer, "predict", lambda candidate: seconds if candidate.method == "direct" else 1.0)
+    assert (Candidate("direct", None) in layer.explored(ranked)) == timed
+    assert bundled.WORTH_MEASURING < 1.9 < bundled.WORTH_SEARCHING < 2.1
 
 
 def test_of_those_as_fast_the_model_decides(graph):

@@ -129,18 +129,12 @@ def pool_rates(bundle: int) -> Any:
     return _kept(f"pooling-{bundle}", _core.PoolRates(), ("forward", "backward"), lambda: _core.measure_pooling(bundle))
 
 
-def exchange_rate_now(bundle: int) -> float:
-    """The same as `exchange_rate` at this moment; the most that makes sense where there is only one core."""
-    least, most = EXCHANGE_RATES
-    return min(max(_core.exchange_rate(bundle) or most, least), most)
-
-
 @lru_cache(maxsize=None)
 def exchange_rate(bundle: int) -> float:
     """Bytes of spectra per second from core to core, beyond what they take within one (native/engine/exchange.hpp): the most that
     any process has measured here, in about 20 ms, because virtual machines have their cores moved apart for a while.
     """
-    name = f"machine-{_core.isa()}-exchange-{bundle}.json"
+    name = _file(f"exchange-{bundle}")
     try:
         known = float(_read(name)["rate"])
     except (KeyError, TypeError, ValueError):
@@ -151,8 +145,19 @@ def exchange_rate(bundle: int) -> float:
     return max(measured, known)
 
 
+def exchange_rate_now(bundle: int) -> float:
+    """The same at this moment; the most that makes sense where there is only one core."""
+    least, most = EXCHANGE_RATES
+    return min(max(_core.exchange_rate(bundle) or most, least), most)
+
+
+def _file(what: str) -> str:
+    """Where constants of the machine are kept: what one code path measured does not hold for another."""
+    return f"machine-{_core.isa()}-{what}.json"
+
+
 def _kept(what: str, found: Any, rates: Sequence[str], measure: Callable[[], Any]) -> Any:
-    name = f"machine-{_core.isa()}-{what}.json"
+    name = _file(what)
     known = _read(name)
     try:
         for rate in rates:
@@ -326,9 +331,10 @@ class Layer:
         hopeless = WORTH_SEARCHING * self.predict(ranked[0])
         for method in METHODS:
             likeliest = next((candidate for candidate in ranked if candidate.method == method), None)
-            if likeliest and all(candidate.method != method for candidate in found):
-                if method != "direct" or self.predict(likeliest) <= hopeless:
-                    found.append(likeliest)
+            if likeliest is None or any(candidate.method == method for candidate in found):
+                continue
+            if method != "direct" or self.predict(likeliest) <= hopeless:
+                found.append(likeliest)
         return found
 
     def choose(self, seconds: Mapping[Candidate, float]) -> Candidate:

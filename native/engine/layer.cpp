@@ -304,8 +304,9 @@ private:
     void carve(Carver& carver, tiled::Buffers& b, std::initializer_list<Work> buffers) const {
         for (const Work w : buffers) {
             std::size_t floats = work_floats_[int(w)];
-            // The input's spectra are kept in the caller's memory, if at all.
-            if (w == Work::input_spectra && !plan_.fused) floats = std::min(floats, whole_lines(plan_.in_slab * plan_.passing_slabs));
+            // The input's spectra are kept in the caller's memory, if at all; here they pass, slab by slab unless they are fused.
+            if (w == Work::input_spectra && !plan_.fused)
+                floats = std::min(floats, whole_lines(plan_.in_slab * plan_.passing_slabs));
             b.work[int(w)] = carver.take(floats);
         }
     }

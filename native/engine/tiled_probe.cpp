@@ -58,6 +58,10 @@ double TiledProbe::run(tiled::Phase phase) {
     return (tiled::thread_seconds() - start) * scale_[int(phase)];
 }
 
+void TiledProbe::run_share(tiled::Phase phase, int worker, int workers, float* scratch) {
+    for (int i = worker; i < tiled::piece_count(plan_, phase); i += workers) tiled::run_piece(plan_, phase, i, buffers_, scratch);
+}
+
 PoolRates measure_pooling(int bundle) {
     const Extent image{16, 32, 32}, window{2, 2, 2};
     const std::size_t floats = image.volume() * bundle, pooled = floats / window.volume();
@@ -65,26 +69,14 @@ PoolRates measure_pooling(int bundle) {
     float *in = memory.floats(floats).data(), *out = memory.floats(pooled).data();
     std::vector<std::int32_t> largest(pooled);
     for (std::size_t i = 0; i < floats; ++i) in[i] = float(i * 2654435761u % 1000);
-    const auto shortest = [](auto run) {
-        double least = 1e9;
-        for (int repeat = 0; repeat < 9; ++repeat) {
-            const double start = tiled::thread_seconds();
-            run();
-            least = std::min(least, tiled::thread_seconds() - start);
-        }
-        return least;
-    };
     const kernels::Table& f = kernels::table();
-    const double forward = shortest([&] { f.max_pool(in, image, window, window, bundle, out, largest.data()); });
-    const double backward = shortest([&] {
+    constexpr int repeats = 9;
+    const double forward = tiled::shortest(repeats, [&] { f.max_pool(in, image, window, window, bundle, out, largest.data()); });
+    const double backward = tiled::shortest(repeats, [&] {
         std::fill_n(in, floats, 0.0f);
         f.max_backward(out, largest.data(), pooled / bundle, bundle, in);
     });
     return {double(floats) / forward, double(floats) / backward};
-}
-
-void TiledProbe::run_share(tiled::Phase phase, int worker, int workers, float* scratch) {
-    for (int i = worker; i < tiled::piece_count(plan_, phase); i += workers) tiled::run_piece(plan_, phase, i, buffers_, scratch);
 }
 
 }  // namespace znn

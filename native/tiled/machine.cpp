@@ -48,18 +48,6 @@ struct Arena {
     }
 };
 
-// Shortest of `repeats` runs.
-template <class Run>
-double shortest(int repeats, Run run) {
-    double best = 1e9;
-    for (int repeat = 0; repeat < repeats; ++repeat) {
-        const double start = thread_seconds();
-        run();
-        best = std::min(best, thread_seconds() - start);
-    }
-    return best;
-}
-
 // The chains of this code path: where there are two kinds of vectors, one is the faster.
 struct Chain {
     float (*run)(long);
@@ -259,7 +247,7 @@ Work work(const LayerPlan& p) {
     set(Phase::backward_product, product, all);
     set(Phase::backward_inverse, images(q.in_maps, false, true), in_spectra + in_image);
     set(Phase::update_inverse, kernel * pairs, kernel_spectra + 2 * weights);
-    if (p.fused) {  // spectra never leave the tile in hand
+    if (p.fused) {  // spectra of outputs never leave the tile in hand
         const double products = lines ? product : product / a[0].T * a[0].M * a[0].k, outputs = images(q.out_maps, true, true, lines);
         const double inputs = images(q.in_maps, false, false, lines), spectra = double(buffer_bytes(p, Buffer::input_spectra));
         const double again = p.shares_inputs ? 0 : inputs, read = p.shares_inputs ? spectra : in_image;

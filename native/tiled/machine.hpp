@@ -1,5 +1,7 @@
 // What this machine can do: the constants of the cost model, the walls of the roofline, and what a layer asks of them.
 #pragma once
+#include <algorithm>
+
 #include "tiled/tiled.hpp"
 
 namespace znn::tiled {
@@ -29,5 +31,16 @@ LayerPlan representative(const LayerPlan& plan, const Machine& machine, double s
 
 // Seconds this thread has had on a core: other programs on the machine disturb it least.
 double thread_seconds();
+// The shortest of `repeats` runs, by that clock.
+template <class Run>
+double shortest(int repeats, Run run) {
+    double best = 1e9;
+    for (int repeat = 0; repeat < repeats; ++repeat) {
+        const double start = thread_seconds();
+        run();
+        best = std::min(best, thread_seconds() - start);
+    }
+    return best;
+}
 
 }  // namespace znn::tiled

@@ -388,9 +388,9 @@ struct FusedSeconds {
 FusedSeconds fused_seconds(const LayerPlan& p, const Machine& machine) {
     const Axis& a = p.axis[0];
     const bool lines = !sums_taps(p);
-    const double groups = double(p.problem.in_maps) * p.tiles / p.bundle;
-    const double inputs = groups * (machine.fused * transform_seconds(p, false, false, machine, lines) +
-                                    machine.gather * double(p.tile.volume()));
+    const double transforms = double(p.problem.in_maps) * p.tiles / p.bundle;  // a tile in every lane
+    const double inputs = transforms * (machine.fused * transform_seconds(p, false, false, machine, lines) +
+                                        machine.gather * double(p.tile.volume()));
     const double write = double(fused_spectra_bytes(p)) / machine.spectra_bytes, read = write / 2;
     const double outputs = p.out_bundles * p.tiles * transform_seconds(p, false, true, machine, lines);
     const double products = double(p.pencils) * p.tiles * p.problem.in_maps * p.out_bundles;  // of lines

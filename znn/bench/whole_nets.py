@@ -181,7 +181,8 @@ def to_markdown(found: Sequence[Row], machines: dict[str, str], provenance: str 
              "taken; room: the speedup of as many networks of one worker each, side by side, which is what the machine has room "
              "for; over best plan: a round by the plan's choices over one by the best of an exhaustive search, layer by layer on one core "
              "(experiment `plan_search`); exchange: how fast spectra went from one core to another, before and after the rounds, in GB/s, "
-             "which small networks on several workers wait for (where cores of a virtual machine are moved apart, it drops); memory: our peak over PyTorch's; largest error: of the outputs of the same net, reduced, after its rounds, against "
+             "which small networks on several workers wait for (where cores of a virtual machine are moved apart, it drops); memory: our "
+             "peak over PyTorch's; largest error: of the outputs of the same net, reduced, after its rounds, against "
              "float64 (native/tests/tiled_test.cpp holds single operations to 2e-6).", ""]
     for machine in dict.fromkeys(row.machine for row in found):
         mine = [row for row in found if row.machine == machine]
@@ -204,7 +205,8 @@ def _line(row: Row) -> str:
              f"{row.papers.value:.4g}" if row.papers else "–", _interval(row.ratio), _number(row.asked.get("ratio")),
              row.verdict("ratio"), _number(row.memory, ".2f"), row.verdict("memory"), _interval(row.speedup),
              row.verdict("speedup"), _interval(row.room), " to ".join(f"{rate / 1e9:.3g}" for rate in row.exchange) or "–",
-             _interval(row.search), row.verdict("search"), f"{row.bound_s / row.seconds.value:.0%}" if row.bound_s else "–", _number(row.error, ".1e")]
+             _interval(row.search), row.verdict("search"), f"{row.bound_s / row.seconds.value:.0%}" if row.bound_s else "–",
+             _number(row.error, ".1e")]
     return "| " + " | ".join(cells) + " |"
 
 
