@@ -56,6 +56,12 @@ private:
         Stage* gradient_ready = nullptr;
         std::vector<Stage*> writers;             // forward stages that write the image
 
+        // Into parts of about so many floats, several of them into fours: else the last of a few leaves workers waiting.
+        void cut(std::size_t floats) {
+            const std::size_t parts = (stride + floats - 1) / floats, fours = parts > 1 ? (parts + 3) / 4 * 4 : parts;
+            chunk = fours > 1 ? (stride / fours + 64) / 64 * 64 : floats;
+            chunks = int((stride + chunk - 1) / chunk);
+        }
         bool absorbed() const { return volume == 0; }  // its maxima are taken where the convolution before it writes
     };
 

@@ -75,8 +75,7 @@ void BundledNetwork::build_nodes() {
         n.volume = n.d.extent.volume();
         n.lanes = packs(int(i)) ? 1 : V_;
         n.stride = n.volume * n.lanes;
-        n.chunk = chunk_floats(n.stride * n.bundles * options_.patches);
-        n.chunks = int((n.stride + n.chunk - 1) / n.chunk);
+        n.cut(chunk_floats(n.stride * n.bundles * options_.patches));
         n.has_backward = !n.absorbed() && (options_.input_gradient || n.d.output || n.d.bias);
         n.image = arena_.floats(n.stride * n.bundles * options_.patches);
         n.bias = arena_.floats(std::size_t(n.bundles) * V_);

@@ -356,27 +356,36 @@ void convolve_row(const Walk& k, const Row& row, const float* in, const float* k
     }
 }
 
+// Where the voxels of rows go: into work space, to be finished from there; or where there is nothing to finish, where they belong.
+struct Place {
+    V* sums;
+    V* image = nullptr;     // its first bundle
+    long image_bundle = 0;  // vectors from bundle to bundle
+};
+
 // Rows [first, last) of an image, several together: add(z, y, to, step) convolves one to `to`, results of its bundles `step` vectors
-// apart; with a 1x1x1 kernel add_part(start, voxels) does what is taken as a row. finish(start, voxels) ends each lot.
+// apart; with a 1x1x1 kernel add_part(start, voxels, to, step) does what is taken as a row. finish(start, voxels) ends each lot.
 template <class Add, class AddPart, class Finish>
-void each_row(const LayerPlan& p, Extent image, int first, int last, V* sums, Add add, AddPart add_part, Finish finish) {
+void each_row(const LayerPlan& p, Extent image, int first, int last, const Place& place, Add add, AddPart add_part, Finish finish) {
+    const auto begin = [&](long start) { return place.image ? place.image + start : place.sums; };
+    const auto step = [&](long voxels) { return place.image ? place.image_bundle : voxels; };
     if (is_pointwise(p)) {
         for (int i = first; i < last; ++i) {
             const long start = long(i) * kRowVoxels, voxels = std::min(long(kRowVoxels), long(image.volume()) - start);
-            add_part(start, voxels);
-            finish(start, voxels);
+            add_part(start, voxels, begin(start), step(voxels));
+            if (!place.image) finish(start, voxels);
         }
         return;
     }
     int z = first / image.y, y = first % image.y;
     for (int i = first, now; i < last; i += now) {
         now = std::min(last - i, rows_together(image.x));
-        const long voxels = long(now) * image.x;
+        const long start = long(i) * image.x, voxels = long(now) * image.x;
         for (int j = 0; j < now; ++j) {
-            add(z, y, sums + j * image.x, voxels);
+            add(z, y, begin(start) + j * image.x, step(voxels));
             if (++y == image.y) y = 0, ++z;
         }
-        finish(long(i) * image.x, voxels);
+        if (!place.image) finish(start, voxels);
     }
 }
 
@@ -417,13 +426,13 @@ void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const int last = std::min(rows, first + p.rows_forward), register_group = p.few_outputs ? p.problem.out_maps : nb;
     const Row whole{kind, register_group, m.x, false};
     V* sums = vec(scratch);
-    const auto add = [&](int z, int y, V* to, long voxels) {
-        convolve_row(walk, whole, b.input + (long(z) * n.y + y) * n.x * step, kernels, to, voxels);
+    const auto add = [&](int z, int y, V* to, long apart) {
+        convolve_row(walk, whole, b.input + (long(z) * n.y + y) * n.x * step, kernels, to, apart);
     };
-    const auto add_part = [&](long start, long voxels) {
-        convolve_row(walk, {kind, register_group, int(voxels), false}, b.input + start * step, kernels, sums, voxels);
+    const auto add_part = [&](long start, long voxels, V* to, long apart) {
+        convolve_row(walk, {kind, register_group, int(voxels), false}, b.input + start * step, kernels, to, apart);
     };
-    each_row(p, m, first, last, sums, add, add_part, [&](long start, long voxels) {
+    each_row(p, m, first, last, {sums}, add, add_part, [&](long start, long voxels) {
         for (int o = 0; o < nb; ++o) {
             const int bundle = group.first + o;
             finish_forward(sums + o * voxels, vec(b.output + bundle * b.output_stride) + start, 1, voxels,
@@ -465,21 +474,24 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const Row whole{kind, nb, n.x, cut};
     V* sums = vec(scratch);
     // One row: the taps along z and y whose outputs exist.
-    const auto add = [&](int z, int y, V* to, long voxels) {
+    const auto add = [&](int z, int y, V* to, long apart) {
         const TapRange tz(z, m.z, k.z, s.z), ty(y, m.y, k.y, s.y);
         if (tz.count == 0 || ty.count == 0) {
-            for (int c = 0; c < nb; ++c) std::fill_n(to + c * voxels, n.x, V{});
+            for (int c = 0; c < nb; ++c) std::fill_n(to + c * apart, n.x, V{});
             return;
         }
         walk.nz = tz.count, walk.ny = ty.count;
         const long from = (long(z - s.z * tz.first) * m.y + (y - s.y * ty.first)) * length - before;
         const long first_tap = (long(tz.first) * k.y + ty.first) * k.x;
-        convolve_row(walk, whole, gradient + from * kV, kernels + first_tap * tap_floats(maps), to, voxels);
+        convolve_row(walk, whole, gradient + from * kV, kernels + first_tap * tap_floats(maps), to, apart);
     };
-    const auto add_part = [&](long start, long voxels) {
-        convolve_row(walk, {kind, nb, int(voxels), false}, gradient + start * kV, kernels, sums, voxels);
+    const auto add_part = [&](long start, long voxels, V* to, long apart) {
+        convolve_row(walk, {kind, nb, int(voxels), false}, gradient + start * kV, kernels, to, apart);
     };
-    each_row(p, n, first, last, sums, add, add_part, [&](long start, long voxels) {
+    const bool finished = !b.accumulate_input_gradient && !b.activation;
+    V* const image = vec(b.input_gradient + group.first * b.input_gradient_stride);
+    const Place place{sums, finished ? image : nullptr, long(b.input_gradient_stride) / kV};
+    each_row(p, n, first, last, place, add, add_part, [&](long start, long voxels) {
         for (int c = 0; c < nb; ++c) {
             const int bundle = group.first + c;
             V* out = vec(b.input_gradient + bundle * b.input_gradient_stride) + start;

@@ -157,7 +157,9 @@ Machine calibrate(const Peaks& peaks, int bundle) {
     machine.memory_bytes = peaks.memory_bytes;
     const Extent once{1, 1, 1};
     const int few = 2 * bundle, many = bundle == 8 ? 24 : 32;  // no bundle is padded
-    Trial tiles(plan_tiled({many, many, {26, 26, 26}, {3, 3, 3}, once}, bundle, {14, 14, 14}));   // eight, in L2
+    Trial small(plan_tiled({bundle, bundle, {14, 14, 14}, {3, 3, 3}, once}, bundle, {14, 14, 14}));  // in L2
+    Trial tiles(plan_tiled({many, many, {26, 26, 26}, {3, 3, 3}, once}, bundle, {14, 14, 14}));   // eight, beyond it
+    Trial outgrown(plan_tiled({many, many, {38, 38, 38}, {3, 3, 3}, once}, bundle, {14, 14, 14}));  // spectra in L3
     Trial one(plan_tiled({many, many, {16, 16, 16}, {5, 5, 5}, once}, bundle, {16, 16, 16}));     // nothing but kernels
     Trial large(plan_tiled({few, few, {40, 40, 76}, {5, 5, 5}, once}, bundle, {40, 40, 40}));   // scratch beyond any L2
     Trial flat(plan_tiled({many, many, {1, 64, 64}, {1, 11, 11}, once}, bundle, {1, 32, 32}));    // kernels too long for tables
@@ -169,7 +171,8 @@ Machine calibrate(const Peaks& peaks, int bundle) {
     Fit fits[] = {
         {tiles, Phase::kernels_forward, &Machine::expand_flops, 0.05 * peak, 1.5 * peak},
         {flat, Phase::kernels_forward, &Machine::line_flops, 0.02 * peak, peak},
-        {tiles, Phase::input_transform, &Machine::transform_flops, 0.05 * peak, 1.5 * peak},
+        {small, Phase::input_transform, &Machine::transform_flops, 0.05 * peak, 1.5 * peak},
+        {outgrown, Phase::input_transform, &Machine::spectra_bytes, 0.1 * peaks.cache_bytes, 10 * peaks.cache_bytes},
         {large, Phase::input_transform, &Machine::spill, 1.0, 3.0},
         {tiles, Phase::forward_product, &Machine::product_flops, 0.2 * peak, peak},
         {one, Phase::forward_product, &Machine::expanded_bytes, 0.1 * peaks.cache_bytes, 10 * peaks.cache_bytes},

@@ -264,10 +264,17 @@ double piece_aim(double all, int workers, const Machine& machine) {
     return std::min(machine.piece_s, std::max(all / (16 * std::max(workers, 2)), 5e-6));
 }
 
-// How many units of `one` second make a piece, of `count` there are: some for every worker, unless they would be over in no time.
+// How many units of `one` second make a piece, of `count` there are: some for every worker, unless they would be over in no time; and
+// of numbers near that the one by which the last worker is through first, as there may be few pieces for each.
 int units_per_piece(double one, double count, int most, const Machine& machine) {
-    const double some = std::max(count / (4 * std::max(machine.workers, 2)), 1e-6 / one);
-    return clamp_count(std::min(piece_aim(one * count, machine.workers, machine) / one, some), most);
+    const int workers = std::max(machine.workers, 2);
+    const double some = std::max(count / (4 * workers), 1e-6 / one);
+    const int wanted = clamp_count(std::min(piece_aim(one * count, machine.workers, machine) / one, some), most);
+    const auto through = [&](int units) { return std::ceil(std::ceil(count / units) / workers) * units; };
+    int best = wanted;
+    for (int units = wanted - 1; units > wanted / 2; --units)
+        if (through(units) < through(best)) best = units;
+    return best;
 }
 
 // In how many parts one unit is cut, where units of `one` second are too few: not more than make sense, and none that short.
@@ -659,8 +666,9 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
     // Spectra beyond L3 are written to and read from memory; slabs save one of the two ways.
     const double beyond = bytes_in + bytes_out > double(machine.l3_bytes) ? (p.slabs > 1 ? 0.5 : 1.0) : 0.0;
     const double memory_in = beyond * bytes_in / machine.memory_bytes, memory_out = beyond * bytes_out / machine.memory_bytes;
-    // Tiles' spectra go to L3 and come from there; kernels' do so in longer runs, twice as fast.
-    const double cache_in = bytes_in / machine.spectra_bytes, cache_out = bytes_out / machine.spectra_bytes;
+    // Tiles' spectra that outgrow L2 go to L3 and come from there; kernels' do so in longer runs, twice as fast.
+    const double outgrow = bytes_in + bytes_out > double(machine.l2_bytes) ? 1.0 : 0.0;
+    const double cache_in = outgrow * bytes_in / machine.spectra_bytes, cache_out = outgrow * bytes_out / machine.spectra_bytes;
     const double cache_kernels = 8.0 * p.bundle * p.pencils * p.axis[0].k * in * p.out_bundles / (2 * machine.spectra_bytes);
     set(Phase::kernels_forward, kernel_seconds(p, in, p.out_bundles, machine) + cache_kernels);
     set(Phase::kernels_backward, kernel_seconds(p, out, p.in_bundles, machine) + cache_kernels);
