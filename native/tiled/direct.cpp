@@ -342,10 +342,13 @@ struct Row {
     int group, voxels;
     bool cut;
     int blocks = ceil_div(voxels, most_rows(maps, group)), least = voxels / blocks, larger = voxels % blocks;
+    // Looked up for each short row anew, it would be felt.
+    RowFunction only = blocks == 1 ? row_function(maps, group, voxels, cut ? Edge{kOwnTaps - 1, kOwnTaps - 1} : Edge{}) : nullptr;
 };
 
 // Results in `out`, bundles `out_bundle` vectors apart.
 void convolve_row(const Walk& k, const Row& row, const float* in, const float* kernels, V* out, long out_bundle) {
+    if (row.only) return row.only(k, in, kernels, out, out_bundle);
     for (int i = 0, done = 0; i < row.blocks; ++i) {
         const int r = row.least + (i < row.larger), left = row.voxels - done - r;
         const Edge edge = row.cut ? Edge{std::max(0, kOwnTaps - 1 - done), std::max(0, kOwnTaps - 1 - left)} : Edge{};
