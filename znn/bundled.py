@@ -49,9 +49,7 @@ FUSED_PROBE_S = 0.3  # of the fused method, whose output and sums, larger than t
 # Laps after the first, which meets cold memory: at least, and at most; seconds of a probe that are enough if they were quiet, and
 # that are if not.
 LAPS, ENOUGH_S, PATIENCE_S = (2, 15), 0.08, 0.4
-# Of what workers exchange: bytes of a buffer that would have stayed in one core's cache, and bytes per second from another core's
-# that make sense.
-EXCHANGED, EXCHANGE_RATES = 1 << 20, (1e9, 100e9)
+EXCHANGE_RATES = (1e9, 100e9)  # bytes per second from another core's cache that make sense
 WHOLE_S, WARM_UPS = 60.0, 3  # beside the peak: a layer that takes less is measured whole; turns that are not kept
 
 
@@ -257,7 +255,8 @@ class Layer:
         leaves it to an edge of its own, which reads and writes whole images.
         """
         native = self.native(candidate)
-        held = sum(s * self._turns(count) for s, count in zip(phases, native.pieces))
+        held = sum(s * (self._turns(count) if self._waits(phase) else 1.0)
+                   for phase, (s, count) in enumerate(zip(phases, native.pieces)))
         if self.workers > 1:
             held += (1 - 1 / self.workers) * self._exchanged(candidate) / exchange_rate(self.bundle)
         if not self._pooled or native.pools:
@@ -268,19 +267,26 @@ class Layer:
         # Backward: zeros first, then the gradients.
         return held + self.training * max(whole / rates.backward, 4 * (2 * whole + pooled) / copied)
 
+    def _waits(self, phase: int) -> bool:
+        """Whether workers without a piece have nothing else to do. Updates of other layers fill the gaps of a backward pass and of
+        each other, but for those of the first layers, the last of a round.
+        """
+        return phase in PASSES["forward"] or not self.backward
+
     def _turns(self, pieces: int) -> float:
         """How much longer workers need for so many equal pieces than if these could be cut."""
         return math.ceil(pieces / self.workers) * self.workers / pieces if pieces else 1.0
 
     def _exchanged(self, candidate: Candidate) -> int:
-        """Bytes of spectra that one core would find in its own cache, while workers find in theirs what they wrote themselves:
-        transforms go tile by tile, products frequency by frequency.
+        """Bytes of spectra that one core would find in its own second cache, while workers find in theirs what they wrote
+        themselves: transforms go tile by tile, products frequency by frequency. As a product reads one buffer, writes another, and
+        reads kernels, a quarter of the cache counts for each.
         """
         if candidate.method == "direct":
             return 0
         native = self.native(candidate)
-        sizes, pieces = native.buffer_bytes, native.pieces
-        return sum(min(sizes[buffer], EXCHANGED) for phase, buffer in SPECTRA_OF.items()
+        sizes, pieces, most = native.buffer_bytes, native.pieces, _core.TiledMachine().l2_bytes // 4
+        return sum(min(sizes[buffer], most) for phase, buffer in SPECTRA_OF.items()
                    if pieces[phase] and self.takes_part(candidate, phase))
 
     def recomputed(self, candidate: Candidate, phases: Sequence[float]) -> list[float]:

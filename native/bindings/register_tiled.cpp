@@ -41,6 +41,7 @@ void register_tiled(py::module_& module) {
     using Machine = tiled::Machine;
     py::class_<Machine>(module, "TiledMachine")
         .def(py::init<>())
+        .def_readonly("l2_bytes", &Machine::l2_bytes)
         .def_readonly("l3_bytes", &Machine::l3_bytes)
         .def_readwrite("product_flops", &Machine::product_flops)
         .def_readwrite("direct_flops", &Machine::direct_flops)
