@@ -24,9 +24,9 @@ def graph():
     return small_graph("multiscale_small")
 
 
-@pytest.fixture
-def net(graph):
-    with znn.Network(graph, threads=2, plan="direct", sum="ordered", seed=3) as network:
+@pytest.fixture(params=[1, 8], ids="bundles of {}".format)
+def net(graph, request):
+    with znn.Network(graph, threads=2, bundle=request.param, plan="direct", sum="ordered", seed=3) as network:
         yield network
 
 
@@ -85,6 +85,33 @@ def test_bad_arrays_are_refused_and_named(rng, graph, net, call, how):
         run(net, arrays | {key: spoil(arrays[key])})
     assert_identical(net.parameters(), parameters)
     assert_identical(forward_again(net, graph), before)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("voxel", [0, 12345, -1])
+def test_training_goes_on_as_if_a_bad_input_had_not_been_there(rng, threads, voxel):
+    """Also with updates on their way; the bundled engine sees what is wrong while it loads the input, a part at a time."""
+    graph = znn.Graph.build(NetworkSpec.layered("large", 1, [{"conv": 9, "kernel": 3, "transfer": "relu"}, {"conv": 2, "kernel": 3}]),
+                        output=(30, 32, 34))
+    pairs = [(rng.standard_normal((1, *graph.node("input").extent), dtype=np.float32),
+              rng.standard_normal((2, 30, 32, 34), dtype=np.float32)) for _ in range(3)]
+    results = []
+    for refused in (False, True):
+        with znn.Network(graph, bundle=8, plan="direct", threads=threads, seed=3) as net:
+            losses = []
+            for x, target in pairs:
+                losses.append(net.train_step(x, target))
+                bad = x.copy()
+                bad.flat[voxel] = np.nan
+                for call in (lambda: net.train_step(bad, target), lambda: net.forward(bad, "train")) if refused else ():
+                    with pytest.raises(DataError, match="input.*NaN"):
+                        call()
+                if refused:
+                    with pytest.raises(ZnnError, match="forward"):
+                        net.backward(target)
+            assert net.round == len(pairs)
+            results.append({"losses": np.array(losses)} | net.parameters() | {"output": net.forward(pairs[0][0])})
+    assert_identical(results[0], results[1])
 
 
 @pytest.mark.parametrize("inputs, word", [

@@ -19,11 +19,12 @@ namespace {
 std::string text(const Shape& shape) { return py::str(py::tuple(py::cast(shape))); }
 std::string text(py::handle object) { return py::str(object); }
 
-bool is_data(py::handle object, const std::vector<Shape>& shapes) {
+bool is_data(py::handle object, const std::vector<Shape>& shapes, bool finite) {
     if (!py::isinstance<py::array_t<float, py::array::c_style>>(object)) return false;
     const auto array = py::reinterpret_borrow<py::array>(object);
     const Shape shape(array.shape(), array.shape() + array.ndim());
     if (std::find(shapes.begin(), shapes.end(), shape) == shapes.end()) return false;
+    if (!finite) return true;
     const float* data = static_cast<const float*>(array.data());
     const std::size_t count = std::size_t(array.size());
     py::gil_scoped_release release;
@@ -102,16 +103,16 @@ std::vector<py::object> by_node(const NetworkBase& net, const std::vector<int>& 
 }  // namespace
 
 void check_data(py::handle array, const std::string& what, const std::vector<Shape>& shapes) {
-    if (!is_data(array, shapes)) explain(array, what, shapes);
+    if (!is_data(array, shapes, true)) explain(array, what, shapes);
 }
 
-Taken take_in(const NetworkBase& net, const py::object& given, bool inputs, const char* what) {
+Taken take_in(const NetworkBase& net, const py::object& given, bool inputs, const char* what, bool finite) {
     const auto groups = groups_of(net, inputs);
     Taken taken{by_node(net, groups, given, what), {}, false};
     for (std::size_t i = 0; i < groups.size(); ++i) {
         const auto& d = net.node_groups()[groups[i]];
         const auto shapes = shapes_of(net, d);
-        if (!is_data(taken.arrays[i], shapes)) explain(taken.arrays[i], what + (" of node " + quoted(d.name)), shapes);
+        if (!is_data(taken.arrays[i], shapes, finite)) explain(taken.arrays[i], what + (" of node " + quoted(d.name)), shapes);
         const auto array = py::reinterpret_borrow<py::array>(taken.arrays[i]);
         taken.data.push_back(static_cast<const float*>(array.data()));
         taken.patches |= std::size_t(array.ndim()) == shapes.front().size();

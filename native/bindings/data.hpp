@@ -26,8 +26,8 @@ struct Taken {
     bool patches = false;
 };
 
-// One array, or a mapping by the names of all input (output) nodes. Throws znn.errors.DataError.
-Taken take_in(const NetworkBase& net, const py::object& given, bool inputs, const char* what);
+// One array, or a mapping by the names of all input (output) nodes. Throws znn.errors.DataError. finite: look whether they are.
+Taken take_in(const NetworkBase& net, const py::object& given, bool inputs, const char* what, bool finite = true);
 
 // New arrays of the input (output) nodes' shapes, and their data by node group.
 struct NewArrays {

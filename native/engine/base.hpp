@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 #include <vector>
 
 #include "base/update_step.hpp"
@@ -12,6 +13,11 @@ namespace znn {
 
 struct TransformCounts {
     std::int64_t kernels = 0, images = 0, gradients = 0, inverse_images = 0, inverse_gradients = 0, inverse_kernels = 0;
+};
+
+// Thrown by calls that have found NaN or infinity in an input; nothing is changed by them.
+struct NotFinite : std::runtime_error {
+    NotFinite() : std::runtime_error("an input holds NaN or infinity") {}
 };
 
 class NetworkBase {
@@ -28,6 +34,8 @@ public:
     virtual void backward(const std::vector<const float*>& gradients) = 0;
     virtual double train_step(const std::vector<const float*>& inputs, const std::vector<const float*>& targets,
                               const std::vector<const float*>& weights) = 0;
+    // Whether forward and train_step look themselves whether inputs are finite, while they load them, and throw NotFinite.
+    virtual bool checks_inputs() const { return false; }
     virtual void copy_output(int node_group, float* out) const = 0;
     virtual void copy_input_gradient(int node_group, float* out) const = 0;
 

@@ -62,6 +62,7 @@ void BundledNetwork::start_forward(const std::vector<const float*>& inputs, bool
     prepare_kernels(training);
     input_data_ = inputs;
     training_ = training;
+    refused_.store(false);
     forward_done_.store(false);
     backward_done_.store(false);
     forward_path_ns_.store(0);
@@ -86,6 +87,7 @@ void BundledNetwork::forward(const std::vector<const float*>& inputs, bool train
     trained_forward_ = with_loss_ = false;
     start_forward(inputs, training);
     wait_for(forward_done_);
+    check_inputs();
     trained_forward_ = training;
 }
 
@@ -138,6 +140,7 @@ double BundledNetwork::train_step(const std::vector<const float*>& inputs, const
     losses_sum_.assign(task_count() + 1, 0.0);
     start_forward(inputs, true);
     wait_for(backward_done_);
+    check_inputs();
     ++round_;
     double loss = 0;
     for (const double part : losses_sum_) loss += part;

@@ -22,6 +22,7 @@ public:
     void backward(const std::vector<const float*>& gradients) override;
     double train_step(const std::vector<const float*>& inputs, const std::vector<const float*>& targets,
                       const std::vector<const float*>& weights) override;
+    bool checks_inputs() const override { return true; }
     void copy_output(int node_group, float* out) const override;
     void copy_input_gradient(int node_group, float* out) const override;
     void get_kernels(int edge_group, Which which, float* out) override;
@@ -151,6 +152,7 @@ private:
     PartOf part_of(int edge, int piece, bool forward) const;
     Cut cut_of(int edge, int piece, bool forward) const;
     void load(const Nodes& nodes, const float* data, int piece);
+    void check_inputs() const;  // throws NotFinite
     void run_loss(int output, int piece, Worker& worker);
     void simple_forward_piece(int edge, int piece, bool accumulate, Worker& worker);
     void simple_backward_piece(int edge, int piece, bool accumulate, Worker& worker);
@@ -197,6 +199,7 @@ private:
     std::vector<double> losses_sum_;
     std::uint64_t round_ = 0;
     UpdateStep step_;
+    std::atomic<bool> refused_{false};  // an input is not finite: the pieces of the forward pass are only counted down
     std::atomic<bool> forward_done_{false}, backward_done_{false};
     std::atomic<std::int64_t> forward_path_ns_{0}, backward_path_ns_{0};
 

@@ -8,7 +8,8 @@
 
 namespace znn {
 
-// [patch][map][voxel] -> [patch][bundle][voxel][lanes], one chunk of one bundle.
+// [patch][map][voxel] -> [patch][bundle][voxel][lanes], one chunk of one bundle. Whether it is finite is seen here, where it is read
+// anyway and by all workers: beside a round of a small network a reading more is felt.
 void BundledNetwork::load(const Nodes& n, const float* data, int piece) {
     const int part = piece % n.chunks, image = piece / n.chunks, patch = image / n.bundles, bundle = image % n.bundles;
     const std::size_t first = n.volume * part / n.chunks, end = n.volume * (part + 1) / n.chunks;
@@ -16,12 +17,17 @@ void BundledNetwork::load(const Nodes& n, const float* data, int piece) {
     float* out = n.image.data() + std::size_t(image) * n.stride;
     for (int lane = 0; lane < lanes; ++lane) {
         const float* in = data + (std::size_t(patch) * n.d.maps + bundle * V_ + lane) * n.volume;
+        if (!kernels::table().all_finite(in + first, end - first)) return refused_.store(true, std::memory_order_relaxed);
         if (n.lanes == 1) {
             std::copy(in + first, in + end, out + first);
             continue;
         }
         for (std::size_t i = first; i < end; ++i) out[i * V_ + lane] = in[i];
     }
+}
+
+void BundledNetwork::check_inputs() const {
+    if (refused_.load(std::memory_order_relaxed)) throw NotFinite();
 }
 
 void BundledNetwork::unbundle(const AlignedFloats& images, const Nodes& n, float* out) const {

@@ -23,6 +23,10 @@ TaskLabel BundledNetwork::label(Pass pass, int kind, int group) const {
 
 Stage* BundledNetwork::add(Pass pass, TaskLabel label, int pieces, Stage::Body body) {
     auto& stages = stages_[int(pass)];
+    if (pass == Pass::forward)
+        body = [this, body = std::move(body)](int piece, Worker& worker) {
+            if (!refused_.load(std::memory_order_relaxed)) body(piece, worker);
+        };
     stages.push_back(std::make_unique<Stage>(label, pieces, std::move(body)));
     return stages.back().get();
 }
@@ -175,7 +179,8 @@ void BundledNetwork::build_forward() {
     }
     forward_end_->when_done([this](Worker* worker) {
         if (worker) raise_to(forward_path_ns_, worker->path_now());
-        if (with_loss_) return start_losses(worker);
+        if (with_loss_ && !refused_.load(std::memory_order_relaxed)) return start_losses(worker);
+        if (with_loss_) backward_done_.store(true, std::memory_order_release);
         forward_done_.store(true, std::memory_order_release);
         executor_->wake();
     });
