@@ -77,6 +77,29 @@ def test_workers_without_a_piece_count(graph):
     assert all(layer.workers == 2 for layer in request.layers(small))
 
 
+def test_a_single_disturbed_lap_does_not_end_a_measurement(graph, monkeypatch):
+    """Who is slower in all laps leaves; who was disturbed in one of them stays, and the shortest counts."""
+    layer = layer_of(graph)
+    quick, disturbed, slow = Candidate("direct", None), Candidate("tiled", (8, 8, 8)), Candidate("tiled", (16, 16, 16))
+    laps = {quick: [9, 1, 1], disturbed: [9, 30, 0.5], slow: [9, 2, 2]}
+    runs = {candidate: 0 for candidate in laps}
+
+    class Probe:
+        def __init__(self, native, *_):
+            self.candidate = next(c for c in laps if layer.native(c) is native)
+
+        def run(self, phase):
+            lap, runs[self.candidate] = runs[self.candidate], runs[self.candidate] + (phase == 4)
+            return laps[self.candidate][min(lap, 2)] if phase == 4 else 0.0
+
+    monkeypatch.setattr(bundled._core, "TiledProbe", Probe)
+    monkeypatch.setattr(bundled, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(bundled, "ENOUGH_S", 0.0)
+    least = bundled.Timings(layer).take_turns(laps)
+    assert [least[c][4] for c in laps] == [1, 0.5, 2]
+    assert list(runs.values()) == [3, 3, 3]
+
+
 def test_updates_fill_the_gaps_of_a_backward_pass():
     """But for those of the first layer, after which nothing of the round is left; and a forward pass has none to fill its gaps."""
     layers = [{"conv": 8, "kernel": 3}, {"conv": 8, "kernel": 3}]

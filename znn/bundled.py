@@ -471,6 +471,7 @@ class Timings:
                     totals[candidate].append(total(candidate, laps))
             if lap >= 0:
                 spent += (time.perf_counter() - begin) / len(probes)
+            if lap + 1 >= LAPS[0]:  # no single lap that was disturbed may decide
                 limit = CLEARLY_SLOWER * min(best, *(total(c, phases) for c, phases in least.items()))
                 probes = {c: probe for c, probe in probes.items() if total(c, least[c]) <= limit}
             enough = ENOUGH_S if all(_is_quiet(totals[c]) for c in probes) else PATIENCE_S
