@@ -255,8 +255,7 @@ class Layer:
         leaves it to an edge of its own, which reads and writes whole images.
         """
         native = self.native(candidate)
-        held = sum(s * (self._turns(count) if self._waits(phase) else 1.0)
-                   for phase, (s, count) in enumerate(zip(phases, native.pieces)))
+        held = sum(s * self._turns(phase, count) for phase, (s, count) in enumerate(zip(phases, native.pieces)))
         if self.workers > 1:
             held += (1 - 1 / self.workers) * self._exchanged(candidate) / exchange_rate(self.bundle)
         if not self._pooled or native.pools:
@@ -267,15 +266,14 @@ class Layer:
         # Backward: zeros first, then the gradients.
         return held + self.training * max(whole / rates.backward, 4 * (2 * whole + pooled) / copied)
 
-    def _waits(self, phase: int) -> bool:
-        """Whether workers without a piece have nothing else to do. Updates of other layers fill the gaps of a backward pass and of
-        each other, but for those of the first layers, the last of a round.
+    def _turns(self, phase: int, pieces: int) -> float:
+        """How much longer workers need for so many equal pieces than if these could be cut. Where there are some for each, updates of
+        other layers fill the gaps that the last leave in a backward pass and in each other, but for the first layers' updates, which
+        are the last of a round.
         """
-        return phase in PASSES["forward"] or not self.backward
-
-    def _turns(self, pieces: int) -> float:
-        """How much longer workers need for so many equal pieces than if these could be cut."""
-        return math.ceil(pieces / self.workers) * self.workers / pieces if pieces else 1.0
+        filled = self.backward and phase not in PASSES["forward"]
+        turns = max(1.0, pieces / self.workers) if filled else math.ceil(pieces / self.workers)
+        return turns * self.workers / pieces if pieces else 1.0
 
     def _exchanged(self, candidate: Candidate) -> int:
         """Bytes of spectra that one core would find in its own second cache, while workers find in theirs what they wrote
