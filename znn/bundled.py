@@ -43,7 +43,7 @@ WORTH_MEASURING = 1.6  # times the best prediction
 WORTH_SEARCHING = 2.0  # the same for an exhaustive search: beyond it the model would have to be wrong by as much
 ROUGHLY = 1.4  # and by short probes, times the best
 CLEARLY_SLOWER = 1.25  # times the best measured so far: not timed further
-NOISE = 0.03  # within this of the best measured, the model decides
+NOISE, SUMS_NOISE = 0.03, 0.01  # within this of the best measured, the model decides; of sums over layers, the padding does
 PROBE_S, TOGETHER = 0.02, 6  # about the seconds of one lap of a probe; probes held at once
 FUSED_PROBE_S = 0.3  # of the fused method, whose output and sums, larger than the caches, a part would find there again
 # Laps after the first, which meets cold memory: at least, and at most; seconds of a probe that are enough if they were quiet, and
@@ -402,10 +402,13 @@ def image_floats(graph: Graph, bundle: int, nodes: Iterable[int]) -> int:
 
 
 def image_seconds(graph: Graph, bundle: int, training: bool) -> float:
-    """Seconds of a round in which one core reads and writes the images of all edges but convolutions, padded to whole bundles."""
+    """Seconds of a round in which one core reads and writes the images of all edges but convolutions, padded to whole bundles, and but
+    the poolings that these may do as they write: `Layer.total` counts them where they do not.
+    """
+    counted = {pool_after(graph, edge) for edge in graph.edges if edge.kind == "conv"}
     total = 0.0
     for edge in graph.edges:
-        if edge.kind != "conv":
+        if edge.kind != "conv" and edge not in counted:
             count = 4 * image_floats(graph, bundle, (edge.source, edge.target))
             total += count * (1 + training) / copy_rate(place_of(count))
     return total

@@ -259,7 +259,7 @@ def resolve_width(plan: Any, graph: Graph, request: Request) -> tuple[Plan, Requ
     if not found:
         raise refused[0]
     seconds = [_seconds(chosen, graph, each) for chosen, each in found]
-    alike = [pair for pair, s in zip(found, seconds) if s <= (1 + bundled.NOISE) * min(seconds)]
+    alike = [pair for pair, s in zip(found, seconds) if s <= (1 + bundled.SUMS_NOISE) * min(seconds)]
     inside = {edge.target for edge in graph.edges}  # what comes in is packed by the first layer, where it is a single map
     floats = [bundled.image_floats(graph, each.bundle, inside) for _, each in alike]
     return [pair for pair, count in zip(alike, floats) if count <= (1 + bundled.NOISE) * min(floats)][-1]
