@@ -133,7 +133,8 @@ def test_spectra_that_parts_of_a_fused_layer_share_are_a_choice():
 
 
 def test_the_fastest_exchange_between_cores_is_kept(own_cache, monkeypatch):
-    for found, expected in ((3e9, 3e9), (0.0, bundled.EXCHANGE_RATES[1]), (9e9, bundled.EXCHANGE_RATES[1])):
+    most = bundled.EXCHANGE_RATES[1]
+    for found, expected in ((0.0, most), (3e9, 3e9), (2 * most, 3e9), (9e9, 9e9), (5e9, 9e9)):
         bundled.exchange_rate.cache_clear()
         monkeypatch.setattr(bundled._core, "exchange_rate", lambda bundle, found=found: found)
         assert bundled.exchange_rate(8) == expected
