@@ -218,20 +218,26 @@ private:
         }
     }
 
-    // The maxima of all windows into output_, the given gradient to where they were.
+    // The maxima of all windows into output_, the given gradient to where they were. Where rounding decides which of two voxels is the
+    // larger, their window is given no gradient.
     void pool_reference(const std::vector<double>& sums, std::vector<double>& gradients) {
         output_.assign(images_[1].floats, 0);
+        double size = 0;
+        for (const double sum : sums) size = std::max(size, std::abs(sum));
         for (int o = 0; o < out_maps(); ++o)
             for (int z = 0; z < pooled_.z; ++z)
                 for (int y = 0; y < pooled_.y; ++y)
                     for (int x = 0; x < pooled_.x; ++x) {
                         std::size_t most = at(o, m_, z * w_.z, y * w_.y, x * w_.x);
-                        for (int i = 0; i < int(w_.volume()); ++i) {
+                        double second = -1e30;
+                        for (int i = 1; i < int(w_.volume()); ++i) {
                             const std::size_t voxel = at(o, m_, z * w_.z + i / (w_.y * w_.x), y * w_.y + i / w_.x % w_.y,
                                                          x * w_.x + i % w_.x);
+                            second = std::max(second, std::min(sums[voxel], sums[most]));
                             if (sums[voxel] > sums[most]) most = voxel;
                         }
                         const std::size_t pooled = at(o, pooled_, z, y, x);
+                        if (sums[most] - second < 2 * kTolerance * size) images_[2].data[pooled] = 0;
                         output_[pooled] = sums[most];
                         gradients[most] = images_[2].data[pooled];
                     }
