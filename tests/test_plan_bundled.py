@@ -78,7 +78,7 @@ def test_workers_without_a_piece_count(graph):
 
 
 def test_a_single_disturbed_lap_does_not_end_a_measurement(graph, monkeypatch):
-    """Who is slower in all laps leaves; who was disturbed in one of them stays, and the shortest counts."""
+    """All get the laps that there are at least, and the shortest counts."""
     layer = layer_of(graph)
     quick, disturbed, slow = Candidate("direct", None), Candidate("tiled", (8, 8, 8)), Candidate("tiled", (16, 16, 16))
     laps = {quick: [9, 1, 1], disturbed: [9, 30, 0.5], slow: [9, 2, 2]}

@@ -130,15 +130,17 @@ def pool_rates(bundle: int) -> Any:
 @lru_cache(maxsize=None)
 def exchange_rate(bundle: int) -> float:
     """Bytes of spectra per second from core to core, beyond what they take within one (native/engine/exchange.hpp): the most that
-    any process has measured here, in about 60 ms, because virtual machines have their cores moved apart for a while. More than makes
-    sense is a disturbed measurement (or only one core) and not kept.
+    any process has measured here, because virtual machines have their cores moved apart for a while. In about 20 ms; what would be
+    the most is measured twice more. More than makes sense is a disturbed measurement (or only one core) and not kept.
     """
     name = _file(f"exchange-{bundle}")
     try:
         known = float(_read(name)["rate"])
     except (KeyError, TypeError, ValueError):
         known = 0.0
-    measured = sorted(exchange_rate_now(bundle) for _ in range(3))[1]
+    measured = exchange_rate_now(bundle)
+    if measured > known:
+        measured = sorted([measured, exchange_rate_now(bundle), exchange_rate_now(bundle)])[1]
     if measured >= EXCHANGE_RATES[1]:
         return known or measured
     if measured > known:
@@ -286,7 +288,7 @@ class Layer:
         if candidate.method == "direct":
             return 0
         native = self.native(candidate)
-        sizes, pieces, most = native.buffer_bytes, native.pieces, _core.TiledMachine().l2_bytes // 4
+        sizes, pieces, most = native.buffer_bytes, native.pieces, machine(self.bundle).l2_bytes // 4
         return sum(min(sizes[buffer], most) for phase, buffer in SPECTRA_OF.items()
                    if pieces[phase] and self.takes_part(candidate, phase))
 

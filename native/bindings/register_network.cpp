@@ -95,12 +95,12 @@ void register_parameters(py::class_<NetworkBase>& network) {
         });
 }
 
-// Runs `call` on the inputs, without the interpreter's lock. What the network itself finds wrong with them is said as of others.
+// What `call` makes of the inputs. What the network itself finds wrong with them is said as of other arrays.
 template <class Call>
-void with_inputs(NetworkBase& net, const py::object& inputs, Call call) {
+auto with_inputs(NetworkBase& net, const py::object& inputs, Call call) {
     const Taken in = take_in(net, inputs, true, "input", !net.checks_inputs());
     try {
-        call(in);
+        return call(in);
     } catch (const NotFinite&) {
         take_in(net, inputs, true, "input");
         throw;
@@ -111,17 +111,15 @@ void register_rounds(py::class_<NetworkBase>& network) {
     network
         .def("forward",
              [](NetworkBase& net, const py::object& inputs, bool training) {
-                 py::object found;
-                 with_inputs(net, inputs, [&](const Taken& in) {
+                 return with_inputs(net, inputs, [&](const Taken& in) {
                      const NewArrays outputs(net, false, in.patches);
                      {
                          py::gil_scoped_release release;
                          net.forward(in.data, training);
                          for (const auto& [group, out] : outputs.data) net.copy_output(group, out);
                      }
-                     found = outputs.hand_out(net);
+                     return outputs.hand_out(net);
                  });
-                 return found;
              })
         .def("backward",
              [](NetworkBase& net, const py::object& gradients) {
@@ -131,16 +129,14 @@ void register_rounds(py::class_<NetworkBase>& network) {
              })
         .def("train_step",
              [](NetworkBase& net, const py::object& inputs, const py::object& targets, const py::object& weights) {
-                 double loss = 0;
-                 with_inputs(net, inputs, [&](const Taken& in) {
+                 return with_inputs(net, inputs, [&](const Taken& in) {
                      const Taken t = take_in(net, targets, false, "target");
                      Taken w;
                      w.data.resize(t.data.size());
                      if (!weights.is_none()) w = take_in(net, weights, false, "weights");
                      py::gil_scoped_release release;
-                     loss = net.train_step(in.data, t.data, w.data);
+                     return net.train_step(in.data, t.data, w.data);
                  });
-                 return loss;
              })
         .def("check_weights", [](NetworkBase& net, const py::object& weights) { take_in(net, weights, false, "weights"); })
         .def("input_gradients", [](NetworkBase& net) {

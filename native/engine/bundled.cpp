@@ -87,7 +87,7 @@ void BundledNetwork::forward(const std::vector<const float*>& inputs, bool train
     trained_forward_ = with_loss_ = false;
     start_forward(inputs, training);
     wait_for(forward_done_);
-    check_inputs();
+    throw_if_refused();
     trained_forward_ = training;
 }
 
@@ -140,7 +140,7 @@ double BundledNetwork::train_step(const std::vector<const float*>& inputs, const
     losses_sum_.assign(task_count() + 1, 0.0);
     start_forward(inputs, true);
     wait_for(backward_done_);
-    check_inputs();
+    throw_if_refused();
     ++round_;
     double loss = 0;
     for (const double part : losses_sum_) loss += part;

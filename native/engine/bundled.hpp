@@ -152,7 +152,7 @@ private:
     PartOf part_of(int edge, int piece, bool forward) const;
     Cut cut_of(int edge, int piece, bool forward) const;
     void load(const Nodes& nodes, const float* data, int piece);
-    void check_inputs() const;  // throws NotFinite
+    void throw_if_refused() const;  // NotFinite
     void run_loss(int output, int piece, Worker& worker);
     void simple_forward_piece(int edge, int piece, bool accumulate, Worker& worker);
     void simple_backward_piece(int edge, int piece, bool accumulate, Worker& worker);

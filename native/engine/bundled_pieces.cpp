@@ -26,7 +26,7 @@ void BundledNetwork::load(const Nodes& n, const float* data, int piece) {
     }
 }
 
-void BundledNetwork::check_inputs() const {
+void BundledNetwork::throw_if_refused() const {
     if (refused_.load(std::memory_order_relaxed)) throw NotFinite();
 }
 

@@ -497,7 +497,7 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     each_row(p, n, first, last, place, add, add_part, [&](long start, long voxels) {
         for (int c = 0; c < nb; ++c) {
             const int bundle = group.first + c;
-            V* out = vec(b.input_gradient + bundle * b.input_gradient_stride) + start;
+            V* out = image + c * place.image_bundle + start;
             finish_forward(sums + c * voxels, out, 1, voxels, nullptr, Transfer::linear, b.accumulate_input_gradient);
             if (b.activation)
                 apply_derivative(out, vec(b.activation + bundle * b.input_stride) + start, 1, voxels,
