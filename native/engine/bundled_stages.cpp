@@ -342,7 +342,7 @@ void BundledNetwork::update_conv(int e) {
     Stage* forward = add_conv(Pass::update, e, PieceOf::kernels_forward, -1);
     conv.prepare_forward = add_conv(Pass::prepare, e, PieceOf::kernels_forward, -1);
     conv.prepare_forward->await(1);
-    if (conv.plan.fused || (!conv.has_backward && conv.plan.method == tiled::Method::direct)) {
+    if (conv.plan.fused || (!conv.has_backward && !tiled::takes_part(conv.plan, PieceOf::gradient_transform, false))) {
         conv.gradient_transforms = {target.gradient_ready};
     } else if (!conv.has_backward) {
         for (int slab = 0; slab < conv.plan.slabs; ++slab) {

@@ -372,8 +372,8 @@ Case random_case(std::mt19937& random) {
         c.bias = pick(0, 1), c.accumulate_output = pick(0, 2) == 0, c.accumulate_gradient = pick(0, 2) == 0;
         c.derivative = pick(0, 1), c.update = pick(0, 1), c.small_caches = pick(0, 2) == 0;
         c.memoize = pick(0, 1), c.keep = pick(0, 2) > 0, c.fused = q.in_maps <= 4 && pick(0, 1), c.packed = pick(0, 1);
-        if (c.direct || pick(0, 1)) return c;
-        const LayerPlan plan = plan_tiled(q, c.bundle, c.tile);
+        if (pick(0, 1)) return c;
+        const LayerPlan plan = c.direct ? plan_direct(q, c.bundle) : plan_tiled(q, c.bundle, c.tile);
         for (int Extent::*axis : {&Extent::z, &Extent::y, &Extent::x}) {
             Extent window = q.pool;
             window.*axis = pick(2, 3);

@@ -99,13 +99,11 @@ struct Walk {
     long w_z, w_y, w_tap, w_out;    // steps of the kernels; lanes and bundles are consecutive
 };
 
-// taps: one map comes in, whose x taps are its lanes; single: whose kOwnTaps are; packed and packed_single: the same with its
-// voxels side by side; shared: one bundle goes out, by several adjacent x taps; few: few go out.
-enum class Maps { many, taps, single, packed, packed_single, shared, few };
-constexpr bool is_single(Maps m) { return m == Maps::single || m == Maps::packed_single; }
+// taps: one map comes in, whose x taps are its lanes; single: whose kOwnTaps are; shared: one bundle goes out, by several
+// adjacent x taps; few: few go out.
+enum class Maps { many, taps, single, shared, few };
 template <Maps M>
 using Lanes = std::conditional_t<M == Maps::many || M == Maps::shared, Two, One>;
-constexpr int voxel_step(Maps m) { return m == Maps::packed || m == Maps::packed_single ? 1 : kV; }  // floats
 
 // How many voxels that kOwnTaps taps of a block would meet lie before and after the row, kOwnTaps - 1 at most: left out, they
 // need not be zeros in memory.
@@ -122,7 +120,7 @@ template <int First, int Last, int R, int NB, Maps M, class W = typename Lanes<M
         W weight[NB];
         for (int b = 0; b < NB; ++b) weight[b] = w[b * k.w_out];
         for (int r = First; r < Last; ++r)
-            for (int b = 0; b < NB; ++b) sum[b][r] += Lanes<M>::spread(at + r * voxel_step(M)) * weight[b];
+            for (int b = 0; b < NB; ++b) sum[b][r] += Lanes<M>::spread(at + r * kV) * weight[b];
     }
     return w;
 }
@@ -130,7 +128,7 @@ template <int First, int Last, int R, int NB, Maps M, class W = typename Lanes<M
 // All maps.
 template <int First, int Last, int R, int NB, Maps M, class W = typename Lanes<M>::Sum>
 [[gnu::always_inline]] inline const W* add_tap(const Walk& k, const float* x, const W* w, W (&sum)[NB][R]) {
-    if constexpr (is_single(M)) return add_maps<First, Last, R, NB, M>(k, x, w, kOwnTaps, k.lane, sum);
+    if constexpr (M == Maps::single) return add_maps<First, Last, R, NB, M>(k, x, w, kOwnTaps, k.lane, sum);
     if constexpr (M != Maps::many) return add_maps<First, Last, R, NB, M>(k, x, w, k.last_lanes, k.lane, sum);
     constexpr int whole = kV / Two::maps;  // counts known beforehand are worth a twentieth in loops this short
     for (int bundle = 1; bundle < k.bundles; ++bundle, x += k.bundle)
@@ -151,7 +149,7 @@ template <int Tap, int R, int NB, Maps M, Edge E, class W = typename Lanes<M>::S
 template <int R, int NB, Maps M, Edge E>
 void forward_block(const Walk& k, const float* in, const float* kernels, V* out, long out_bundle) {
     using W = typename Lanes<M>::Sum;
-    const int nx = is_single(M) ? 1 : k.nx;
+    const int nx = M == Maps::single ? 1 : k.nx;
     W sum[NB][R];
     clear(sum);
     for (int jz = 0; jz < k.nz; ++jz) {
@@ -325,8 +323,6 @@ RowFunction row_function(Maps maps, int group, int rows, Edge edge) {
         case Maps::few: return row_function<Maps::few>(group, rows);
         case Maps::taps: return row_function<Maps::taps>(group, rows);
         case Maps::single: return row_function<Maps::single>(group, rows);
-        case Maps::packed: return row_function<Maps::packed>(group, rows);
-        case Maps::packed_single: return row_function<Maps::packed_single>(group, rows);
         case Maps::shared: return row_function<Maps::shared>(group, rows, edge);
         case Maps::many: break;
     }
@@ -353,7 +349,7 @@ void convolve_row(const Walk& k, const Row& row, const float* in, const float* k
         const int r = row.least + (i < row.larger), left = row.voxels - done - r;
         const Edge edge = row.cut ? Edge{std::max(0, kOwnTaps - 1 - done), std::max(0, kOwnTaps - 1 - left)} : Edge{};
         row_function(row.maps, row.group, r, edge)(k, in, kernels, out, out_bundle);
-        in += r * voxel_step(row.maps);
+        in += r * kV;
         out += r;
         done += r;
     }
@@ -392,9 +388,30 @@ void each_row(const LayerPlan& p, Extent image, int first, int last, const Place
     }
 }
 
+// Rows [first, last) of windows of the output of a group of bundles: add(z, y, to, step) as above, finish(start, windows) ends each.
+template <class Add, class Finish>
+void each_pooled_row(const LayerPlan& p, const Buffers& b, GroupRange group, int first, int last, V* sums, Add add, Finish finish) {
+    const Extent m = p.output, w = p.problem.pool;
+    const int across = m.x / w.x, down = m.y / w.y, nb = group.last - group.first;
+    const long step = long(w.y) * m.x;
+    V* const maxima = sums + nb * step;
+    for (int i = first; i < last; ++i) {
+        for (int z = 0; z < w.z; ++z) {
+            for (int y = 0; y < w.y; ++y) add(i / down * w.z + z, i % down * w.y + y, sums + y * m.x, step);
+            for (int o = 0; o < nb; ++o)
+                pool_row(sums + o * step, m.x, w.y, w.x, z * w.y * w.x, across, maxima + 2L * o * across);
+        }
+        const long start = long(i) * across;
+        for (int o = 0; o < nb; ++o)
+            take_maxima(maxima + 2L * o * across, across, sums + long(o) * across,
+                        b.largest + (group.first + o) * b.output_stride + start * kV);
+        finish(start, across);
+    }
+}
+
 // Input steps of one map become steps of x taps where there is only one map: the inner loop stays long. The walk's outputs are
 // those of `group` bundles.
-Maps set_maps(Walk& k, int maps, int group, bool packed) {
+Maps set_maps(Walk& k, int maps, int group) {
     k.bundles = ceil_div(maps, kV);
     if (maps > 1) {
         k.lanes = kV / Two::maps;
@@ -405,8 +422,7 @@ Maps set_maps(Walk& k, int maps, int group, bool packed) {
     k.last_lanes = k.nx;
     k.lane = k.x;
     k.nx = 1;
-    if (k.last_lanes == kOwnTaps) return packed ? Maps::packed_single : Maps::single;
-    return packed ? Maps::packed : Maps::taps;
+    return k.last_lanes == kOwnTaps ? Maps::single : Maps::taps;
 }
 
 // Vectors of one tap of packed kernels, by the maps that come in, and how long they are.
@@ -417,44 +433,54 @@ long tap_floats(int maps) { return long(tap_vectors(maps)) * vector_floats(maps)
 void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity, m = p.output;
     const int maps = p.problem.in_maps, groups = p.few_outputs ? 1 : group_count(p.out_bundles, p.group_out);
-    const int rows = row_count(p, m), first = index / groups * p.rows_forward;
+    const int rows = forward_rows(p), first = index / groups * p.rows_forward;
     const GroupRange group = p.few_outputs ? GroupRange{0, 1} : group_range(p.out_bundles, p.group_out, index % groups);
     const int nb = group.last - group.first, taps = int(k.volume());
-    const long per_tap = p.few_outputs ? long(p.in_bundles) * p.problem.out_maps : tap_vectors(maps), step = input_step(b);
-    Walk walk{k.z, k.y, k.x, p.in_bundles, kV, kV, long(s.z) * n.y * n.x * step, long(s.y) * n.x * step, long(s.x) * step,
+    const long per_tap = p.few_outputs ? long(p.in_bundles) * p.problem.out_maps : tap_vectors(maps);
+    Walk walk{k.z, k.y, k.x, p.in_bundles, kV, kV, long(s.z) * n.y * n.x * kV, long(s.y) * n.x * kV, long(s.x) * kV,
               long(b.input_stride), 1, long(k.y) * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
-    const Maps kind = p.few_outputs ? Maps::few : set_maps(walk, maps, nb, b.packed_input);
+    const Maps kind = p.few_outputs ? Maps::few : set_maps(walk, maps, nb);
     const long bundle_floats = taps * (p.few_outputs ? per_tap * kV : tap_floats(maps));
     const float* kernels = b.at(Buffer::kernels_forward) + group.first * bundle_floats;
     const int last = std::min(rows, first + p.rows_forward), register_group = p.few_outputs ? p.problem.out_maps : nb;
     const Row whole{kind, register_group, m.x, false};
     V* sums = vec(scratch);
     const auto add = [&](int z, int y, V* to, long apart) {
-        convolve_row(walk, whole, b.input + (long(z) * n.y + y) * n.x * step, kernels, to, apart);
+        convolve_row(walk, whole, b.input + (long(z) * n.y + y) * n.x * kV, kernels, to, apart);
     };
     const auto add_part = [&](long start, long voxels, V* to, long apart) {
-        convolve_row(walk, {kind, register_group, int(voxels), false}, b.input + start * step, kernels, to, apart);
+        convolve_row(walk, {kind, register_group, int(voxels), false}, b.input + start * kV, kernels, to, apart);
     };
-    each_row(p, m, first, last, {sums}, add, add_part, [&](long start, long voxels) {
+    const auto finish = [&](long start, long voxels) {
         for (int o = 0; o < nb; ++o) {
             const int bundle = group.first + o;
             finish_forward(sums + o * voxels, vec(b.output + bundle * b.output_stride) + start, 1, voxels,
                            b.bias ? b.bias + bundle * kV : nullptr, b.transfer, b.accumulate_output);
         }
-    });
+    };
+    if (p.pools())
+        each_pooled_row(p, b, group, first, last, sums, add, finish);
+    else
+        each_row(p, m, first, last, {sums}, add, add_part, finish);
 }
 
-// Rows of the output gradient between zeros.
+// Rows of the output gradient, spread where it is pooled, between zeros.
 void pad_gradient(const LayerPlan& p, int index, const Buffers& b) {
-    const Extent m = p.output;
-    const int bundle = index / m.z, z = index % m.z, side = p.problem.sparsity.x * (p.problem.kernel.x - 1);
-    const long row = padded_row(p);
-    const V* from = vec(b.output_gradient + bundle * b.output_gradient_stride) + long(z) * m.y * m.x;
+    const Extent m = p.output, w = p.problem.pool;
+    const int bundle = index / m.z, z = index % m.z, side = p.problem.sparsity.x * (p.problem.kernel.x - 1), across = m.x / w.x;
+    const long row = padded_row(p), start = long(z / w.z) * (m.y / w.y) * across;
+    const V* from = vec(b.output_gradient + bundle * b.output_gradient_stride) + start;
+    const std::int8_t* largest = p.pools() ? b.largest + bundle * b.output_gradient_stride + start * kV : nullptr;
     V* to = vec(b.at(Buffer::gradient_spectra)) + (long(bundle) * m.z + z) * m.y * row;
-    for (int y = 0; y < m.y; ++y, from += m.x, to += row) {
-        std::fill(to, to + side, V{});
-        std::copy(from, from + m.x, to + side);
-        std::fill(to + side + m.x, to + row, V{});
+    for (int y = 0; y < m.y; y += w.y, from += across, to += w.y * row) {
+        if (p.pools())
+            spread_row(from, largest + long(y / w.y) * across * kV, 1, across, w.y, w.x, z % w.z * w.y * w.x, to + side, row);
+        else
+            std::copy(from, from + m.x, to + side);
+        for (int i = 0; i < w.y; ++i) {
+            std::fill_n(to + i * row, side, V{});
+            std::fill_n(to + i * row + side + m.x, side, V{});
+        }
     }
 }
 
@@ -471,7 +497,7 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const long bundle_step = padded ? long(m.z) * m.y * length * kV : long(b.output_gradient_stride);
     Walk walk{k.z, k.y, k.x, 1, kV, kV, -long(s.z) * m.y * length * kV, -long(s.y) * length * kV,
               long(s.x) * kV, bundle_step, 1, k.y * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
-    const Maps kind = set_maps(walk, maps, nb, false);
+    const Maps kind = set_maps(walk, maps, nb);
     const float* kernels = b.at(Buffer::kernels_backward) + group.first * taps * tap_floats(maps);
     const int last = std::min(rows, first + p.rows_backward);
     const Row whole{kind, nb, n.x, cut};
@@ -749,6 +775,19 @@ void double_gradient(Patch& patch, std::size_t bundle, int row, int nb, float* t
 #endif
 }
 
+// Output gradients as the update reads them: where they are pooled, the copy that pad_gradient has spread.
+struct Gradient {
+    const float* first;
+    long bundle;  // floats
+    int row;      // voxels
+};
+Gradient gradient_of(const LayerPlan& p, const Buffers& b) {
+    if (!p.pools()) return {b.output_gradient, long(b.output_gradient_stride), is_pointwise(p) ? int(p.output.volume()) : p.output.x};
+    const int row = padded_row(p), side = (row - p.output.x) / 2;
+    const float* copy = b.at(Buffer::gradient_spectra) + side * kV;
+    return {copy, long(p.output.z) * p.output.y * row * kV, is_pointwise(p) ? int(p.output.volume()) : row};
+}
+
 // Partial sums of one chunk of the output, all taps: one input bundle by one group of output bundles, laid out as kernels.
 // With few outputs the lanes are input maps: one group of input bundles, [tap][out map][in bundle].
 void update_partial(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
@@ -780,14 +819,14 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b, float* scra
     const Extent m = pointwise ? Extent{1, 1, int(p.output.volume())} : p.output;
     const Extent from = pointwise ? m : n;
     const float* image = b.input + (few ? group.first : in_bundle) * b.input_stride;
-    const float* gradient = b.output_gradient + (few ? 0 : group.first) * b.output_gradient_stride;
-    const long voxel = input_step(b);
-    patch.a_r = over_taps ? s.x * voxel : 1;
-    patch.a_x = voxel;
-    patch.a_row = (few ? m.x : from.x) * voxel;
-    patch.a_y = s.y * from.x * voxel;
-    patch.g_row = (few ? from.x : m.x) * kV;
-    patch.g_bundle = long(few ? b.input_stride : b.output_gradient_stride);
+    const Gradient all = gradient_of(p, b);
+    const float* gradient = all.first + (few ? 0 : group.first) * all.bundle;
+    patch.a_r = over_taps ? s.x * kV : 1;
+    patch.a_x = kV;
+    patch.a_row = (few ? all.row : from.x) * kV;
+    patch.a_y = s.y * from.x * kV;
+    patch.g_row = (few ? from.x : all.row) * kV;
+    patch.g_bundle = long(few ? b.input_stride : all.bundle);
 
     const PatchGrid grid(p);
     const int first = int(long(chunk) * grid.count() / p.update_chunks);
@@ -795,15 +834,15 @@ void update_partial(const LayerPlan& p, int index, const Buffers& b, float* scra
     for (int i = first; i < last; ++i) {
         const int z = i / (grid.down * grid.across), y = i / grid.across % grid.down * grid.rows, x = i % grid.across * grid.columns;
         patch.rows = std::min(grid.rows, m.y - y), patch.columns = std::min(grid.columns, m.x - x);
-        const float* g = gradient + ((long(z) * m.y + y) * m.x + x) * kV;
+        const float* g = gradient + ((long(z) * m.y + y) * all.row + x) * kV;
         patch.g = g;
-        if (Two::maps > 1 && !few && !over_taps) double_gradient(patch, b.output_gradient_stride, m.x, nb, scratch);
+        if (Two::maps > 1 && !few && !over_taps) double_gradient(patch, all.bundle, all.row, nb, scratch);
         int step;
         for (int j = 0; j < taps; j += step) {
             const int jz = j / (k.y * k.x), jy = j / k.x % k.y, jx = j % k.x;
             const bool shared = nb == 1 && dense && jx + kOwnTaps <= k.x && patch.columns >= kOwnTaps - 1;
             step = single ? k.y * k.x : over_taps ? k.x : shared ? kOwnTaps : 1;
-            const float* in = image + ((long(z + s.z * jz) * from.y + y + s.y * jy) * from.x + x + s.x * jx) * voxel;
+            const float* in = image + ((long(z + s.z * jz) * from.y + y + s.y * jy) * from.x + x + s.x * jx) * kV;
             patch.a = few ? g : in;
             if (few) patch.g = in;
             patch.sums = sums + j * tap_step;
@@ -847,6 +886,8 @@ void update(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
 
 void run_direct(const LayerPlan& p, Phase phase, int index, const Buffers& b, float* scratch) {
     if (p.problem.depthwise && phase != Phase::gradient_transform) return run_depthwise(p, phase, index, b, scratch);
+    if (is_single(p) && phase == Phase::forward_inverse) return forward_single(p, index, b, scratch);
+    if (is_single(p) && phase == Phase::update_product) return update_single(p, index, b, scratch);
     switch (phase) {
         case Phase::kernels_forward: return pack_forward(p, index, b, scratch);
         case Phase::kernels_backward: return pack_backward(p, index, b, scratch);

@@ -138,4 +138,85 @@ void transpose_block(const V* in, long in_step, V* out, long out_step) {
     for (int i = 0; i < kV; ++i) out[i * out_step] = rows[i];
 }
 
+namespace {
+
+typedef float Unaligned __attribute__((vector_size(kV * 4), may_alias, aligned(4)));
+
+// W: both extents of the window where they are known to the compiler, else 0.
+template <int W>
+void pool(const V* in, long row, int w1, int w2, int first, int count, V* maxima) {
+    w1 = W ? W : w1, w2 = W ? W : w2;
+    VI* voxel = reinterpret_cast<VI*>(maxima) + 1;
+    for (int x = 0; x < count; ++x, in += w2, maxima += 2, voxel += 2) {
+        V most = first ? *maxima : in[0];
+        VI where = first ? *voxel : VI{};
+        for (int j = 0; j < w1; ++j)
+            for (int i = 0; i < w2; ++i) {
+                const V value = in[j * row + i];
+                const VI more = ~(value <= most) & (most == most);  // the first NaN stays
+                where = more ? VI{} + (first + j * w2 + i) : where;
+                most = more ? value : most;
+            }
+        *maxima = most, *voxel = where;
+    }
+}
+
+template <int W>
+void spread(const V* g, const std::int8_t* largest, long step, int count, int w1, int w2, int first, V* out, long row) {
+    w1 = W ? W : w1, w2 = W ? W : w2;
+    for (int x = 0; x < count; ++x, out += w2, g += step, largest += step * kV) {
+        const VI voxel = load_bytes(largest) - first;
+        const V value = *g;
+        for (int j = 0; j < w1; ++j)
+            for (int i = 0; i < w2; ++i) out[j * row + i] = voxel == j * w2 + i ? value : V{};
+    }
+}
+
+}  // namespace
+
+void pool_row(const V* in, long row, int w1, int w2, int first, int count, V* maxima) {
+    (w1 == 2 && w2 == 2 ? pool<2> : pool<0>)(in, row, w1, w2, first, count, maxima);
+}
+
+void spread_row(const V* g, const std::int8_t* largest, long step, int count, int w1, int w2, int first, V* out, long row) {
+    (w1 == 2 && w2 == 2 ? spread<2> : spread<0>)(g, largest, step, count, w1, w2, first, out, row);
+}
+
+void take_maxima(const V* pairs, long count, V* maxima, std::int8_t* largest, long step) {
+    for (long x = 0; x < count; ++x) {
+        maxima[x] = pairs[2 * x];
+        store_bytes(reinterpret_cast<const VI*>(pairs)[2 * x + 1], largest + x * step * kV);
+    }
+}
+
+void bundle_row(const float* maps, long pitch, int count, V* out) {
+    for (int x = 0; x < count; x += kV) {
+        V rows[kV];
+        for (int i = 0; i < kV; ++i) rows[i] = *reinterpret_cast<const Unaligned*>(maps + i * pitch + x);
+        transpose(rows);
+        for (int i = 0; i < kV; ++i) out[x + i] = rows[i];
+    }
+}
+
+void unbundle_row(const V* in, int count, float* maps, long pitch) {
+    for (int x = 0; x < count; x += kV) {
+        V rows[kV];
+        for (int i = 0; i < kV; ++i) rows[i] = x + i < count ? in[x + i] : V{};
+        transpose(rows);
+        for (int i = 0; i < kV; ++i) *reinterpret_cast<Unaligned*>(maps + i * pitch + x) = rows[i];
+    }
+}
+
+V sum_lanes(const float* rows, int lanes) {
+    V sums[kV];
+    for (int i = 0; i < kV; ++i) {
+        const V* row = vec(rows + i * lanes);
+        sums[i] = row[0];
+        for (int j = 1; j < lanes / kV; ++j) sums[i] += row[j];
+    }
+    transpose(sums);
+    for (int i = 1; i < kV; ++i) sums[0] += sums[i];
+    return sums[0];
+}
+
 }  // namespace znn::tiled::ZNN_VARIANT

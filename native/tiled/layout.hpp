@@ -196,6 +196,11 @@ inline bool is_pointwise(const LayerPlan& p) { return p.problem.kernel.volume() 
 inline int row_count(const LayerPlan& p, Extent image) {
     return is_pointwise(p) ? ceil_div(int(image.volume()), kRowVoxels) : image.z * image.y;
 }
+// Of the output: of windows, where it is pooled.
+inline int forward_rows(const LayerPlan& p) {
+    const Extent m = p.output, w = p.problem.pool;
+    return p.pools() ? m.z / w.z * (m.y / w.y) : row_count(p, m);
+}
 // How many rows of so many voxels are finished together, while they are in L1, and the voxels there must be room for.
 inline constexpr int kFinishedVoxels = 64;
 inline int rows_together(int voxels) { return std::max(1, kFinishedVoxels / voxels); }
@@ -203,15 +208,46 @@ inline int finished_voxels(const LayerPlan& p) {
     return is_pointwise(p) ? kRowVoxels : std::max(kFinishedVoxels, p.problem.input.x);
 }
 // Whether the backward pass reads a copy of the output gradient with zeros on both sides of its rows. Three adjacent taps of
-// many maps, the usual ones, have functions that leave out what lies outside.
+// many maps, the usual ones, have functions that leave out what lies outside. A pooled gradient is spread there.
 inline bool pads_gradient(const LayerPlan& p) {
     const Problem& q = p.problem;
-    return q.kernel.x > 1 && (q.kernel.x != 3 || q.sparsity.x > 1 || q.out_maps == 1 || q.depthwise);
+    return p.pools() || (q.kernel.x > 1 && (q.kernel.x != 3 || q.sparsity.x > 1 || q.out_maps == 1 || q.depthwise));
 }
 // Voxels of a row of that copy.
 inline int padded_row(const LayerPlan& p) {
     return p.output.x + 2 * p.problem.sparsity.x * (p.problem.kernel.x - 1);
 }
+
+// ---- direct convolution of a single map (single.cpp), whose vectors are of voxels
+inline bool is_single(const LayerPlan& p) { return p.method == Method::direct && p.problem.in_maps == 1 && !p.problem.depthwise; }
+inline constexpr int kSingleLanes = 16;      // of the widest vectors
+inline constexpr int kRunVoxels = 512;       // of a plane, that are in L1 together with what they are made of
+
+// Rows of windows of the pooling, how many are taken together, and scratch: of one bundle, all of a run.
+struct SingleSizes {
+    int down, count, run;
+    long input, pitch, planar, sums, taps;  // floats, the last integers
+    long rows, maxima;                // vectors
+
+    explicit SingleSizes(const LayerPlan& p) {
+        const Problem& q = p.problem;
+        const Extent n = q.input, m = p.output, w = q.pool;
+        down = m.y / w.y, count = m.z / w.z * down;
+        run = std::clamp(kRunVoxels / (w.y * n.x), 1, down);
+        const auto whole = [](long floats) { return (floats + kSingleLanes - 1) / kSingleLanes * kSingleLanes; };
+        const long planes = w.z + q.sparsity.z * (q.kernel.z - 1), halo = q.sparsity.y * (q.kernel.y - 1);
+        input = whole(planes * (run * w.y + halo) * n.x + kSingleLanes);
+        pitch = whole(long(run) * w.y * n.x + kSingleLanes);
+        if (pitch / kSingleLanes % 2 == 0) pitch += kSingleLanes;  // an odd number: maps spread over the cache's sets
+        planar = pitch * p.bundle;
+        rows = long(p.pools() ? w.y : run) * m.x + p.bundle;
+        rows = std::max(rows, long(run) * (m.x / w.x) + p.bundle);
+        maxima = p.pools() ? 2L * run * (m.x / w.x) : 0;
+        taps = whole(long(q.kernel.volume()));
+        sums = taps * p.bundle * kSingleLanes;
+    }
+    long floats(int bundle) const { return input + planar + sums + (rows + maxima) * bundle + taps; }
+};
 
 // Taps j of an axis for which 0 <= i - s j < m.
 struct TapRange {

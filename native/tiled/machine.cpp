@@ -201,7 +201,7 @@ Work direct_work(const LayerPlan& p, double in_image, double out_image) {
         w.flops[int(phase)] = operations, w.bytes[int(phase)] = bytes;
     };
     for (const Phase phase : {Phase::kernels_forward, Phase::kernels_backward, Phase::update_inverse})
-        set(phase, 0, q.depthwise && phase == Phase::kernels_forward ? 0 : 2 * weights);
+        set(phase, 0, (q.depthwise || is_single(p)) && phase == Phase::kernels_forward ? 0 : 2 * weights);
     set(Phase::forward_inverse, flops, in_image + out_image + weights);
     set(Phase::backward_inverse, flops, in_image + out_image + weights);
     set(Phase::update_product, flops, in_image + out_image + weights);
@@ -277,7 +277,8 @@ LayerPlan representative(const LayerPlan& p, const Machine& machine, double seco
     int* extents[3] = {&q.input.z, &q.input.y, &q.input.x};
     const int kernels[3] = {q.kernel.z, q.kernel.y, q.kernel.x}, sparsities[3] = {q.sparsity.z, q.sparsity.y, q.sparsity.x};
     const int k = kernels[along], s = sparsities[along], full = *extents[along], outputs = full - s * (k - 1);
-    const int part = tiled ? p.axis[p.split].M : 1, parts = ceil_div(ceil_div(outputs, s), part);
+    const int windows[3] = {q.pool.z, q.pool.y, q.pool.x};
+    const int part = tiled ? p.axis[p.split].M : windows[along], parts = ceil_div(ceil_div(outputs, s), part);
     const double share = seconds / predict(p, machine).total();
     int wanted = std::max(int(std::ceil(share * parts)), tiled ? 1 : 4);
     if (tiled) wanted = std::max(wanted, ceil_div(p.tiles_per_slab * parts, p.tiles));

@@ -160,9 +160,33 @@ double direct_seconds(const LayerPlan& p, int row, double voxels, int maps, int 
     // Sums in registers; fewer than 10 wait for each other.
     const double block = std::min(12, row * (p.problem.depthwise ? 1 : std::min(bundles, 3)));
     double efficiency = std::min(1.0, block / 10);
-    // Of a single map one read serves one multiplication, and outputs are written before much is done to them (measured).
+    // Of a single map one read serves one multiplication (measured).
     if (maps == 1 && !p.problem.depthwise) efficiency *= has_wide_registers() ? 0.5 : 0.75;
     return 2.0 * voxels * taps * maps * bundles * p.bundle / (machine.direct_flops * efficiency);
+}
+
+// Vector operations, measured, that pool a voxel of a bundle.
+constexpr double kPoolOperations = 8;
+double pool_seconds(const LayerPlan& p, const Machine& machine) {
+    return kPoolOperations * double(p.output.volume()) * p.out_bundles * p.bundle / machine.transform_flops;
+}
+
+// Passes of a single map (single.cpp) over some rows of windows. Forward: no lanes are lost to maps that are not there, but some
+// voxels to the ends of rows; then voxels' bundles are put together and pooled, in so many vector operations (measured).
+struct SingleSeconds {
+    double forward, update;
+};
+SingleSeconds single_seconds(const LayerPlan& p, double windows, const Machine& machine) {
+    const Problem& q = p.problem;
+    const double rows = windows * q.pool.z * q.pool.y, taps = double(q.kernel.volume()), bundles = double(p.out_bundles) * p.bundle;
+    const double products = 2 * rows * q.input.x * taps * q.out_maps / machine.direct_flops;
+    const double bundled = rows * p.output.x * bundles / machine.transform_flops;
+    if (!p.pools()) return {products + 8 * bundled, products + 8 * bundled};
+    // Of a window one vector operation for every row of taps that a vector holds, and some to find the voxel.
+    const int lanes = has_wide_registers() ? 16 : 8;
+    const double rows_of_taps = double(q.kernel.z) * q.kernel.y * ceil_div(q.kernel.x, lanes);
+    const double found = windows * (p.output.x / q.pool.x) * q.out_maps;
+    return {products + (8 + kPoolOperations) * bundled, found * (rows_of_taps + 6) * 2 * lanes / machine.direct_flops};
 }
 
 // Tile geometry of one memory axis.
@@ -462,15 +486,32 @@ LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Mach
     return p;
 }
 
+namespace {
+
+void size_single(LayerPlan& p, const Machine& machine) {
+    const SingleSizes sizes(p);
+    p.rows_forward = units_per_piece(single_seconds(p, 1, machine).forward, sizes.count, sizes.count, machine);
+    // The same for any number of workers, as they are what the order of summation depends on.
+    const double all = single_seconds(p, sizes.count, {}).update;
+    p.update_chunks = clamp_count(std::min(all / std::max(piece_aim(all, 2, machine), 1e-5), 64.0) / p.out_bundles, sizes.count);
+    p.pieces[int(Phase::forward_inverse)] = ceil_div(sizes.count, p.rows_forward);
+    p.pieces[int(Phase::update_product)] = p.out_bundles * p.update_chunks;
+    p.scratch = std::max(p.scratch, std::size_t(sizes.floats(p.bundle)) * sizeof(float));
+}
+
+}  // namespace
+
 LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine) {
     LayerPlan p = base_plan(problem, bundle);
     const Extent k = problem.kernel;
     const int in = problem.fan_in(), out = problem.fan_out();
     const long taps = long(k.volume());
     const bool pointwise = taps == 1;
-    if (p.pools()) throw std::invalid_argument("convolution layer: the direct method does not pool its output");
     p.method = Method::direct;
-    p.few_outputs = out <= 4 && !problem.depthwise;
+    const bool single = is_single(p);
+    if (p.pools() && !can_pool(p, problem.pool))
+        throw std::invalid_argument("convolution layer: the direct method cannot pool windows of " + to_string(problem.pool));
+    p.few_outputs = out <= 4 && !single && !problem.depthwise;
     const bool wide = has_wide_registers();
     // Bundles of outputs that a block of registers sums: two where adjacent taps share what they read (direct.cpp), which is
     // more than the reads that a third one would spare.
@@ -485,8 +526,8 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     const int out_bundles = p.few_outputs ? 1 : std::min(p.group_out, p.out_bundles);
     const double forward = direct_seconds(p, out_row, out_row, in, out_bundles, machine);
     const double backward = direct_seconds(p, in_row, in_row, out, std::min(p.group_in, p.in_bundles), machine);
-    const int out_rows = row_count(p, p.output), in_rows = row_count(p, problem.input);
-    p.rows_forward = units_per_piece(forward, out_rows, out_rows, machine);
+    const int out_rows = forward_rows(p), in_rows = row_count(p, problem.input);
+    p.rows_forward = units_per_piece(forward * problem.pool.z * problem.pool.y, out_rows, out_rows, machine);
     p.rows_backward = units_per_piece(backward, in_rows, in_rows, machine);
     p.kernel_maps_in = units_per_piece(1e-9 * p.bundle * taps, double(in) * p.out_bundles, in, machine);
     p.kernel_maps_in += p.kernel_maps_in % 2;  // kernels may be packed in pairs of maps
@@ -495,7 +536,8 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
 
     auto set = [&](Phase phase, int count) { p.pieces[int(phase)] = count; };
     const int out_groups = group_count(p.out_bundles, p.group_out), in_groups = group_count(p.in_bundles, p.group_in);
-    const int packed = problem.depthwise ? 0 : p.out_bundles * ceil_div(in, p.kernel_maps_in);  // depthwise: as they are
+    const bool as_they_are = problem.depthwise || single;
+    const int packed = as_they_are ? 0 : p.out_bundles * ceil_div(in, p.kernel_maps_in);
     set(Phase::kernels_forward, p.few_outputs ? p.in_bundles : packed);
     set(Phase::kernels_backward, p.in_bundles * ceil_div(out, p.kernel_maps_out));
     set(Phase::forward_inverse, (p.few_outputs ? 1 : out_groups) * ceil_div(out_rows, p.rows_forward));
@@ -512,15 +554,22 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     set(Phase::update_product, pairs * p.update_chunks);
     set(Phase::update_inverse, p.few_outputs ? p.in_bundles : p.out_bundles * ceil_div(in, p.kernel_maps_in));
 
-    const long rows = 3L * finished_voxels(p), turned = p.bundle * taps;
+    const long pooled = p.pools() ? long(problem.pool.y) * p.output.x + 2L * p.output.x / problem.pool.x : 0;
+    const long rows = 3L * std::max<long>(finished_voxels(p), pooled), turned = p.bundle * taps;
     const long doubled = wide && p.bundle == 8 ? 3L * 2 * p.patch_voxels : 0;  // gradients for pairs of maps
     p.scratch = std::size_t(std::max({rows, turned, doubled})) * p.bundle * sizeof(float);
+    if (single) size_single(p, machine);
     return p;
 }
 
 bool can_pool(const LayerPlan& p, Extent window) {
     const int w[3] = {window.z, window.y, window.x};
-    if (p.method != Method::tiled || std::min({w[0], w[1], w[2]}) < 1 || window.volume() > 127) return false;
+    if (std::min({w[0], w[1], w[2]}) < 1 || window.volume() > 127) return false;
+    if (p.method == Method::direct) {
+        const Extent m = p.output;
+        const bool adjacent = !is_single(p) || p.problem.sparsity.x == 1;  // taps, that walk windows side by side (single.cpp)
+        return !p.problem.depthwise && adjacent && m.z % w[0] == 0 && m.y % w[1] == 0 && m.x % w[2] == 0;
+    }
     for (int a = 0; a < 3; ++a) {
         const Axis& axis = p.axis[a];
         const int length = w[p.order[a]];
@@ -532,7 +581,7 @@ bool can_pool(const LayerPlan& p, Extent window) {
 
 bool packs_input(const LayerPlan& p) {
     if (p.problem.in_maps > 1 || p.problem.depthwise) return false;
-    return p.method == Method::direct ? !p.few_outputs : p.fused;
+    return p.method == Method::direct || p.fused;
 }
 
 std::size_t kernel_floats(const LayerPlan& p) {
@@ -543,7 +592,7 @@ std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
     const std::size_t in = p.problem.fan_in(), out = p.problem.fan_out(), taps = p.problem.kernel.volume(), V = p.bundle;
     std::size_t floats = 0;
     if (p.method == Method::direct) {
-        if (buffer == Buffer::kernels_forward && !p.problem.depthwise)
+        if (buffer == Buffer::kernels_forward && !p.problem.depthwise && !is_single(p))
             floats = p.few_outputs ? taps * p.in_bundles * out * V : p.out_bundles * (in + in % 2) * taps * V;
         if (buffer == Buffer::kernels_backward) floats = p.in_bundles * (out + out % 2) * taps * V;
         if (buffer == Buffer::gradient_spectra && pads_gradient(p))
@@ -618,8 +667,8 @@ double Cost::update() const { return sum(*this, {Phase::update_product, Phase::u
 
 bool takes_part(const LayerPlan& p, Phase phase, bool backward) {
     if (backward) return true;
-    // The update still needs the spectra of gradients, unless it makes its own.
-    if (phase == Phase::gradient_transform) return p.method == Method::tiled && !p.fused;
+    // The update still needs the spectra of gradients, or these spread, unless it makes its own.
+    if (phase == Phase::gradient_transform) return p.method == Method::tiled ? !p.fused : p.pools() && !is_single(p);
     return phase != Phase::kernels_backward && phase != Phase::backward_product && phase != Phase::backward_inverse &&
            phase != Phase::backward_join;
 }
@@ -650,9 +699,10 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
         const double useful = double(lanes_out) / (p.out_bundles * p.bundle);
         const double forward = direct_seconds(p, row, voxels, p.few_outputs ? p.in_bundles * p.bundle : in, p.out_bundles,
                                               machine) * useful;
-        set(Phase::kernels_forward, p.problem.depthwise ? 0.0 : 3 * weights / machine.memory_bytes);
+        set(Phase::kernels_forward, p.problem.depthwise || is_single(p) ? 0.0 : 3 * weights / machine.memory_bytes);
         set(Phase::kernels_backward, 6 * weights / machine.memory_bytes);
-        set(Phase::forward_inverse, forward + in_read + out_written);
+        const double pooled = p.pools() ? pool_seconds(p, machine) : 0;
+        set(Phase::forward_inverse, forward + pooled + in_read + out_written);
         set(Phase::gradient_transform, pads_gradient(p) ? 8.0 * voxels * p.out_bundles * p.bundle / machine.memory_bytes : 0.0);
         // Every tap of an input voxel is walked, in x also those that meet only zeros.
         const double rows = voxels / p.output.x * (is_pointwise(p) ? p.output.x : p.problem.input.x);
@@ -660,6 +710,11 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
         set(Phase::update_inverse, (p.update_chunks + 2) * weights / machine.memory_bytes);
         set(Phase::update_product, direct_seconds(p, row, voxels, p.few_outputs ? p.in_bundles * p.bundle : in,
                                                   p.out_bundles, machine) * useful * 1.1 + in_read + out_read);
+        if (is_single(p)) {
+            const SingleSeconds all = single_seconds(p, SingleSizes(p).count, machine);
+            set(Phase::forward_inverse, all.forward + in_read + out_written);
+            set(Phase::update_product, all.update + in_read + out_read);
+        }
         return c;
     }
     const double bytes_in = bytes_of_spectra(p, p.in_bundles), bytes_out = bytes_of_spectra(p, p.out_bundles);

@@ -233,7 +233,7 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
 LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Machine& machine = {}, bool memoize = true);
 
 // Whether a layer planned without pooling could pool its output by these windows (Problem::pool): no window may be cut by
-// a tile's border, and every voxel must lie in one. The direct method cannot.
+// a tile's border, and every voxel must lie in one. Depthwise layers cannot.
 bool can_pool(const LayerPlan& plan, Extent window);
 
 std::size_t buffer_bytes(const LayerPlan& plan, Buffer buffer);

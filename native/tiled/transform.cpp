@@ -75,23 +75,14 @@ void middle_inverse(const LayerPlan& p, const TileScratch& t, const V* pencils) 
 
 }  // namespace
 
-// Plane z of a pooled gradient, spread to the voxels that were the largest of their windows. W: both extents of the window where
-// they are known to the compiler, else 0.
-template <int W>
+// Plane z of a pooled gradient, spread to the voxels that were the largest of their windows.
 static void spread_plane(const LayerPlan& p, const Box& box, int z, V* rows) {
-    const int w0 = p.axis[0].pool, w1 = W ? W : p.axis[1].pool, w2 = W ? W : p.axis[2].pool, first = z % w0 * w1 * w2;
+    const int w0 = p.axis[0].pool, w1 = p.axis[1].pool, w2 = p.axis[2].pool, first = z % w0 * w1 * w2;
     const long row = p.axis[2].T;
     for (int y = 0; y < box.count[1]; y += w1) {
         const long at = z / w0 * box.step[0] + y / w1 * box.step[1];
-        const V* g = vec(box.origin) + at;
-        const std::int8_t* largest = box.largest + at * kV;
-        V* out = rows + y * row + box.at[2];
-        for (int x = 0; x < box.count[2]; x += w2, out += w2, g += box.step[2], largest += box.step[2] * kV) {
-            const VI voxel = load_bytes(largest) - first;
-            const V value = *g;
-            for (int j = 0; j < w1; ++j)
-                for (int i = 0; i < w2; ++i) out[j * row + i] = voxel == j * w2 + i ? value : V{};
-        }
+        spread_row(vec(box.origin) + at, box.largest + at * kV, box.step[2], box.count[2] / w2, w1, w2, first,
+                   rows + y * row + box.at[2], row);
     }
 }
 
@@ -125,7 +116,7 @@ void forward_planes(const LayerPlan& p, const Box& box, int planes, float* scrat
     const int T1 = p.axis[1].T, T2 = p.axis[2].T;
     const bool middle = T1 > 1;
     const long row = 2 * t.row_frequencies;
-    const bool padded = box.count[2] < T2, square = p.axis[1].pool == 2 && p.axis[2].pool == 2;
+    const bool padded = box.count[2] < T2;
     const Codelets& real = codelets(T2);
     if (padded) std::fill(t.rows, t.rows + long(T1) * T2, V{});
     if (middle) zero_rows(t.plane, row, box.at[1], box.count[1], T1);
@@ -141,7 +132,7 @@ void forward_planes(const LayerPlan& p, const Box& box, int planes, float* scrat
         const V* x = vec(box.origin) + z * box.step[0];
         long is = box.step[2], in_line = box.step[1];
         if (box.largest) {
-            (square ? spread_plane<2> : spread_plane<0>)(p, box, z, t.rows);
+            spread_plane(p, box, z, t.rows);
             x = t.rows, is = 1, in_line = T2;
         } else if (padded) {
             for (int y = 0; y < box.count[1]; ++y)
@@ -236,47 +227,22 @@ Box gradient_box(const LayerPlan& p, const TilePlace& place, const Buffers& b, i
     return box;
 }
 
-// A row of windows of plane i0 of a tile, from t.rows to their maxima, begun with the window's first plane. W: both extents of the
-// window where they are known to the compiler, else 0.
-template <int W>
-static void pool_row(const LayerPlan& p, const TileScratch& t, const Box& box, int i0, V* maximum) {
-    const int w1 = W ? W : p.axis[1].pool, w2 = W ? W : p.axis[2].pool, first = i0 % p.axis[0].pool * w1 * w2;
-    VI* voxel = reinterpret_cast<VI*>(maximum) + 1;
-    for (int x = 0; x < box.count[2]; x += w2, maximum += 2, voxel += 2) {
-        const V* in = t.rows + box.at[2] + x;
-        V most = first ? *maximum : in[0];
-        VI where = first ? *voxel : VI{};
-        for (int j = 0; j < w1; ++j)
-            for (int i = 0; i < w2; ++i) {
-                const V value = in[j * p.axis[2].T + i];
-                const VI more = ~(value <= most) & (most == most);  // the first NaN stays
-                where = more ? VI{} + (first + j * w2 + i) : where;
-                most = more ? value : most;
-            }
-        *maximum = most, *voxel = where;
-    }
-}
-
 static void finish_pooled_tile(const LayerPlan& p, const Box& box, const Buffers& b, const float* bias, const TileScratch& t,
                                const Ahead& ahead) {
     const Axis* a = p.axis;
     const int count = box.count[2] / a[2].pool;
     std::int8_t* largest = b.largest + (box.origin - b.output);
-    const auto pool = a[1].pool == 2 && a[2].pool == 2 ? pool_row<2> : pool_row<0>;
     for (int i0 = 0; i0 < box.count[0]; ++i0) {
         ahead.fetch(p, i0, box.count[0]);
         inverse_plane(p, t, i0 + box.at[0]);
         for (int y = 0; y < box.count[1] / a[1].pool; ++y) {
             V* maxima = t.maxima + 2L * y * count;
             inverse_rows(p, t, i0 + box.at[0], box.at[1] + y * a[1].pool, a[1].pool);
-            pool(p, t, box, i0, maxima);
+            pool_row(t.rows + box.at[2], a[2].T, a[1].pool, a[2].pool, i0 % a[0].pool * a[1].pool * a[2].pool, count, maxima);
             if ((i0 + 1) % a[0].pool) continue;
             const long at = i0 / a[0].pool * box.step[0] + y * box.step[1];
             V* out = vec(const_cast<float*>(box.origin)) + at;
-            for (int x = 0; x < count; ++x) {
-                t.rows[x] = maxima[2 * x];
-                store_bytes(*reinterpret_cast<const VI*>(maxima + 2 * x + 1), largest + (at + x * box.step[2]) * kV);
-            }
+            take_maxima(maxima, count, t.rows, largest + at * kV, box.step[2]);
             finish_forward(t.rows, out, box.step[2], count, bias, b.transfer, b.accumulate_output);
         }
     }

@@ -7,12 +7,25 @@
 
 namespace znn::tiled::ZNN_VARIANT {
 
-// Bytes to integers and back. By way of shorts: compilers take the direct way element by element.
+// Bytes to integers and back: where there are instructions for it, compilers do not find them; else by way of shorts, as they take
+// the direct way element by element.
 ZNN_INLINE VI load_bytes(const std::int8_t* p) {
+#if defined(__AVX512F__) && ZNN_V == 16
+    return reinterpret_cast<VI>(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__) && ZNN_V == 8
+    return reinterpret_cast<VI>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
     return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const VB*>(p), VS), VI);
+#endif
 }
 ZNN_INLINE void store_bytes(VI x, std::int8_t* p) {
+#if defined(__AVX512F__) && ZNN_V == 16
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x)));
+#elif defined(__AVX512F__) && ZNN_V == 8
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm256_cvtepi32_epi8(reinterpret_cast<__m256i>(x)));
+#else
     *reinterpret_cast<VB*>(p) = __builtin_convertvector(__builtin_convertvector(x, VS), VB);
+#endif
 }
 
 void run_tiled(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
@@ -23,6 +36,10 @@ inline long input_step(const Buffers& b) { return b.packed_input ? 1 : kV; }
 
 // depthwise.cpp: those phases of the direct method that are its own.
 void run_depthwise(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
+
+// single.cpp: the same of a single map that comes in.
+void forward_single(const LayerPlan& plan, int index, const Buffers& b, float* scratch);
+void update_single(const LayerPlan& plan, int index, const Buffers& b, float* scratch);
 
 // transform.cpp
 // The box of an image that belongs to a tile: where it begins, how much of it exists, at which tile position it lies.
@@ -74,5 +91,19 @@ void apply_derivative(V* g, const V* y, long step, long count, Transfer f);
 void finish_update(const LayerPlan& plan, const Buffers& b, int o, int i, const V* g);
 // out[j] lane i = in[i * in_step] lane j.
 void transpose_block(const V* in, long in_step, V* out, long out_step);
+// A row of `count` voxels of a bundle's maps, each in a row of its own `pitch` floats after the one before, and back. `out` is
+// written up to a whole block of vectors, maps' rows up to a whole vector, with zeros.
+void bundle_row(const float* maps, long pitch, int count, V* out);
+void unbundle_row(const V* in, int count, float* maps, long pitch);
+// Lane i: the sum of `lanes` floats from rows + i * lanes on; lanes: a multiple of kV.
+V sum_lanes(const float* rows, int lanes);
+
+// A row of windows of w1 rows, `row` vectors apart, by w2 voxels: pairs of their maxima and of which voxel of the window that was,
+// as an integer. `first`: the number of the first voxel; other than 0, the maxima so far are there.
+void pool_row(const V* in, long row, int w1, int w2, int first, int count, V* maxima);
+// The maxima of such pairs, and bytes for their voxels.
+void take_maxima(const V* pairs, long count, V* maxima, std::int8_t* largest, long step = 1);
+// And back: `count` gradients, `step` vectors apart, to the voxels that were the largest; zero to the others.
+void spread_row(const V* g, const std::int8_t* largest, long step, int count, int w1, int w2, int first, V* out, long row);
 
 }  // namespace znn::tiled::ZNN_VARIANT
