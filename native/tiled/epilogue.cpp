@@ -116,18 +116,18 @@ void finish_update(const LayerPlan& plan, const Buffers& b, int o, int i, const 
 }
 
 // The lanes of a whose numbers have bit H change places with those of b whose numbers have not.
-template <int H, std::size_t... LANE>
-ZNN_INLINE void exchange(V& a, V& b, std::index_sequence<LANE...>) {
-    const V first = __builtin_shufflevector(a, b, (LANE & H ? kV + LANE - H : LANE)...);
-    b = __builtin_shufflevector(a, b, (LANE & H ? kV + LANE : LANE + H)...);
+template <int H, class W, std::size_t... LANE>
+ZNN_INLINE void exchange(W& a, W& b, std::index_sequence<LANE...> lanes) {
+    const W first = __builtin_shufflevector(a, b, (LANE & H ? lanes.size() + LANE - H : LANE)...);
+    b = __builtin_shufflevector(a, b, (LANE & H ? lanes.size() + LANE : LANE + H)...);
     a = first;
 }
 
-// Eklundh's transposition: blocks of H by H, of twice that side, and so on.
-template <int H = 1>
-ZNN_INLINE void transpose(V (&rows)[kV]) {
+// Eklundh's transposition: blocks of H by H, of twice that side, and so on; of each kV lanes of wider vectors by themselves.
+template <int H = 1, class W>
+ZNN_INLINE void transpose(W (&rows)[kV]) {
     for (int i = 0; i < kV; ++i)
-        if (!(i & H)) exchange<H>(rows[i], rows[i + H], std::make_index_sequence<kV>());
+        if (!(i & H)) exchange<H>(rows[i], rows[i + H], std::make_index_sequence<sizeof(W) / sizeof(float)>());
     if constexpr (2 * H < kV) transpose<2 * H>(rows);
 }
 
@@ -140,24 +140,46 @@ void transpose_block(const V* in, long in_step, V* out, long out_step) {
 
 namespace {
 
-typedef float Unaligned __attribute__((vector_size(kV * 4), may_alias, aligned(4)));
+static_assert(kX == kV || kX == 2 * kV);
+
+// As many vectors as one of kX lanes holds, `step` apart, as one, and the first `count` back.
+template <class NARROW>
+ZNN_INLINE auto gather(const NARROW* from, long step) {
+    if constexpr (kX == kV)
+        return *from;
+    else
+        return __builtin_shufflevector(from[0], from[step], 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+template <class NARROW, class WIDE>
+ZNN_INLINE void scatter(WIDE x, NARROW* to, long step, int count = kX / kV) {
+    if constexpr (kX == kV) {
+        *to = x;
+    } else {
+        *to = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
+        if (count > 1) to[step] = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    }
+}
 
 // W: both extents of the window where they are known to the compiler, else 0.
 template <int W>
 void pool(const V* in, long row, int w1, int w2, int first, int count, V* maxima) {
     w1 = W ? W : w1, w2 = W ? W : w2;
-    VI* voxel = reinterpret_cast<VI*>(maxima) + 1;
-    for (int x = 0; x < count; ++x, in += w2, maxima += 2, voxel += 2) {
-        V most = first ? *maxima : in[0];
-        VI where = first ? *voxel : VI{};
+    constexpr int kWindows = kX / kV;
+    for (int x = 0; x < count; x += kWindows, in += kWindows * w2, maxima += 2 * kWindows) {
+        const int windows = std::min(kWindows, count - x);
+        const long step = windows == kWindows ? w2 : 0;  // a last one alone is taken twice
+        VI* const voxel = reinterpret_cast<VI*>(maxima) + 1;
+        X most = first ? X(gather(maxima, step ? 2 : 0)) : X(gather(in, step));
+        XI where = first ? XI(gather(voxel, step ? 2 : 0)) : XI{};
         for (int j = 0; j < w1; ++j)
             for (int i = 0; i < w2; ++i) {
-                const V value = in[j * row + i];
-                const VI more = ~(value <= most) & (most == most);  // the first NaN stays
-                where = more ? VI{} + (first + j * w2 + i) : where;
+                const X value = gather(in + j * row + i, step);
+                const XI more = ~(value <= most) & (most == most);  // the first NaN stays
+                where = more ? XI{} + (first + j * w2 + i) : where;
                 most = more ? value : most;
             }
-        *maxima = most, *voxel = where;
+        scatter(most, maxima, 2, windows);
+        scatter(where, voxel, 2, windows);
     }
 }
 
@@ -190,33 +212,38 @@ void take_maxima(const V* pairs, long count, V* maxima, std::int8_t* largest, lo
 }
 
 void bundle_row(const float* maps, long pitch, int count, V* out) {
-    for (int x = 0; x < count; x += kV) {
-        V rows[kV];
-        for (int i = 0; i < kV; ++i) rows[i] = *reinterpret_cast<const Unaligned*>(maps + i * pitch + x);
+    for (int x = 0; x < count; x += kX) {
+        X rows[kV];
+        for (int i = 0; i < kV; ++i) rows[i] = *reinterpret_cast<const Anywhere*>(maps + i * pitch + x);
         transpose(rows);
-        for (int i = 0; i < kV; ++i) out[x + i] = rows[i];
+        for (int i = 0; i < kV; ++i) scatter(rows[i], out + x + i, kV);
     }
 }
 
 void unbundle_row(const V* in, int count, float* maps, long pitch) {
-    for (int x = 0; x < count; x += kV) {
-        V rows[kV];
-        for (int i = 0; i < kV; ++i) rows[i] = x + i < count ? in[x + i] : V{};
+    for (int x = 0; x < count; x += kX) {
+        V rest[kX];
+        const V* from = in + x;
+        if (count - x < kX) {
+            std::fill(std::copy(from, in + count, rest), rest + kX, V{});
+            from = rest;
+        }
+        X rows[kV];
+        for (int i = 0; i < kV; ++i) rows[i] = gather(from + i, kV);
         transpose(rows);
-        for (int i = 0; i < kV; ++i) *reinterpret_cast<Unaligned*>(maps + i * pitch + x) = rows[i];
+        for (int i = 0; i < kV; ++i) *reinterpret_cast<Anywhere*>(maps + i * pitch + x) = rows[i];
     }
 }
 
-V sum_lanes(const float* rows, int lanes) {
-    V sums[kV];
-    for (int i = 0; i < kV; ++i) {
-        const V* row = vec(rows + i * lanes);
-        sums[i] = row[0];
-        for (int j = 1; j < lanes / kV; ++j) sums[i] += row[j];
-    }
+V sum_lanes(const float* rows) {
+    X sums[kV];
+    for (int i = 0; i < kV; ++i) sums[i] = reinterpret_cast<const X*>(rows)[i];
     transpose(sums);
     for (int i = 1; i < kV; ++i) sums[0] += sums[i];
-    return sums[0];
+    V parts[kX / kV];
+    scatter(sums[0], parts, 1);
+    for (int i = 1; i < kX / kV; ++i) parts[0] += parts[i];
+    return parts[0];
 }
 
 }  // namespace znn::tiled::ZNN_VARIANT

@@ -240,8 +240,8 @@ struct SingleSizes {
         pitch = whole(long(run) * w.y * n.x + kSingleLanes);
         if (pitch / kSingleLanes % 2 == 0) pitch += kSingleLanes;  // an odd number: maps spread over the cache's sets
         planar = pitch * p.bundle;
-        rows = long(p.pools() ? w.y : run) * m.x + p.bundle;
-        rows = std::max(rows, long(run) * (m.x / w.x) + p.bundle);
+        rows = long(p.pools() ? w.y : run) * m.x + kSingleLanes;
+        rows = std::max(rows, long(run) * (m.x / w.x));
         maxima = p.pools() ? 2L * run * (m.x / w.x) : 0;
         taps = whole(long(q.kernel.volume()));
         sums = taps * p.bundle * kSingleLanes;

@@ -10,17 +10,15 @@
 namespace znn::tiled::ZNN_VARIANT {
 namespace {
 
-// Lanes of a vector, how many of them registers sum at once, and of how many maps at most.
+// How many vectors registers sum at once, and of how many maps at most.
 #if defined(__AVX512F__)
-constexpr int kX = kSingleLanes, kSums = 24, kMaps = 8;
+constexpr int kSums = 24, kMaps = 8;
 #elif defined(__AVX2__)
-constexpr int kX = kV, kSums = kV == 8 ? 12 : 6, kMaps = kV == 8 ? 4 : 2;
+constexpr int kSums = kV == 8 ? 12 : 6, kMaps = kV == 8 ? 4 : 2;
 #else
-constexpr int kX = kV, kSums = kV == 8 ? 6 : 4, kMaps = 2;
+constexpr int kSums = kV == 8 ? 6 : 4, kMaps = 2;
 #endif
-static_assert(kX % kV == 0 && kX <= kSingleLanes);
-typedef float X __attribute__((vector_size(kX * 4), may_alias));
-typedef float Anywhere __attribute__((vector_size(kX * 4), may_alias, aligned(4)));
+static_assert(kX <= kSingleLanes);
 
 ZNN_INLINE X load(const float* p) { return *reinterpret_cast<const Anywhere*>(p); }
 
@@ -208,7 +206,7 @@ void update_voxels(const LayerPlan& p, const Buffers& b, const Work& w, int bund
                       w.sizes.pitch, w.sums + map * kX);
         });
     });
-    for (long j = 0; j < taps; ++j) sums[j] = sum_lanes(w.sums + j * kV * kX, kX);
+    for (long j = 0; j < taps; ++j) sums[j] = sum_lanes(w.sums + j * kV * kX);
 }
 
 // A run of windows of one map: their gradients kV floats apart, as bytes are that name voxels; `where` these lie in `input`.

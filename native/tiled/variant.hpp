@@ -92,11 +92,11 @@ void finish_update(const LayerPlan& plan, const Buffers& b, int o, int i, const 
 // out[j] lane i = in[i * in_step] lane j.
 void transpose_block(const V* in, long in_step, V* out, long out_step);
 // A row of `count` voxels of a bundle's maps, each in a row of its own `pitch` floats after the one before, and back. `out` is
-// written up to a whole block of vectors, maps' rows up to a whole vector, with zeros.
+// written, and maps' rows are read and, with zeros, written, up to a multiple of kX voxels.
 void bundle_row(const float* maps, long pitch, int count, V* out);
 void unbundle_row(const V* in, int count, float* maps, long pitch);
-// Lane i: the sum of `lanes` floats from rows + i * lanes on; lanes: a multiple of kV.
-V sum_lanes(const float* rows, int lanes);
+// Lane i: the sum of the kX floats from rows + i * kX on.
+V sum_lanes(const float* rows);
 
 // A row of windows of w1 rows, `row` vectors apart, by w2 voxels: pairs of their maxima and of which voxel of the window that was,
 // as an integer. `first`: the number of the first voxel; other than 0, the maxima so far are there.

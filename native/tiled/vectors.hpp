@@ -14,6 +14,16 @@ typedef int VI __attribute__((vector_size(ZNN_V * 4), may_alias));
 typedef short VS __attribute__((vector_size(ZNN_V * 2)));
 typedef signed char VB __attribute__((vector_size(ZNN_V), may_alias, aligned(1)));
 
+// Vectors as wide as registers, where these hold more than one bundle of maps; anywhere in memory.
+#if defined(__AVX512F__)
+inline constexpr int kX = 16;
+#else
+inline constexpr int kX = kV;
+#endif
+typedef float X __attribute__((vector_size(kX * 4), may_alias));
+typedef int XI __attribute__((vector_size(kX * 4), may_alias));
+typedef float Anywhere __attribute__((vector_size(kX * 4), may_alias, aligned(4)));
+
 inline V* vec(float* p) { return reinterpret_cast<V*>(p); }
 inline const V* vec(const float* p) { return reinterpret_cast<const V*>(p); }
 
