@@ -227,7 +227,7 @@ inline constexpr int kRunVoxels = 512;       // of a plane, that are in L1 toget
 struct SingleSizes {
     int down, count, run;
     long input, pitch, planar, sums, taps;  // floats, the last integers
-    long rows, maxima;                // vectors
+    long rows, maxima;                        // vectors
 
     explicit SingleSizes(const LayerPlan& p) {
         const Problem& q = p.problem;
