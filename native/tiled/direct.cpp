@@ -779,13 +779,12 @@ void double_gradient(Patch& patch, std::size_t bundle, int row, int nb, float* t
 struct Gradient {
     const float* first;
     long bundle;  // floats
-    int row;      // voxels
+    int row;      // voxels from row to row
 };
 Gradient gradient_of(const LayerPlan& p, const Buffers& b) {
-    if (!p.pools()) return {b.output_gradient, long(b.output_gradient_stride), is_pointwise(p) ? int(p.output.volume()) : p.output.x};
+    if (!p.pools()) return {b.output_gradient, long(b.output_gradient_stride), p.output.x};
     const int row = padded_row(p), side = (row - p.output.x) / 2;
-    const float* copy = b.at(Buffer::gradient_spectra) + side * kV;
-    return {copy, long(p.output.z) * p.output.y * row * kV, is_pointwise(p) ? int(p.output.volume()) : row};
+    return {b.at(Buffer::gradient_spectra) + side * kV, long(p.output.z) * p.output.y * row * kV, row};
 }
 
 // Partial sums of one chunk of the output, all taps: one input bundle by one group of output bundles, laid out as kernels.

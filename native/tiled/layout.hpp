@@ -220,6 +220,8 @@ inline int padded_row(const LayerPlan& p) {
 
 // ---- direct convolution of a single map (single.cpp), whose vectors are of voxels
 inline bool is_single(const LayerPlan& p) { return p.method == Method::direct && p.problem.in_maps == 1 && !p.problem.depthwise; }
+// Whether direct convolution reads a copy of the kernels, in another order.
+inline bool packs_kernels(const LayerPlan& p) { return !p.problem.depthwise && !is_single(p); }
 inline constexpr int kSingleLanes = 16;      // of the widest vectors
 inline constexpr int kRunVoxels = 512;       // of a plane, that are in L1 together with what they are made of
 

@@ -201,7 +201,7 @@ Work direct_work(const LayerPlan& p, double in_image, double out_image) {
         w.flops[int(phase)] = operations, w.bytes[int(phase)] = bytes;
     };
     for (const Phase phase : {Phase::kernels_forward, Phase::kernels_backward, Phase::update_inverse})
-        set(phase, 0, (q.depthwise || is_single(p)) && phase == Phase::kernels_forward ? 0 : 2 * weights);
+        set(phase, 0, phase == Phase::kernels_forward && !packs_kernels(p) ? 0 : 2 * weights);
     set(Phase::forward_inverse, flops, in_image + out_image + weights);
     set(Phase::backward_inverse, flops, in_image + out_image + weights);
     set(Phase::update_product, flops, in_image + out_image + weights);

@@ -165,8 +165,8 @@ double direct_seconds(const LayerPlan& p, int row, double voxels, int maps, int 
     return 2.0 * voxels * taps * maps * bundles * p.bundle / (machine.direct_flops * efficiency);
 }
 
-// Vector operations, measured, that pool a voxel of a bundle.
-constexpr double kPoolOperations = 8;
+// Vector operations, measured, that put together a voxel's bundle, and that pool it.
+constexpr double kBundleOperations = 8, kPoolOperations = 8;
 double pool_seconds(const LayerPlan& p, const Machine& machine) {
     return kPoolOperations * double(p.output.volume()) * p.out_bundles * p.bundle / machine.transform_flops;
 }
@@ -181,12 +181,12 @@ SingleSeconds single_seconds(const LayerPlan& p, double windows, const Machine& 
     const double rows = windows * q.pool.z * q.pool.y, taps = double(q.kernel.volume()), bundles = double(p.out_bundles) * p.bundle;
     const double products = 2 * rows * q.input.x * taps * q.out_maps / machine.direct_flops;
     const double bundled = rows * p.output.x * bundles / machine.transform_flops;
-    if (!p.pools()) return {products + 8 * bundled, products + 8 * bundled};
+    if (!p.pools()) return {products + kBundleOperations * bundled, products + kBundleOperations * bundled};
     // Of a window one vector operation for every row of taps that a vector holds, and some to find the voxel.
     const int lanes = has_wide_registers() ? 16 : 8;
     const double rows_of_taps = double(q.kernel.z) * q.kernel.y * ceil_div(q.kernel.x, lanes);
     const double found = windows * (p.output.x / q.pool.x) * q.out_maps;
-    return {products + (8 + kPoolOperations) * bundled, found * (rows_of_taps + 6) * 2 * lanes / machine.direct_flops};
+    return {products + (kBundleOperations + kPoolOperations) * bundled, found * (rows_of_taps + 6) * 2 * lanes / machine.direct_flops};
 }
 
 // Tile geometry of one memory axis.
@@ -536,8 +536,7 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
 
     auto set = [&](Phase phase, int count) { p.pieces[int(phase)] = count; };
     const int out_groups = group_count(p.out_bundles, p.group_out), in_groups = group_count(p.in_bundles, p.group_in);
-    const bool as_they_are = problem.depthwise || single;
-    const int packed = as_they_are ? 0 : p.out_bundles * ceil_div(in, p.kernel_maps_in);
+    const int packed = packs_kernels(p) ? p.out_bundles * ceil_div(in, p.kernel_maps_in) : 0;
     set(Phase::kernels_forward, p.few_outputs ? p.in_bundles : packed);
     set(Phase::kernels_backward, p.in_bundles * ceil_div(out, p.kernel_maps_out));
     set(Phase::forward_inverse, (p.few_outputs ? 1 : out_groups) * ceil_div(out_rows, p.rows_forward));
@@ -580,8 +579,7 @@ bool can_pool(const LayerPlan& p, Extent window) {
 }
 
 bool packs_input(const LayerPlan& p) {
-    if (p.problem.in_maps > 1 || p.problem.depthwise) return false;
-    return p.method == Method::direct || p.fused;
+    return is_single(p) || (p.fused && p.problem.in_maps == 1);
 }
 
 std::size_t kernel_floats(const LayerPlan& p) {
@@ -592,7 +590,7 @@ std::size_t buffer_bytes(const LayerPlan& p, Buffer buffer) {
     const std::size_t in = p.problem.fan_in(), out = p.problem.fan_out(), taps = p.problem.kernel.volume(), V = p.bundle;
     std::size_t floats = 0;
     if (p.method == Method::direct) {
-        if (buffer == Buffer::kernels_forward && !p.problem.depthwise && !is_single(p))
+        if (buffer == Buffer::kernels_forward && packs_kernels(p))
             floats = p.few_outputs ? taps * p.in_bundles * out * V : p.out_bundles * (in + in % 2) * taps * V;
         if (buffer == Buffer::kernels_backward) floats = p.in_bundles * (out + out % 2) * taps * V;
         if (buffer == Buffer::gradient_spectra && pads_gradient(p))
@@ -699,7 +697,7 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
         const double useful = double(lanes_out) / (p.out_bundles * p.bundle);
         const double forward = direct_seconds(p, row, voxels, p.few_outputs ? p.in_bundles * p.bundle : in, p.out_bundles,
                                               machine) * useful;
-        set(Phase::kernels_forward, p.problem.depthwise || is_single(p) ? 0.0 : 3 * weights / machine.memory_bytes);
+        set(Phase::kernels_forward, packs_kernels(p) ? 3 * weights / machine.memory_bytes : 0.0);
         set(Phase::kernels_backward, 6 * weights / machine.memory_bytes);
         const double pooled = p.pools() ? pool_seconds(p, machine) : 0;
         set(Phase::forward_inverse, forward + pooled + in_read + out_written);

@@ -146,8 +146,10 @@ static_assert(kTaps == 3 && kTaps * kMaps <= kSums);
 // each(first, count): the maps of a bundle that exist, in nearly equal groups.
 template <class Each>
 void each_group(int maps, Each each) {
-    const int groups = ceil_div(maps, kMaps);
-    for (int i = 0; i < groups; ++i) each(i * maps / groups, (i + 1) * maps / groups - i * maps / groups);
+    for (int i = 0; i < group_count(maps, kMaps); ++i) {
+        const GroupRange group = group_range(maps, kMaps, i);
+        each(group.first, group.last - group.first);
+    }
 }
 
 int maps_of(const LayerPlan& p, int bundle) { return std::min(kV, p.problem.out_maps - bundle * kV); }
@@ -249,17 +251,17 @@ void correlate_rows(const Windows& k, int count, const int* taps, int kernel_x, 
 // All rows of taps in nearly equal groups, as many taps of a row at once as fit a vector.
 template <int L>
 void correlate_all(const Windows& k, Extent kernel, const int* taps, float* sums, int stride) {
-    const int rows = kernel.z * kernel.y, groups = ceil_div(rows, kTapRows);
-    for (int i = 0; i < groups; ++i) {
-        const int first = i * rows / groups, count = (i + 1) * rows / groups - first;
+    const int rows = kernel.z * kernel.y;
+    for (int i = 0; i < group_count(rows, kTapRows); ++i) {
+        const auto [first, last] = group_range(rows, kTapRows, i);
         for (int x = 0; x < kernel.x; x += L)
-            correlate_rows<L>(k, count, taps + long(first) * kernel.x + x, kernel.x, sums + long(first) * stride + x, stride);
+            correlate_rows<L>(k, last - first, taps + long(first) * kernel.x + x, kernel.x, sums + long(first) * stride + x, stride);
     }
 }
 
 void correlate_all(const Windows& k, Extent kernel, const int* taps, float* sums, int stride) {
-    if (kernel.x <= 4 || kX < 8) return correlate_all<4>(k, kernel, taps, sums, stride);
-    if (kernel.x <= 8 || kX < 16) return correlate_all<8>(k, kernel, taps, sums, stride);
+    if (kernel.x <= 4) return correlate_all<4>(k, kernel, taps, sums, stride);
+    if (kernel.x <= 8) return correlate_all<8>(k, kernel, taps, sums, stride);
     correlate_all<kX>(k, kernel, taps, sums, stride);
 }
 
