@@ -288,8 +288,9 @@ private:
 
     bool compare() {
         Error e[5];
-        e[0].largest = output_size_, e[1].largest = gradient_size_;
-        // A kernel of few taps may by chance have gradients near zero: measure against sums of that many random products.
+        // An output of few voxels, or the gradients of a kernel of few taps, may by chance all be near zero: measure against sums
+        // of that many random products.
+        e[0].largest = std::max(output_size_, 1.0 / 3), e[1].largest = gradient_size_;
         const double sum = std::sqrt(double(m_.volume())) / 3;
         e[2].largest = sum;
         if (c_.update) e[3].largest = 0.05 * sum, e[4].largest = 0.5 * sum;

@@ -43,8 +43,8 @@ struct One {
     static ZNN_INLINE float spread(const float* x) { return *x; }
     static ZNN_INLINE const Sum* vector(const float* p) { return vec(p); }
     template <int R>
-    static ZNN_INLINE void store(const Sum (&sums)[R], V* out) {
-        for (int r = 0; r < R; ++r) out[r] = sums[r];
+    static ZNN_INLINE void store(const Sum (&sums)[R], V* out, bool adds) {
+        for (int r = 0; r < R; ++r) out[r] = adds ? out[r] + sums[r] : sums[r];
     }
     static ZNN_INLINE void add(V* first, long, int, V sum) { *first += sum; }
 };
@@ -69,15 +69,17 @@ struct Two {
         return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
     }
     template <int R>
-    static ZNN_INLINE void store(const Sum (&sums)[R], V* out) {
+    static ZNN_INLINE void store(const Sum (&sums)[R], V* out, bool adds) {
         typedef float TwoVoxels __attribute__((vector_size(64), may_alias, aligned(32)));
         for (int r = 0; r + 1 < R; r += 2) {
             const Sum a = sums[r], b = sums[r + 1];
-            *reinterpret_cast<TwoVoxels*>(out + r) =
-                __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-                __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+            const auto both = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+                              __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+            TwoVoxels& to = *reinterpret_cast<TwoVoxels*>(out + r);
+            to = adds ? to + both : both;
         }
-        if (R % 2) out[R - 1] = first(sums[R - 1]) + second(sums[R - 1]);
+        const V last = first(sums[R - 1]) + second(sums[R - 1]);
+        if (R % 2) out[R - 1] = adds ? out[R - 1] + last : last;
     }
     // `maps`: of the two, those that exist.
     static ZNN_INLINE void add(V* to, long step, int maps, Sum sum) {
@@ -97,6 +99,8 @@ struct Walk {
     int nz, ny, nx, bundles, lanes, last_lanes;
     long z, y, x, bundle, lane;     // steps of the input
     long w_z, w_y, w_tap, w_out;    // steps of the kernels; lanes and bundles are consecutive
+    int together = 1;               // rows of taps whose products are added one by one
+    bool adds = false;              // to what is in the output already
 };
 
 // taps: one map comes in, whose x taps are its lanes; single: whose kOwnTaps are; shared: one bundle goes out, by several
@@ -166,7 +170,7 @@ void forward_block(const Walk& k, const float* in, const float* kernels, V* out,
         }
     }
     for (int b = 0; b < NB; ++b)
-        Lanes<M>::store(sum[b], out + b * out_bundle);
+        Lanes<M>::store(sum[b], out + b * out_bundle, k.adds);
 }
 
 using Shared = Two::Sum;
@@ -220,7 +224,7 @@ void shared_block(const Walk& k, const float* in, const float* kernels, V* out, 
             }
         }
     }
-    for (int b = 0; b < NB; ++b) Two::store(sum[b], out + b * out_bundle);
+    for (int b = 0; b < NB; ++b) Two::store(sum[b], out + b * out_bundle, k.adds);
 }
 
 // Lanes are input maps; sums across them give output maps 0..O-1.
@@ -252,7 +256,7 @@ void few_block(const Walk& k, const float* in, const float* kernels, V* out, lon
             for (int l = 0; l < kV; ++l) total += sum[o][r][l];
             voxel[o] = total;
         }
-        out[r] = voxel;
+        out[r] = k.adds ? out[r] + voxel : voxel;
     }
 }
 
@@ -343,7 +347,7 @@ struct Row {
 };
 
 // Results in `out`, bundles `out_bundle` vectors apart.
-void convolve_row(const Walk& k, const Row& row, const float* in, const float* kernels, V* out, long out_bundle) {
+void convolve_taps(const Walk& k, const Row& row, const float* in, const float* kernels, V* out, long out_bundle) {
     if (row.only) return row.only(k, in, kernels, out, out_bundle);
     for (int i = 0, done = 0; i < row.blocks; ++i) {
         const int r = row.least + (i < row.larger), left = row.voxels - done - r;
@@ -353,6 +357,26 @@ void convolve_row(const Walk& k, const Row& row, const float* in, const float* k
         out += r;
         done += r;
     }
+}
+
+// The same, rows of taps in groups whose sums are added up.
+void convolve_groups(Walk k, const Row& row, const float* in, const float* kernels, V* out, long out_bundle) {
+    const int nz = k.nz, ny = k.ny, vector = row.maps == Maps::many || row.maps == Maps::shared ? Two::maps * kV : kV;
+    const int planes = group_count(nz, std::max(1, k.together / ny)), lines = group_count(ny, std::min(k.together, ny));
+    for (int i = 0; i < planes * lines; ++i) {
+        const GroupRange z{i / lines * nz / planes, (i / lines + 1) * nz / planes};
+        const GroupRange y{i % lines * ny / lines, (i % lines + 1) * ny / lines};
+        k.nz = z.last - z.first, k.ny = y.last - y.first, k.adds = i > 0;
+        const float* own = kernels + (z.first * k.w_z + y.first * k.w_y) * vector;
+        convolve_taps(k, row, in + z.first * k.z + y.first * k.y, own, out, out_bundle);
+    }
+}
+
+void convolve_row(const Walk& k, const Row& row, const float* in, const float* kernels, V* out, long out_bundle) {
+    if (k.nz * k.ny <= k.together)
+        convolve_taps(k, row, in, kernels, out, out_bundle);
+    else
+        convolve_groups(k, row, in, kernels, out, out_bundle);
 }
 
 // Where the voxels of rows go: into work space, to be finished from there; or where there is nothing to finish, where they belong.
@@ -430,6 +454,14 @@ int tap_vectors(int maps) { return maps == 1 ? 1 : ceil_div(maps, Two::maps); }
 int vector_floats(int maps) { return maps == 1 ? kV : Two::maps * kV; }
 long tap_floats(int maps) { return long(tap_vectors(maps)) * vector_floats(maps); }
 
+// The error of a sum grows with the root of the number of products that are added one by one.
+constexpr int kMostSummands = 1024;
+
+int taps_together(const Walk& k, Maps maps) {
+    const int products = k.nx * (maps == Maps::few ? k.bundles : (k.bundles - 1) * k.lanes + k.last_lanes);
+    return std::max(1, kMostSummands / products);
+}
+
 void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity, m = p.output;
     const int maps = p.problem.in_maps, groups = p.few_outputs ? 1 : group_count(p.out_bundles, p.group_out);
@@ -440,6 +472,7 @@ void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     Walk walk{k.z, k.y, k.x, p.in_bundles, kV, kV, long(s.z) * n.y * n.x * kV, long(s.y) * n.x * kV, long(s.x) * kV,
               long(b.input_stride), 1, long(k.y) * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
     const Maps kind = p.few_outputs ? Maps::few : set_maps(walk, maps, nb);
+    walk.together = taps_together(walk, kind);
     const long bundle_floats = taps * (p.few_outputs ? per_tap * kV : tap_floats(maps));
     const float* kernels = b.at(Buffer::kernels_forward) + group.first * bundle_floats;
     const int last = std::min(rows, first + p.rows_forward), register_group = p.few_outputs ? p.problem.out_maps : nb;
@@ -498,6 +531,7 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     Walk walk{k.z, k.y, k.x, 1, kV, kV, -long(s.z) * m.y * length * kV, -long(s.y) * length * kV,
               long(s.x) * kV, bundle_step, 1, k.y * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
     const Maps kind = set_maps(walk, maps, nb);
+    walk.together = taps_together(walk, kind);
     const float* kernels = b.at(Buffer::kernels_backward) + group.first * taps * tap_floats(maps);
     const int last = std::min(rows, first + p.rows_backward);
     const Row whole{kind, nb, n.x, cut};

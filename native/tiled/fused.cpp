@@ -281,7 +281,8 @@ static void take_inputs(const LayerPlan& p, const Buffers& b, FusedScratch& f, G
         transform_inputs(p, b, f, group, 0, 1);
 }
 
-static void forward_by_lines(const LayerPlan& p, const Buffers& b, const FusedScratch& f, Group group, int o) {
+// One bundle of outputs of tiles [first, last) of the group.
+static void forward_by_lines(const LayerPlan& p, const Buffers& b, const FusedScratch& f, Group group, int o, int first, int last) {
     const int maps = p.problem.in_maps, T = p.axis[0].T;
     const long line = 2 * p.line, kernel = kernel_pencil(p, maps);
     const auto multiply = choose(maps, multiply_line<1>, multiply_line<2>, multiply_line<3>, multiply_line<4>);
@@ -290,7 +291,7 @@ static void forward_by_lines(const LayerPlan& p, const Buffers& b, const FusedSc
     for (int pencil = 0; pencil < p.pencils; ++pencil)
         kernel_line(p.axis[0], kernels + pencil * kernel, 2, 2 * p.axis[0].k, f.sums + pencil * f.sizes.pencil, 2, line, maps,
                     f.lines);
-    for (int t = 0; t < group.tiles; ++t) {
+    for (int t = first; t < last; ++t) {
         for (int p0 = 0; p0 < p.pencils; p0 += kFusedBlock) {
             const int count = std::min(kFusedBlock, p.pencils - p0);
             for (int j = 0; j < count; ++j) {
@@ -303,9 +304,9 @@ static void forward_by_lines(const LayerPlan& p, const Buffers& b, const FusedSc
     }
 }
 
-static void forward_by_planes(const LayerPlan& p, const Buffers& b, const FusedScratch& f, Group group, int o) {
+static void forward_by_planes(const LayerPlan& p, const Buffers& b, const FusedScratch& f, Group group, int o, int first, int last) {
     const V* kernels = vec(b.at(Buffer::kernels_forward)) + long(o) * p.pencils * kernel_pencil(p, p.problem.in_maps);
-    for (int t = 0; t < group.tiles; ++t) {
+    for (int t = first; t < last; ++t) {
         const TilePlace place = tile_place(p, group.first + t);
         filter_tile(p, f, t, kernels, output_box(p, place, b.output).count[0]);
         finish_output_tile(p, place, b, o, f.rest);
@@ -315,10 +316,13 @@ static void forward_by_planes(const LayerPlan& p, const Buffers& b, const FusedS
 void forward_fused(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     FusedScratch f(p, scratch);
     const Group group(p, index / p.fused_parts);
-    const int part = index % p.fused_parts;
+    // Parts of the bundles of outputs, or of the tiles for one bundle.
+    const int part = index % p.fused_parts, by_tile = std::max(1, p.fused_parts / p.out_bundles), of = p.fused_parts / by_tile;
+    const int first = part % by_tile * group.tiles / by_tile, last = (part % by_tile + 1) * group.tiles / by_tile;
+    if (first == last) return;  // the last group may have fewer tiles
     take_inputs(p, b, f, group);
-    for (int o = part * p.out_bundles / p.fused_parts; o < (part + 1) * p.out_bundles / p.fused_parts; ++o)
-        (sums_taps(p) ? forward_by_planes : forward_by_lines)(p, b, f, group, o);
+    for (int o = part / by_tile * p.out_bundles / of; o < (part / by_tile + 1) * p.out_bundles / of; ++o)
+        (sums_taps(p) ? forward_by_planes : forward_by_lines)(p, b, f, group, o, first, last);
 }
 
 // One tile's part of the sums of an output bundle: [pencil][map][line], by planes [pencil][map][tap].

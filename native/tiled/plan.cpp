@@ -410,10 +410,10 @@ std::size_t fused_spectra_bytes(const LayerPlan& p) {
     return std::size_t(fused_groups(p)) * FusedSizes(p).inputs * p.bundle * sizeof(float);
 }
 
-// Seconds of the fused pipeline: of its inputs' transforms, of writing their results to memory, of reading them there, and of all
-// the rest in forward and in update.
+// Seconds of the fused pipeline: of its inputs' transforms, of writing their results to memory, of reading them there, of expanding
+// kernels, and of all the rest in forward and in update.
 struct FusedSeconds {
-    double inputs, write, read, forward, update;
+    double inputs, write, read, expand, forward, update;
 };
 
 FusedSeconds fused_seconds(const LayerPlan& p, const Machine& machine) {
@@ -430,20 +430,26 @@ FusedSeconds fused_seconds(const LayerPlan& p, const Machine& machine) {
         // Every tile reads kernels, or reads and writes their sums, from L2 again.
         const double load = 8.0 * p.bundle * products * a.k / machine.expanded_bytes;
         const double rest = machine.fused * (outputs + points * a.M * (a.k + 1));
-        return {inputs, write, read, rest + load, rest + 2 * load};
+        return {inputs, write, read, 0, rest + load, rest + 2 * load};
     }
     // Products of a few maps load and store as much as they compute: half the speed of those of many.
     const double rest = machine.fused * (outputs + points * 2 * a.T);
     const double expand = products / p.fused_tiles * kernel_line_ops(a) * p.bundle / expand_rate(a, machine);
-    return {inputs, write, read, rest + machine.fused * expand, rest};
+    return {inputs, write, read, machine.fused * expand, rest, rest};
 }
 
-// In how many parts, by bundles of outputs, each of `count` groups of tiles is cut: what workers do on average, and one piece more
-// that the last of them is waited for, should be least. `repeated`: what each part does anew.
-int fused_parts(int count, double repeated, double rest, int bundles, int workers) {
-    const auto seconds = [&](int parts) { return (double(count) * parts / workers + 1) * (repeated + rest / parts); };
+// How often the parts of a group make its kernels or find its inputs anew: those that share a bundle of outputs share nothing else.
+double repeats(const LayerPlan& p, int parts) { return std::max(1.0, double(parts) / p.out_bundles); }
+
+// In how many parts each of `count` groups of tiles is cut, by bundles of outputs and, up to `most`, by tiles: what workers do on
+// average, and one piece more that the last of them is waited for, should be least. `repeated`: what each part does anew; `expand`:
+// what each does for its bundles, whatever its tiles.
+int fused_parts(const LayerPlan& p, int count, double repeated, double expand, double rest, int most, int workers) {
+    const auto seconds = [&](int parts) {
+        return (double(count) * parts / workers + 1) * (repeated + (repeats(p, parts) * expand + rest) / parts);
+    };
     int best = 1;
-    for (int parts = 2; parts <= bundles && workers > 1; ++parts)
+    for (int parts = 2; parts <= most && workers > 1; parts += parts < p.out_bundles ? 1 : p.out_bundles)
         if (seconds(parts) < seconds(best)) best = parts;
     return best;
 }
@@ -453,8 +459,9 @@ int fused_parts(int count, double repeated, double rest, int bundles, int worker
 void cut_fused(LayerPlan& p, const Machine& machine, bool memoize) {
     const FusedSeconds all = fused_seconds(p, machine);
     const auto cut = [&](double repeated) {
-        p.fused_parts = fused_parts(fused_groups(p), repeated, all.forward, p.out_bundles, machine.workers);
-        p.update_parts = fused_parts(p.update_chunks, repeated, all.update, p.out_bundles, machine.workers);
+        const int most = p.out_bundles * p.fused_tiles;
+        p.fused_parts = fused_parts(p, fused_groups(p), repeated, all.expand, all.forward, most, machine.workers);
+        p.update_parts = fused_parts(p, p.update_chunks, repeated, 0, all.update, p.out_bundles, machine.workers);
     };
     cut(all.inputs);
     const bool fit = 2 * fused_spectra_bytes(p) <= machine.l3_bytes;
@@ -488,12 +495,15 @@ LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Mach
 
 namespace {
 
+constexpr int kSummingWorkers = 8;  // for whom the update of a first layer, the last of a round, is cut
+
 void size_single(LayerPlan& p, const Machine& machine) {
     const SingleSizes sizes(p);
     p.rows_forward = units_per_piece(single_seconds(p, 1, machine).forward, sizes.count, sizes.count, machine);
     // The same for any number of workers, as they are what the order of summation depends on.
     const double all = single_seconds(p, sizes.count, {}).update;
-    p.update_chunks = clamp_count(std::min(all / std::max(piece_aim(all, 2, machine), 1e-5), 64.0) / p.out_bundles, sizes.count);
+    const double pieces = std::min(all / std::max(piece_aim(all, kSummingWorkers, machine), 1e-5), 128.0);
+    p.update_chunks = clamp_count(pieces / p.out_bundles, sizes.count);
     p.pieces[int(Phase::forward_inverse)] = ceil_div(sizes.count, p.rows_forward);
     p.pieces[int(Phase::update_product)] = p.out_bundles * p.update_chunks;
     p.scratch = std::max(p.scratch, std::size_t(sizes.floats(p.bundle)) * sizeof(float));
@@ -743,7 +753,8 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
         const double again = p.shares_inputs ? 0 : in_read;
         const double repeated = p.shares_inputs ? all.read : all.inputs;
         set(Phase::input_transform, p.shares_inputs ? all.inputs + all.write + in_read : 0), set(Phase::forward_product, 0);
-        set(Phase::forward_inverse, p.fused_parts * repeated + all.forward + again + out_written);
+        const double expand = repeats(p, p.fused_parts) * all.expand;
+        set(Phase::forward_inverse, p.fused_parts * repeated + expand + all.forward + again + out_written);
         set(Phase::update_product, p.update_parts * repeated + all.update + again + out_read);
     }
     return c;

@@ -151,7 +151,7 @@ struct LayerPlan {
     // Into how many pieces the products of one pencil are cut, by bundles of what comes out.
     int forward_parts = 1, backward_parts = 1, sums_parts = 1;
     bool fused = false;                          // few input maps: their spectra are the only ones in forward and update
-    // Tiles taken together; pieces of one such group (in the update: of a chunk), by output bundles.
+    // Tiles taken together; pieces of one such group (in the update: of a chunk), by output bundles and (only forward) by tiles.
     int fused_tiles = 1, fused_parts = 1, update_parts = 1;
     bool shares_inputs = false;                  // fused: spectra of inputs are in memory for all parts and the update
     int input_parts = 1;                         // pieces of their transform for one group of tiles, by planes
