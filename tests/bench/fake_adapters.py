@@ -14,7 +14,7 @@ class FakeSession(Session):
     plan = "fake plan"
 
     def __init__(self, options: dict) -> None:
-        self.options, self.laps, self.marked = options, 0, 0
+        self.options, self.laps, self.marked, self.looks = options, 0, 0, 0
 
     def lap(self) -> None:
         self.laps += 1
@@ -29,6 +29,10 @@ class FakeSession(Session):
             os._exit(3)
         time.sleep(60 if action == "hang" else self.options.get("lap_s", 0.001))
 
+    def disturbed(self) -> str:
+        self.looks += 1
+        return "noise" if self.looks <= self.options.get("noisy", 0) else ""
+
     def mark(self) -> None:
         self.marked = self.laps
 
@@ -36,7 +40,7 @@ class FakeSession(Session):
         return {"y": np.ones(3, np.float32)}
 
     def metrics(self) -> dict:
-        return {"laps": self.laps - self.marked, "pid": os.getpid()}
+        return {"laps": self.laps - self.marked, "pid": os.getpid(), "looks": self.looks}
 
 
 class Fake(Timed):

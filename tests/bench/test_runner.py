@@ -46,6 +46,25 @@ def test_an_interleaved_group(run):
     )
 
 
+def test_rounds_wait_for_a_disturbed_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(rn, "PAUSE_S", 0.01)
+    said: list[str] = []
+
+    def looks_and_waits(noisy, patience_s):
+        writer = store.RunWriter(tmp_path / f"{noisy} {patience_s}", Run("r4", "m", "2026", {}))
+        protocol = Protocol(min_rounds=4, max_rounds=4, patience_s=patience_s)
+        with rn.Runner(writer, "r4", lambda c: "command", say=said.append) as runner:
+            records = runner.run_group([case(protocol=protocol, noisy=noisy), case(protocol=protocol, lap_s=0.002)])
+        assert all(r.status == "ok" and len(r.samples_s) == 4 for r in records)
+        assert runner.seconds["waiting"] >= 0.01 * min(noisy, patience_s / 0.01)
+        return records[0].metrics["looks"], records[1].metrics.get("waited_s")
+
+    assert looks_and_waits(noisy=3, patience_s=5.0) == (3 + 4, pytest.approx(0.03))
+    assert len(said) == 1 and "5 s" in said[0] and "noise" in said[0]
+    assert looks_and_waits(noisy=1000, patience_s=0.05) == (5, pytest.approx(0.05)), "then they go on"
+    assert looks_and_waits(noisy=1000, patience_s=0.0) == (0, None)
+
+
 @pytest.mark.parametrize(
     "action, status, words",
     [
@@ -110,7 +129,8 @@ def test_seconds_are_booked_by_stage(tmp_path):
         begin = time.perf_counter()
         runner.run_group([case(lap_s=0.05), case("fake_adapters:Sums")])
         wall = time.perf_counter() - begin
-    assert set(runner.seconds) == set(rn.Runner.STAGES) and all(s > 0 for s in runner.seconds.values())
+    assert set(runner.seconds) == set(rn.Runner.STAGES) and runner.seconds["waiting"] == 0
+    assert all(s > 0 for stage, s in runner.seconds.items() if stage != "waiting")
     assert runner.seconds["laps"] >= 6 * 0.05 and runner.seconds["warmup"] >= 2 * 0.05
     assert runner.measuring_s < sum(runner.seconds.values()) <= wall
 

@@ -58,7 +58,7 @@ def test_measure_then_resume_then_force(experiments, tmp_path, capsys):
     assert len(records(tmp_path)) == 4 and {r.status for r in records(tmp_path)} == {"ok"}
     (end,) = store.load(tmp_path / "results").ends.values()
     assert end["complete"] and 0 <= end["overhead_s"] <= end["wall_s"]
-    measuring = sum(end["stages_s"][stage] for stage in ("setup", "warmup", "laps", "compute"))
+    measuring = sum(end["stages_s"][stage] for stage in ("setup", "warmup", "waiting", "laps", "compute"))
     assert end["overhead_s"] == pytest.approx(end["wall_s"] - measuring)
     assert end["overhead_s"] >= end["stages_s"]["check"] + end["stages_s"]["start"]
     assert "overhead" in capsys.readouterr().err

@@ -84,6 +84,9 @@ class Worker:
         forget_peak()
         return {}
 
+    def disturbed(self) -> dict[str, Any]:
+        return {"by": self.session.disturbed()}
+
     def lap(self, turn_s: float = 0.0) -> dict[str, Any]:
         """Seconds of a lap; of laps shorter than `turn_s` the mean over such a turn, after one that is not counted:
         caches and clocks settle, and what the last lap left running is waited for within the time."""

@@ -18,7 +18,8 @@ class Protocol:
 
     `max_s` caps the timed seconds of a case, `timeout_s` all seconds of a case with its set-up and check.
     `interleave` names the axes whose values are measured together, round by round. Where a lap is shorter than
-    `turn_s`, a case's turn in a round is so long, and its sample the mean of the laps in it.
+    `turn_s`, a case's turn in a round is so long, and its sample the mean of the laps in it. Rounds wait until no case finds
+    the machine disturbed (`Session.disturbed`), `patience_s` at most for all rounds of a group together.
     """
 
     warmups: int = 3
@@ -31,6 +32,7 @@ class Protocol:
     seed: int = 1510
     timer: str = "perf_counter"
     turn_s: float = 0.0
+    patience_s: float = 0.0
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Protocol:
@@ -49,9 +51,9 @@ class Protocol:
         return protocol
 
     def to_dict(self) -> dict[str, Any]:
-        """As records and case ids hold it: without turns it is the same as before there were any."""
+        """As records and case ids hold it: without turns or patience it is the same as before there were any."""
         found = asdict(self) | {"interleave": list(self.interleave)}
-        return found if self.turn_s else {key: value for key, value in found.items() if key != "turn_s"}
+        return {key: value for key, value in found.items() if value or key not in ("turn_s", "patience_s")}
 
     def orders(self, cases: int) -> Iterator[list[int]]:
         """The order in which the cases run in round 0, 1, ...: a fresh seeded shuffle each, so no case always

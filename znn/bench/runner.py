@@ -26,6 +26,7 @@ from .store import RunWriter
 from .sweep import Case
 
 MEMORY_SHARE = 0.9  # of what is available when a case starts
+PAUSE_S = 0.5  # before a disturbed machine is looked at again: longer than PyTorch's threads spin after their turn
 DONE = ("ok", "skipped", "timeout", "oom", "failed")
 
 
@@ -117,6 +118,7 @@ class Measured:
     facts: dict[str, Any] = field(default_factory=dict)
     warmups: list[float] = field(default_factory=list)
     samples: list[float] = field(default_factory=list)
+    waited_s: float = 0.0
     result: dict[str, Any] = field(default_factory=dict)
     status: str = "ok"
     reason: str = ""
@@ -143,10 +145,12 @@ class Runner:
     """Measures groups of cases and hands every record to `writer`. A context manager: it keeps processes.
 
     seconds: wall time by stage. Timed work is warm-ups, laps and computing (theory, simulation, cache misses);
-    set-up plans and allocates; the rest of the wall time is the suite's own.
+    set-up plans and allocates; waiting is for a disturbed machine; the rest of the wall time is the suite's own.
+    say: called with what is waited for.
     """
 
-    TIMED, STAGES = ("warmup", "laps", "compute"), ("start", "check", "setup", "warmup", "laps", "compute")
+    TIMED = ("warmup", "laps", "compute")
+    STAGES = ("start", "check", "setup", "warmup", "waiting", "laps", "compute")
 
     def __init__(
         self,
@@ -154,8 +158,10 @@ class Runner:
         run_id: str,
         command: Callable[[Case], str],
         available: Callable[[], int] = provenance.available_bytes,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._writer, self._run_id, self._command, self._available = writer, run_id, command, available
+        self._say = say
         self._checks: dict[str, dict] = {}
         # What the checks of a run leave for each other.
         self._shared = tempfile.TemporaryDirectory(prefix="znn-bench-")
@@ -164,8 +170,10 @@ class Runner:
 
     @property
     def measuring_s(self) -> float:
-        """Seconds in timed work and in setting it up; what a run took beyond them is the suite's overhead."""
-        return self.seconds["setup"] + sum(self.seconds[stage] for stage in self.TIMED)
+        """Seconds in timed work, in setting it up and in waiting for the machine; what a run took beyond them is the suite's
+        overhead.
+        """
+        return sum(self.seconds[stage] for stage in ("setup", "waiting", *self.TIMED))
 
     def __enter__(self) -> Runner:
         return self
@@ -287,7 +295,9 @@ class Runner:
         if not live:
             return
         protocol = live[0].case.protocol
+        patience_s = protocol.patience_s
         for order in protocol.orders(len(live)):
+            patience_s -= self._wait(live, patience_s)
             for index in order:
                 if live[index].alive:
                     self._guarded(
@@ -296,6 +306,26 @@ class Runner:
             complete = [item.samples for item in live if item.alive]
             if not complete or protocol.enough(complete):
                 return
+
+    def _wait(self, live: list[Measured], patience_s: float) -> float:
+        """Wait until no case finds the machine disturbed; returns the seconds that took."""
+        waited = 0.0
+        while waited < patience_s and (cause := self._disturbed(live)):
+            if not waited:
+                self._say(f"waiting, {patience_s:.0f} s at most: {cause}")
+            time.sleep(PAUSE_S)
+            waited += PAUSE_S
+        self.seconds["waiting"] += waited
+        for item in live:
+            item.waited_s += waited
+        return waited
+
+    def _disturbed(self, live: list[Measured]) -> str:
+        causes: list[str] = []
+        for item in live:
+            if item.alive:
+                self._guarded(item, "waiting", lambda item: causes.append(item.child.ask("disturbed")["by"]))
+        return max(causes, default="")
 
     def _finish(self, item: Measured) -> None:
         item.result = item.child.ask("finish")
@@ -321,7 +351,7 @@ class Runner:
             peak_rss_bytes=item.result.get("peak_rss_bytes"),
             predicted_bytes=facts.get("predicted_bytes"),
             flop=facts.get("flop"),
-            metrics=item.result.get("metrics", {}),
+            metrics=item.result.get("metrics", {}) | ({"waited_s": item.waited_s} if case.protocol.patience_s else {}),
         )
 
 

@@ -310,7 +310,7 @@ def measure(
     )
     statuses: Counter[str] = Counter()
     begin, complete = time.perf_counter(), False
-    runner = Runner(writer, run_id, lambda case: repeat_command(case, options))
+    runner = Runner(writer, run_id, lambda case: repeat_command(case, options), say=progress.show)
     try:
         for group in groups:
             progress.show(group[0].label + (f" and {len(group) - 1} more" if len(group) > 1 else ""))
@@ -347,7 +347,8 @@ def where_time_went(wall: float, runner: Runner) -> str:
     elsewhere = rest - spent["check"]
     timed = sum(spent[stage] for stage in runner.TIMED)
     return (
-        f"{duration(wall)}: {timed:.0f} s of timed work, {spent['setup']:.0f} s of setting up what was timed; "
+        f"{duration(wall)}: {timed:.0f} s of timed work, {spent['setup']:.0f} s of setting up what was timed, "
+        f"{spent['waiting']:.0f} s of waiting for the machine; "
         f"overhead {rest / wall:.1%} ({spent['check']:.0f} s checking results, {elsewhere:.0f} s elsewhere)"
     )
 

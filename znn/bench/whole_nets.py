@@ -181,8 +181,9 @@ def to_markdown(found: Sequence[Row], machines: dict[str, str], provenance: str 
              "taken; room: the speedup of as many networks of one worker each, side by side, which is what the machine has room "
              "for; over best plan: a round by the plan's choices over one by the best of an exhaustive search, layer by layer on one core "
              "(experiment `plan_search`); exchange: how fast spectra went from one core to another, before and after the rounds, in GB/s, "
-             "which small networks on several workers wait for (where cores of a virtual machine are moved apart, it drops); memory: our "
-             "peak over PyTorch's; largest error: of the outputs of the same net, reduced, after its rounds, against "
+             "which small networks on several workers wait for (where cores of a virtual machine are moved apart, it drops, which "
+             "rounds wait for to pass if their protocol has patience); memory: our peak over PyTorch's; largest error: of the outputs of "
+             "the same net, reduced, after its rounds, against "
              "float64 (native/tests/tiled_test.cpp holds single operations to 2e-6).", ""]
     for machine in dict.fromkeys(row.machine for row in found):
         mine = [row for row in found if row.machine == machine]

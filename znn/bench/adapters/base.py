@@ -48,6 +48,10 @@ class Session(ABC):
     def settle(self) -> None:
         """Wait for what a lap has left running."""
 
+    def disturbed(self) -> str:
+        """What keeps the machine from being as fast as it can be, in a few words, where that passes; else nothing."""
+        return ""
+
     def mark(self) -> None:
         """Called between warm-ups and timed laps: counters start here."""
 

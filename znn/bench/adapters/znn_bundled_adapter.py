@@ -9,6 +9,7 @@ from ..problem import Problem
 from .znn_adapter import ZnnAdapter, ZnnSession
 
 OTHER_PLANS = 1.3  # the measured plan may keep more than the one that is predicted
+APART = 0.25  # of the fastest exchange between cores that was ever measured here: below it they are not where they were
 
 
 class BundledSession(ZnnSession):
@@ -26,6 +27,14 @@ class BundledSession(ZnnSession):
 
         shared = self.net.bundle > 1 and self.net.plan_request.threads > 1
         return [bundled.exchange_rate_now(self.net.bundle)] if shared else []
+
+    def disturbed(self) -> str:
+        """Virtual machines have their cores moved apart for minutes, and several threads are then of little use."""
+        from znn import bundled
+
+        rate = self._exchange_rate()
+        apart = rate and rate[0] < APART * bundled.exchange_rate(self.net.bundle)
+        return f"cores exchange {rate[0] / 1e9:.2g} GB/s, which have been nearer to each other" if apart else ""
 
     def metrics(self) -> dict[str, Any]:
         """Also `bound_s`: the seconds of one core that a lap takes at least with this plan (`znn.roofline`); and for several
