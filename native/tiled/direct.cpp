@@ -457,7 +457,7 @@ long tap_floats(int maps) { return long(tap_vectors(maps)) * vector_floats(maps)
 // The error of a sum grows with the root of the number of products that are added one by one.
 constexpr int kMostSummands = 1024;
 
-int taps_together(const Walk& k, Maps maps) {
+int tap_rows_together(const Walk& k, Maps maps) {
     const int products = k.nx * (maps == Maps::few ? k.bundles : (k.bundles - 1) * k.lanes + k.last_lanes);
     return std::max(1, kMostSummands / products);
 }
@@ -472,7 +472,7 @@ void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     Walk walk{k.z, k.y, k.x, p.in_bundles, kV, kV, long(s.z) * n.y * n.x * kV, long(s.y) * n.x * kV, long(s.x) * kV,
               long(b.input_stride), 1, long(k.y) * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
     const Maps kind = p.few_outputs ? Maps::few : set_maps(walk, maps, nb);
-    walk.together = taps_together(walk, kind);
+    walk.together = tap_rows_together(walk, kind);
     const long bundle_floats = taps * (p.few_outputs ? per_tap * kV : tap_floats(maps));
     const float* kernels = b.at(Buffer::kernels_forward) + group.first * bundle_floats;
     const int last = std::min(rows, first + p.rows_forward), register_group = p.few_outputs ? p.problem.out_maps : nb;
@@ -531,7 +531,7 @@ void backward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     Walk walk{k.z, k.y, k.x, 1, kV, kV, -long(s.z) * m.y * length * kV, -long(s.y) * length * kV,
               long(s.x) * kV, bundle_step, 1, k.y * k.x * per_tap, k.x * per_tap, per_tap, taps * per_tap};
     const Maps kind = set_maps(walk, maps, nb);
-    walk.together = taps_together(walk, kind);
+    walk.together = tap_rows_together(walk, kind);
     const float* kernels = b.at(Buffer::kernels_backward) + group.first * taps * tap_floats(maps);
     const int last = std::min(rows, first + p.rows_backward);
     const Row whole{kind, nb, n.x, cut};
