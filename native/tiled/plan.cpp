@@ -495,15 +495,13 @@ LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Mach
 
 namespace {
 
-constexpr int kSummingWorkers = 8;  // for whom the update of a first layer, the last of a round, is cut
-
 void size_single(LayerPlan& p, const Machine& machine) {
     const SingleSizes sizes(p);
     p.rows_forward = units_per_piece(single_seconds(p, 1, machine).forward, sizes.count, sizes.count, machine);
     // The same for any number of workers, as they are what the order of summation depends on.
     const double all = single_seconds(p, sizes.count, {}).update;
-    const double pieces = std::min(all / std::max(piece_aim(all, kSummingWorkers, machine), 1e-5), 128.0);
-    p.update_chunks = clamp_count(pieces / p.out_bundles, sizes.count);
+    const double piece = std::max({all / 128, std::min(all / 32, 5e-5), 1e-5});  // short ones pay for the rows they read again
+    p.update_chunks = clamp_count(all / piece / p.out_bundles, sizes.count);
     p.pieces[int(Phase::forward_inverse)] = ceil_div(sizes.count, p.rows_forward);
     p.pieces[int(Phase::update_product)] = p.out_bundles * p.update_chunks;
     p.scratch = std::max(p.scratch, std::size_t(sizes.floats(p.bundle)) * sizeof(float));
