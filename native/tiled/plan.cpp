@@ -438,12 +438,12 @@ FusedSeconds fused_seconds(const LayerPlan& p, const Machine& machine) {
     return {inputs, write, read, machine.fused * expand, rest, rest};
 }
 
-// How often the parts of a group make its kernels or find its inputs anew: those that share a bundle of outputs share nothing else.
+// How often parts of a group expand the kernels of a bundle of outputs: each that has some of its tiles does.
 double repeats(const LayerPlan& p, int parts) { return std::max(1.0, double(parts) / p.out_bundles); }
 
 // In how many parts each of `count` groups of tiles is cut, by bundles of outputs and, up to `most`, by tiles: what workers do on
 // average, and one piece more that the last of them is waited for, should be least. `repeated`: what each part does anew; `expand`:
-// what each does for its bundles, whatever its tiles.
+// what each does for its bundles, however few their tiles.
 int fused_parts(const LayerPlan& p, int count, double repeated, double expand, double rest, int most, int workers) {
     const auto seconds = [&](int parts) {
         return (double(count) * parts / workers + 1) * (repeated + (repeats(p, parts) * expand + rest) / parts);
