@@ -362,10 +362,9 @@ void convolve_taps(const Walk& k, const Row& row, const float* in, const float* 
 // The same, rows of taps in groups whose sums are added up.
 void convolve_groups(Walk k, const Row& row, const float* in, const float* kernels, V* out, long out_bundle) {
     const int nz = k.nz, ny = k.ny, vector = row.maps == Maps::many || row.maps == Maps::shared ? Two::maps * kV : kV;
-    const int planes = group_count(nz, std::max(1, k.together / ny)), lines = group_count(ny, std::min(k.together, ny));
-    for (int i = 0; i < planes * lines; ++i) {
-        const GroupRange z{i / lines * nz / planes, (i / lines + 1) * nz / planes};
-        const GroupRange y{i % lines * ny / lines, (i % lines + 1) * ny / lines};
+    const int planes = std::max(1, k.together / ny), lines = std::min(k.together, ny), across = group_count(ny, lines);
+    for (int i = 0; i < group_count(nz, planes) * across; ++i) {
+        const GroupRange z = group_range(nz, planes, i / across), y = group_range(ny, lines, i % across);
         k.nz = z.last - z.first, k.ny = y.last - y.first, k.adds = i > 0;
         const float* own = kernels + (z.first * k.w_z + y.first * k.w_y) * vector;
         convolve_taps(k, row, in + z.first * k.z + y.first * k.y, own, out, out_bundle);

@@ -316,12 +316,12 @@ static void forward_by_planes(const LayerPlan& p, const Buffers& b, const FusedS
 void forward_fused(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
     FusedScratch f(p, scratch);
     const Group group(p, index / p.fused_parts);
-    // Parts of the bundles of outputs, or of the tiles for one bundle.
-    const int part = index % p.fused_parts, by_tile = std::max(1, p.fused_parts / p.out_bundles), of = p.fused_parts / by_tile;
-    const int first = part % by_tile * group.tiles / by_tile, last = (part % by_tile + 1) * group.tiles / by_tile;
+    const int by_tile = parts_by_tile(p, p.fused_parts), by_bundle = p.fused_parts / by_tile;
+    const int tiles = index % by_tile, bundles = index % p.fused_parts / by_tile;
+    const int first = tiles * group.tiles / by_tile, last = (tiles + 1) * group.tiles / by_tile;
     if (first == last) return;  // the last group may have fewer tiles
     take_inputs(p, b, f, group);
-    for (int o = part / by_tile * p.out_bundles / of; o < (part / by_tile + 1) * p.out_bundles / of; ++o)
+    for (int o = bundles * p.out_bundles / by_bundle; o < (bundles + 1) * p.out_bundles / by_bundle; ++o)
         (sums_taps(p) ? forward_by_planes : forward_by_lines)(p, b, f, group, o, first, last);
 }
 

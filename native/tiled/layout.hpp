@@ -159,6 +159,8 @@ inline constexpr int kSummedTaps = 8;
 inline bool sums_taps(const LayerPlan& p) { return p.fused && p.axis[1].T > 1 && p.axis[0].k <= kSummedTaps; }
 
 inline int fused_groups(const LayerPlan& p) { return ceil_div(p.tiles, p.fused_tiles); }
+// Of so many parts of a group, those that share a bundle of outputs, each with some of its tiles.
+inline int parts_by_tile(const LayerPlan& p, int parts) { return std::max(1, parts / p.out_bundles); }
 
 struct FusedSizes {
     long pencil, box, inputs, sums = 0, lines = 0, input_plane = 0;

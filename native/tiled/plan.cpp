@@ -438,15 +438,12 @@ FusedSeconds fused_seconds(const LayerPlan& p, const Machine& machine) {
     return {inputs, write, read, machine.fused * expand, rest, rest};
 }
 
-// How often parts of a group expand the kernels of a bundle of outputs: each that has some of its tiles does.
-double repeats(const LayerPlan& p, int parts) { return std::max(1.0, double(parts) / p.out_bundles); }
-
 // In how many parts each of `count` groups of tiles is cut, by bundles of outputs and, up to `most`, by tiles: what workers do on
 // average, and one piece more that the last of them is waited for, should be least. `repeated`: what each part does anew; `expand`:
 // what each does for its bundles, however few their tiles.
 int fused_parts(const LayerPlan& p, int count, double repeated, double expand, double rest, int most, int workers) {
     const auto seconds = [&](int parts) {
-        return (double(count) * parts / workers + 1) * (repeated + (repeats(p, parts) * expand + rest) / parts);
+        return (double(count) * parts / workers + 1) * (repeated + (parts_by_tile(p, parts) * expand + rest) / parts);
     };
     int best = 1;
     for (int parts = 2; parts <= most && workers > 1; parts += parts < p.out_bundles ? 1 : p.out_bundles)
@@ -751,7 +748,7 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
         const double again = p.shares_inputs ? 0 : in_read;
         const double repeated = p.shares_inputs ? all.read : all.inputs;
         set(Phase::input_transform, p.shares_inputs ? all.inputs + all.write + in_read : 0), set(Phase::forward_product, 0);
-        const double expand = repeats(p, p.fused_parts) * all.expand;
+        const double expand = parts_by_tile(p, p.fused_parts) * all.expand;
         set(Phase::forward_inverse, p.fused_parts * repeated + expand + all.forward + again + out_written);
         set(Phase::update_product, p.update_parts * repeated + all.update + again + out_read);
     }

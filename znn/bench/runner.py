@@ -325,7 +325,7 @@ class Runner:
         for item in live:
             if item.alive:
                 self._guarded(item, "waiting", lambda item: causes.append(item.child.ask("disturbed")["by"]))
-        return max(causes, default="")
+        return next(filter(None, causes), "")
 
     def _finish(self, item: Measured) -> None:
         item.result = item.child.ask("finish")
