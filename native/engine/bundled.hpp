@@ -160,6 +160,7 @@ private:
     void small_filter_backward_piece(int edge, int piece, bool accumulate, Worker& worker);
     void update_biases(Nodes& nodes, int parts);
     bool filters_small_windows(int edge) const;
+    bool notes_positive_maxima(int edge) const;
     int parts(int edge, bool forward) const;  // of one bundle in simple edges
 
     // ---- rounds

@@ -87,6 +87,11 @@ bool BundledNetwork::filters_small_windows(int e) const {
     return edges_[e].kind == EdgeKind::max_filter && edges_[e].window.volume() <= kernels::small_window;
 }
 
+// Where the source's ReLU had its derivative taken at the maxima, that is 0 or 1 and known when they are found.
+bool BundledNetwork::notes_positive_maxima(int e) const {
+    return simples_[e]->derivative_at_maxima && nodes_[edges_[e].source]->d.transfer == kernels::Transfer::relu;
+}
+
 // A bundle can be cut along z where max-pooling's windows do not overlap; max-filtering's do, so that only its forward
 // pass, which reads planes twice but writes its own, is cut. Small windows are filtered by rows, in both passes.
 int BundledNetwork::parts(int e, bool forward) const {
@@ -209,9 +214,10 @@ void BundledNetwork::small_filter_forward_piece(int e, int piece, bool accumulat
     const std::size_t first = image * target.stride + rows.begin;
     float* to = target.image.data() + first;
     float* result = accumulate ? worker.scratch.get(rows.floats, 1) : to;
+    std::int8_t* place = reinterpret_cast<std::int8_t*>(simples_[e]->state.data()) + first;
     kernels::table().small_max_filter(source.image.data() + image * source.stride, source.d.extent, d.window, d.sparsity, V_,
-                                      rows.first, rows.last, result,
-                                      reinterpret_cast<std::int8_t*>(simples_[e]->state.data()) + first);
+                                      rows.first, rows.last, result, training_ ? place : nullptr,
+                                      notes_positive_maxima(e));
     if (accumulate) kernels::table().add(to, result, rows.floats);
 }
 
@@ -229,9 +235,11 @@ void BundledNetwork::small_filter_backward_piece(int e, int piece, bool accumula
                                 reinterpret_cast<const std::int8_t*>(simples_[e]->state.data()) + out, source.d.extent,
                                 d.window, d.sparsity, V_, rows.first, rows.last, result);
     if (accumulate) f.add(to, result, rows.floats);
-    if (simples_[e]->derivative_at_maxima)  // while the rows are in the cache
-        f.transfer_backward(to, source.image.data() + first, rows.floats, V_, source.d.transfer,
-                            &source.bias_sums[std::size_t(place.sum()) * V_]);
+    if (!simples_[e]->derivative_at_maxima) return;
+    // While the rows are in the cache; that of a ReLU has been taken, and only the biases' sums are left.
+    const kernels::Transfer left = notes_positive_maxima(e) ? kernels::Transfer::linear : source.d.transfer;
+    f.transfer_backward(to, source.image.data() + first, rows.floats, V_, left,
+                        &source.bias_sums[std::size_t(place.sum()) * V_]);
 }
 
 // Adds up the parts' sums in a fixed order and takes the step. `parts` are [patch][bundle][part of a bundle].

@@ -67,9 +67,11 @@ struct Table {
     // gin[index[p]] += g[p] for p over `voxels` output voxels (gin zeroed by the caller).
     void (*max_backward)(const float* g, const std::int32_t* index, std::size_t voxels, int bundle, float* gin);
     // The same filter for windows of at most small_window voxels, by rows (z, y), the last fastest. Output rows [first_row,
-    // last_row), with which out and place begin; place: the maximum's voxel in its window, in z, y, x order.
+    // last_row), with which out and place begin; place: the maximum's voxel in its window, in z, y, x order; null: not wanted.
+    // `positive`: windows whose maximum is not positive have no place in the input, and small_max_filter_backward passes nothing
+    // through them, as a ReLU before the filter would not.
     void (*small_max_filter)(const float* in, Extent n, Extent w, Extent s, int bundle, int first_row, int last_row, float* out,
-                             std::int8_t* place);
+                             std::int8_t* place, bool positive);
     // Input rows [first_row, last_row) of the gradient, written to gin, which begins with first_row.
     void (*small_max_filter_backward)(const float* g, const std::int8_t* place, Extent n, Extent w, Extent s, int bundle,
                                       int first_row, int last_row, float* gin);

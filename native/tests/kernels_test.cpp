@@ -465,8 +465,12 @@ void test_small_filter(const Table& t, Extent n, Extent w, Extent s, int bundle,
     Guarded<std::int8_t> place(count);
     const int out_rows = m.z * m.y, in_rows = n.z * n.y, cut = pick(0, out_rows), back_cut = pick(0, in_rows);
     const std::size_t out_row = std::size_t(m.x) * bundle;
-    t.small_max_filter(in, n, w, s, bundle, cut, out_rows, &got[0] + cut * out_row, place.data() + cut * out_row);
-    t.small_max_filter(in, n, w, s, bundle, 0, cut, got, place.data());
+    const auto filter = [&](bool places, bool positive) {
+        t.small_max_filter(in, n, w, s, bundle, cut, out_rows, &got[0] + cut * out_row,
+                           places ? place.data() + cut * out_row : nullptr, positive);
+        t.small_max_filter(in, n, w, s, bundle, 0, cut, got, places ? place.data() : nullptr, positive);
+    };
+    filter(true, false);
     bool same = true;
     for (std::size_t p = 0; p < count; ++p) {
         const int voxel = int(p / bundle), z = voxel / (m.y * m.x), y = voxel / m.x % m.y, x = voxel % m.x;
@@ -476,9 +480,23 @@ void test_small_filter(const Table& t, Extent n, Extent w, Extent s, int bundle,
     }
     expect(same, std::string("small_max_filter ") + t.isa + " " + shape);
     const std::size_t row = std::size_t(n.x) * bundle;
-    t.small_max_filter_backward(g, place.data(), n, w, s, bundle, back_cut, in_rows, &gin[0] + back_cut * row);
-    t.small_max_filter_backward(g, place.data(), n, w, s, bundle, 0, back_cut, &gin[0]);
-    expect_small(relative_error(gin, back, 1), 2e-6, "small_max_filter_backward", t, shape);
+    const auto collect = [&](const Doubles& wanted, const char* function) {
+        t.small_max_filter_backward(g, place.data(), n, w, s, bundle, back_cut, in_rows, &gin[0] + back_cut * row);
+        t.small_max_filter_backward(g, place.data(), n, w, s, bundle, 0, back_cut, &gin[0]);
+        expect_small(relative_error(gin, wanted, 1), 2e-6, function, t, shape);
+    };
+    collect(back, "small_max_filter_backward");
+    // As if the input were a ReLU's output.
+    filter(true, true);
+    Doubles passed(gin.size());
+    for (std::size_t p = 0; p < count; ++p)
+        if (out[p] > 0) passed[std::size_t(index[p]) * bundle + p % bundle] += g[p];
+    collect(passed, "small_max_filter_backward of positive maxima");
+    std::fill(&got[0], &got[0] + count, 0.0f);
+    filter(false, false);
+    same = true;
+    for (std::size_t p = 0; p < count; ++p) same &= std::isnan(out[p]) ? std::isnan(got[p]) : got[p] == out[p];
+    expect(same, std::string("small_max_filter without places ") + t.isa + " " + shape);
 }
 
 void test_max(const Table& t) {
