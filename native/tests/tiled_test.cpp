@@ -384,6 +384,43 @@ Case random_case(std::mt19937& random) {
     }
 }
 
+// A convolution that passes its first map on to all, pooled: the first NaN of a window goes on, else its first maximum.
+bool pools_nans(int in_maps, int bundle, std::mt19937& random) {
+    const Extent n{6, 4, 34}, w{2, 2, 2}, m{3, 2, 17};
+    const Problem q{in_maps, 5, n, {1, 1, 1}, {1, 1, 1}, w};
+    const LayerPlan plan = plan_direct(q, bundle);
+    Aligned image(n.volume() * bundle, 0.0f), out(m.volume() * bundle), kernels(kernel_floats(plan), 0.0f),
+        scratch(scratch_bytes(plan) / sizeof(float));
+    const auto value = [&](int z, int y, int x) -> float& { return image.data[((z * n.y + y) * std::size_t(n.x) + x) * bundle]; };
+    for (std::size_t i = 0; i < n.volume(); ++i)
+        image.data[i * bundle] = random() % 9 ? float(int(random() % 7) - 3) : std::numeric_limits<float>::quiet_NaN();
+    for (int o = 0; o < q.out_maps; ++o) kernels.data[o] = 1;
+    std::vector<std::int8_t> largest(out.floats);
+    Buffers b;
+    b.input = image.data, b.input_stride = image.floats, b.kernels = kernels.data;
+    b.output = out.data, b.output_stride = out.floats, b.largest = largest.data();
+    std::vector<Aligned> work;
+    for (int i = 0; i < kBuffers; ++i) b.work[i] = work.emplace_back(buffer_bytes(plan, Buffer(i)) / sizeof(float)).data;
+    for (Phase phase : {Phase::kernels_forward, Phase::forward_inverse})
+        for (int i = 0; i < piece_count(plan, phase); ++i) run_piece(plan, phase, i, b, scratch.data);
+    bool right = true;
+    for (int z = 0; z < m.z; ++z)
+        for (int y = 0; y < m.y; ++y)
+            for (int x = 0; x < m.x; ++x) {
+                float most = value(2 * z, 2 * y, 2 * x);
+                int where = 0;
+                for (int j = 1; j < 8; ++j) {
+                    const float v = value(2 * z + j / 4, 2 * y + j / 2 % 2, 2 * x + j % 2);
+                    if (!std::isnan(most) && !(v <= most)) most = v, where = j;
+                }
+                for (int o = 0; o < q.out_maps; ++o) {
+                    const std::size_t at = ((z * m.y + y) * std::size_t(m.x) + x) * bundle + o;
+                    right &= largest[at] == where && (std::isnan(most) ? std::isnan(out.data[at]) : out.data[at] == most);
+                }
+            }
+    return right;
+}
+
 bool rejects(const Problem& q, int bundle, Extent tile) {
     try {
         plan_tiled(q, bundle, tile);
@@ -414,6 +451,9 @@ int main(int argc, char** argv) {
                            rejects({4, 4, {2, 8, 8}, {3, 3, 3}}, 8, {8, 8, 8}),
                            !candidate_tiles(good, 8, {}, 3).empty()};
     for (bool ok : checks) (ok ? passed : failed)++;
+    for (int in_maps : {1, 2})
+        for (int bundle : {8, 16})
+            if (has_bundle(bundle)) (pools_nans(in_maps, bundle, random) ? passed : failed)++;
     std::printf("%s, largest error %.2e of the largest value\n%d passed, %d failed\n", isa(), Runner::worst, passed, failed);
     return failed ? 1 : 0;
 }

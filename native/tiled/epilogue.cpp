@@ -160,27 +160,46 @@ ZNN_INLINE void scatter(WIDE x, NARROW* to, long step, int count = kX / kV) {
     }
 }
 
-// W: both extents of the window where they are known to the compiler, else 0.
-template <int W>
-void pool(const V* in, long row, int w1, int w2, int first, int count, V* maxima) {
+ZNN_INLINE bool has_nan(X x) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(x), _CMP_UNORD_Q);
+#else
+    float sum = 0;
+    for (int l = 0; l < kX; ++l) sum += x[l];
+    return sum != sum;
+#endif
+}
+
+// W: both extents of the window where they are known to the compiler, else 0. NANS: not all may be numbers; else whether one was
+// not is returned, and then all is to be done once more, from what has become of `maxima`.
+template <int W, bool NANS>
+bool pool(const V* in, long row, int w1, int w2, int first, int count, V* maxima) {
     w1 = W ? W : w1, w2 = W ? W : w2;
     constexpr int kWindows = kX / kV;
+    X sums{};
     for (int x = 0; x < count; x += kWindows, in += kWindows * w2, maxima += 2 * kWindows) {
         const int windows = std::min(kWindows, count - x);
         const long step = windows == kWindows ? w2 : 0;  // a last one alone is taken twice
         VI* const voxel = reinterpret_cast<VI*>(maxima) + 1;
         X most = first ? X(gather(maxima, step ? 2 : 0)) : X(gather(in, step));
         XI where = first ? XI(gather(voxel, step ? 2 : 0)) : XI{};
+        X sum{};
         for (int j = 0; j < w1; ++j)
             for (int i = 0; i < w2; ++i) {
                 const X value = gather(in + j * row + i, step);
-                const XI more = ~(value <= most) & (most == most);  // the first NaN stays
+                XI more = value > most;
+                if constexpr (NANS)
+                    more = ~(value <= most) & (most == most);  // the first NaN stays
+                else
+                    sum += value;
                 where = more ? XI{} + (first + j * w2 + i) : where;
                 most = more ? value : most;
             }
+        sums += sum;
         scatter(most, maxima, 2, windows);
         scatter(where, voxel, 2, windows);
     }
+    return !NANS && has_nan(sums);
 }
 
 template <int W>
@@ -197,7 +216,9 @@ void spread(const V* g, const std::int8_t* largest, long step, int count, int w1
 }  // namespace
 
 void pool_row(const V* in, long row, int w1, int w2, int first, int count, V* maxima) {
-    (w1 == 2 && w2 == 2 ? pool<2> : pool<0>)(in, row, w1, w2, first, count, maxima);
+    const bool pairs = w1 == 2 && w2 == 2;
+    if ((pairs ? pool<2, false> : pool<0, false>)(in, row, w1, w2, first, count, maxima))
+        (pairs ? pool<2, true> : pool<0, true>)(in, row, w1, w2, first, count, maxima);
 }
 
 void spread_row(const V* g, const std::int8_t* largest, long step, int count, int w1, int w2, int first, V* out, long row) {
