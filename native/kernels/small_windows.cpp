@@ -1,6 +1,6 @@
 // Max-filter by windows of few voxels. All voxels of a window are compared in one step, a byte per voxel keeps which of them
-// was the largest (its place), and the backward pass collects for every input voxel the gradients of the windows it won: any range of
-// rows can be done by itself, and each image is read or written once.
+// was the largest (its place), and the backward pass collects for every input voxel the gradients of the windows it won: any
+// range of rows can be done by itself, and each image is read or written once.
 #include "kernels/isa.hpp"
 
 namespace znn::kernels::ZNN_ISA {
