@@ -129,6 +129,9 @@ ZNN_INLINE void store(float* p, vf v, Part part) {
 }
 #endif
 
+// Of maxima: whether the later of two values is greater, or the first that is not a number.
+ZNN_INLINE bool replaces(float later, float earlier) { return !(later <= earlier) && earlier == earlier; }
+
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr int smaller(int a, int b) { return a < b ? a : b; }
 constexpr int larger(int a, int b) { return a > b ? a : b; }

@@ -14,8 +14,6 @@ struct Candidate {
     vi index;
 };
 
-ZNN_INLINE bool replaces(float later, float earlier) { return !(later <= earlier) && earlier == earlier; }
-
 ZNN_INLINE Candidate first_maximum(Candidate earlier, Candidate later) {
     const vi take = ~(vi)(later.value <= earlier.value) & (vi)(earlier.value == earlier.value);
     return {take ? later.value : earlier.value, take ? later.index : earlier.index};

@@ -70,7 +70,6 @@ ZNN_INLINE bool any(vi x) {
 enum Note { nothing, place_of_all, place_of_positive };
 constexpr int nowhere = small_window;
 
-// As in pooling.cpp, the first maximum wins, and the first NaN.
 template <Note N>
 void maxima_one_by_one(const float* const* from, int voxels, std::ptrdiff_t count, float* out, std::int8_t* place) {
     for (std::ptrdiff_t i = 0; i < count; ++i) {
@@ -78,7 +77,7 @@ void maxima_one_by_one(const float* const* from, int voxels, std::ptrdiff_t coun
         int best_at = 0;
         for (int k = 1; k < voxels; ++k) {
             const float value = from[k][i];
-            if (!(value <= best) && best == best) best = value, best_at = k;
+            if (replaces(value, best)) best = value, best_at = k;
         }
         out[i] = best;
         if (N != nothing) place[i] = std::int8_t(N == place_of_all || best > 0 ? best_at : nowhere);

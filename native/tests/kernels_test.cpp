@@ -470,13 +470,14 @@ void test_small_filter(const Table& t, Extent n, Extent w, Extent s, int bundle,
                            places ? place.data() + cut * out_row : nullptr, positive);
         t.small_max_filter(in, n, w, s, bundle, 0, cut, got, places ? place.data() : nullptr, positive);
     };
+    const auto equal = [&](std::size_t p) { return std::isnan(out[p]) ? std::isnan(got[p]) : got[p] == out[p]; };
     filter(true, false);
     bool same = true;
     for (std::size_t p = 0; p < count; ++p) {
         const int voxel = int(p / bundle), z = voxel / (m.y * m.x), y = voxel / m.x % m.y, x = voxel % m.x;
         const int j = place[p], jz = j / (w.y * w.x), jy = j / w.x % w.y, jx = j % w.x;
         same &= index[p] == ((z + s.z * jz) * n.y + y + s.y * jy) * n.x + x + s.x * jx;
-        same &= std::isnan(out[p]) ? std::isnan(got[p]) : got[p] == out[p];
+        same &= equal(p);
     }
     expect(same, std::string("small_max_filter ") + t.isa + " " + shape);
     const std::size_t row = std::size_t(n.x) * bundle;
@@ -495,7 +496,7 @@ void test_small_filter(const Table& t, Extent n, Extent w, Extent s, int bundle,
     std::fill(&got[0], &got[0] + count, 0.0f);
     filter(false, false);
     same = true;
-    for (std::size_t p = 0; p < count; ++p) same &= std::isnan(out[p]) ? std::isnan(got[p]) : got[p] == out[p];
+    for (std::size_t p = 0; p < count; ++p) same &= equal(p);
     expect(same, std::string("small_max_filter without places ") + t.isa + " " + shape);
 }
 

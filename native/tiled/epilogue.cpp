@@ -187,11 +187,8 @@ bool pool(const V* in, long row, int w1, int w2, int first, int count, V* maxima
         for (int j = 0; j < w1; ++j)
             for (int i = 0; i < w2; ++i) {
                 const X value = gather(in + j * row + i, step);
-                XI more = value > most;
-                if constexpr (NANS)
-                    more = ~(value <= most) & (most == most);  // the first NaN stays
-                else
-                    sum += value;
+                const XI more = NANS ? ~(value <= most) & (most == most) : value > most;  // the first NaN stays
+                sum += value;
                 where = more ? XI{} + (first + j * w2 + i) : where;
                 most = more ? value : most;
             }
