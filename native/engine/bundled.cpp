@@ -45,7 +45,6 @@ void BundledNetwork::prepare_kernels(bool training) {
     bool any = false;
     const auto prepare = [&](Stage* stage, bool& stale) {
         if (!stage || !stale) return;
-        stage->arm();
         stage->arrive(nullptr);
         stale = false;
         any = true;
@@ -67,7 +66,6 @@ void BundledNetwork::start_forward(const std::vector<const float*>& inputs, bool
     backward_done_.store(false);
     forward_path_ns_.store(0);
     backward_path_ns_.store(0);
-    for (auto& stage : stages_[int(Pass::forward)]) stage->arm();  // before anything can arrive
     for (auto& [stage, gate] : gated_)
         if (gate->pass(*stage)) stage->arrive(nullptr);
     for (Stage* stage : first_stages_) stage->arrive(nullptr);
@@ -92,17 +90,13 @@ void BundledNetwork::forward(const std::vector<const float*>& inputs, bool train
 }
 
 // The losses wait for the updates of the last round to be over (the forward pass FORCEd all but the transforms of kernels
-// for backward): only then may backward and update be armed for this round.
+// for backward): only then may backward and update begin.
 void BundledNetwork::start_losses(Worker* worker) {
-    losses_->arm();
     if (updates_over_.pass(*losses_)) losses_->arrive(worker);
     losses_->arrive(worker);
 }
 
-void BundledNetwork::arm_backward() {
-    for (const Pass pass : {Pass::backward, Pass::update})
-        for (auto& stage : stages_[int(pass)])
-            if (stage.get() != losses_) stage->arm();
+void BundledNetwork::begin_backward() {
     updates_over_.close();
     for (auto& conv : convs_) {
         if (!conv) continue;

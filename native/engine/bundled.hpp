@@ -166,7 +166,7 @@ private:
     // ---- rounds
     void start_forward(const std::vector<const float*>& inputs, bool training);
     void start_losses(Worker* worker);
-    void arm_backward();
+    void begin_backward();
     void prepare_kernels(bool training);
     void wait_for(const std::atomic<bool>& flag);
     void unbundle(const AlignedFloats& images, const Nodes& nodes, float* out) const;

@@ -272,7 +272,7 @@ Stage* BundledNetwork::transfer_backward(Nodes& n, Pass pass, kernels::Transfer 
 void BundledNetwork::build_backward() {
     losses_ = join(Pass::backward, label(Pass::backward, int(WorkKind::loss), 0));
     losses_->await(2);  // the caller (or the end of the forward pass), and the gate of the updates
-    losses_->when_done([this](Worker*) { arm_backward(); });
+    losses_->when_done([this](Worker*) { begin_backward(); });
     backward_end_ = join(Pass::backward, label(Pass::backward, int(WorkKind::node), 0));
     for (auto owned = nodes_.rbegin(); owned != nodes_.rend(); ++owned) {
         Nodes& n = **owned;

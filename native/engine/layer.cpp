@@ -205,7 +205,6 @@ private:
             return;
         }
         (*begin_image_)();
-        for (auto& stage : stages_) stage->arm();
         for (Stage* stage : heads_) stage->arrive(worker);
     }
 
@@ -548,13 +547,12 @@ private:
         std::atomic<int> left{int(stages.size())};
         Executor& executor = turn.executor();
         for (Stage* stage : stages) {
-            stage->set_executor(&executor);
             stage->await(1);
             stage->when_done([&](Worker*) {
                 left.fetch_sub(1, std::memory_order_acq_rel);
                 executor.wake();
             });
-            stage->arm();
+            stage->set_executor(&executor);
         }
         for (Stage* stage : stages) stage->arrive(nullptr);
         turn.wait([&] { return left.load(std::memory_order_acquire) == 0; });

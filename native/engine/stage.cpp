@@ -20,6 +20,7 @@ void Stage::set_executor(Executor* executor) {
     shares_ = std::min(pieces_, workers_);
     ticket_.label = label;
     ticket_.priority = priority_;
+    arm();
 }
 
 Stage::Pieces Stage::left(Pieces found, int worker) const {
@@ -86,6 +87,8 @@ void Stage::before(Stage& later) {
     ++later.predecessors_;
 }
 
+// For the next round, as soon as one is over: by a worker in whose cache the counters are, and not by one that begins a round while
+// the others wait.
 void Stage::arm() {
     round_ = round_ % 0xffff + 1;
     open_.store(shares_, std::memory_order_relaxed);
@@ -102,6 +105,7 @@ void Stage::arrive(Worker* worker, bool last) {
 }
 
 void Stage::complete(Worker* worker, bool last) {
+    arm();
     for (auto& action : done_actions_) action(worker);
     for (Stage* follower : followers_) follower->arrive(worker, last);
     if (shares_ > 0) executor_->close();

@@ -27,11 +27,10 @@ public:
     void when_done(std::function<void(Worker*)> action) { done_actions_.push_back(std::move(action)); }
 
     void set_executor(Executor* executor);
-    void set_priority(int priority) { priority_ = priority; }  // before set_executor
+    // All that is said of a stage (priority, predecessors, what it awaits) is said before set_executor.
+    void set_priority(int priority) { priority_ = priority; }
     // It starts only after `arrivals` more, from gates or from the caller.
     void await(int arrivals) { predecessors_ += arrivals; }
-    // Before a round, and before anything arrives.
-    void arm();
     // `last`: the worker's own task ends with this.
     void arrive(Worker* worker, bool last = false);
 
@@ -67,6 +66,7 @@ private:
     int next_piece(int worker);           // the same
     bool has_pieces() const;
     void leave(Worker& worker);
+    void arm();
     void complete(Worker* worker, bool last);
 
     Body body_;
@@ -83,7 +83,7 @@ private:
 };
 
 // Lets stages of the next round wait for a stage of this one: FORCE at the granularity of layers. Closed when the work it
-// guards is armed, opened when that is done.
+// guards begins, opened when that is done.
 class Gate {
 public:
     void close() { open_ = false; }  // only while nobody waits

@@ -47,8 +47,8 @@ public:
                 stages[before[i].back()]->before(stage);
             }
             stage.set_priority(random.pick(0, 3));
-            stage.set_executor(&executor);
             if (before[i].empty()) stage.await(1);
+            stage.set_executor(&executor);
         }
     }
 
@@ -57,7 +57,6 @@ public:
         for (std::size_t i = 0; i < stages.size(); ++i) {
             *done[i] = false;
             for (auto& piece : runs[i]) piece = 0;
-            stages[i]->arm();
         }
         for (std::size_t i = 0; i < stages.size(); ++i)
             if (before[i].empty()) stages[i]->arrive(nullptr);
@@ -117,9 +116,8 @@ void test_urgent() {
     });
     urgent.set_priority(1);
     for (Stage* stage : {&urgent, &ordinary}) {
-        stage->set_executor(&executor);
         stage->await(1);
-        stage->arm();
+        stage->set_executor(&executor);
     }
     ordinary.arrive(nullptr);
     executor.drain();
@@ -139,9 +137,8 @@ void test_caller_goes_on() {
         }
         ++run;
     });
-    stage.set_executor(&executor);
     stage.await(1);
-    stage.arm();
+    stage.set_executor(&executor);
     stage.arrive(nullptr);
     executor.wait([&] { return wanted.load(); });
     expect(run < 100, "a caller that need not wait any more stayed for all pieces of a stage");
@@ -155,12 +152,11 @@ void test_many_rounds() {
     Executor executor({.threads = 3, .pin = false});
     std::atomic<int> run{0};
     Stage stage({}, 5, [&](int, Worker&) { ++run; });
-    stage.set_executor(&executor);
     stage.await(1);
+    stage.set_executor(&executor);
     int complete = 0;
     constexpr int rounds = 70000;
     for (int round = 1; round <= rounds; ++round) {
-        stage.arm();
         stage.arrive(nullptr);
         executor.drain();
         complete += run == 5 * round;
