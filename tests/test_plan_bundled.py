@@ -145,14 +145,16 @@ def test_the_fastest_exchange_between_cores_is_kept(own_cache, monkeypatch):
     assert (bundled._core.exchange_rate(8) > 0) == (len(bundled._core.usable_physical_cores()) > 1)
 
 
-def test_pooling_left_to_an_edge_takes_at_least_what_its_kernel_takes(own_cache, monkeypatch):
-    layers = [{"conv": 8, "kernel": 3}, {"max_pool": 2}, {"conv": 2, "kernel": 2}]
+@pytest.mark.parametrize("edge", ["max_pool", "max_filter"])
+def test_pooling_left_to_an_edge_takes_at_least_what_its_kernel_takes(edge, own_cache, monkeypatch):
+    layers = [{"conv": 8, "kernel": 3}, {edge: 2}, {"conv": 2, "kernel": 2}]
     graph = Graph.build(znn.NetworkSpec.layered("pools", 1, layers), output=(4, 4, 4))
     bundled.pool_rates.cache_clear()
-    assert bundled.pool_rates(8).forward > 0 and bundled.pool_rates(8).backward > 0
+    filters = edge == "max_filter"
+    assert bundled.pool_rates(8, filters).forward > 0 and bundled.pool_rates(8, filters).backward > 0
     slow = bundled._core.PoolRates()
     slow.forward, slow.backward = 1e6, 5e5
-    monkeypatch.setattr(bundled, "pool_rates", lambda bundle: slow)
+    monkeypatch.setattr(bundled, "pool_rates", lambda bundle, filters: slow)
     for training, each in ((True, 3), (False, 1)):
         layer = bundled.layers(graph, 8, training=training)[0]
         alone, phases = Candidate("tiled", (3, 3, 3)), [0.0] * 11  # windows would lie in two tiles

@@ -120,11 +120,12 @@ def copy_rate(place: str) -> float:
 
 
 @lru_cache(maxsize=None)
-def pool_rates(bundle: int) -> Any:
-    """Floats of an image in the caches that one core pools in a second by windows of 2 x 2 x 2, forward and backward: measured in
-    milliseconds, or from the cache.
+def pool_rates(bundle: int, filters: bool = False) -> Any:
+    """Floats of an image in the caches that one core pools (or filters) in a second by windows of 2 x 2 x 2, forward and backward:
+    measured in milliseconds, or from the cache.
     """
-    return _kept(f"pooling-{bundle}", _core.PoolRates(), ("forward", "backward"), lambda: _core.measure_pooling(bundle))
+    name, measure = ("filtering", _core.measure_filtering) if filters else ("pooling", _core.measure_pooling)
+    return _kept(f"{name}-{bundle}", _core.PoolRates(), ("forward", "backward"), lambda: measure(bundle))
 
 
 @lru_cache(maxsize=None)
@@ -186,6 +187,7 @@ class Layer:
         self.pool = pool_after(graph, edge)
         self._kernel, self._output = edge.kernel, edge.out_extent
         self._window = self.pool.window if self.pool else (1, 1, 1)
+        self._filter = self.pool is not None and self.pool.kind == "max_filter"
         self._pooled = [bundle * -(-self.maps[1] // bundle) * math.prod(extent) for extent in
                         ((self.pool.in_extent, self.pool.out_extent) if self.pool else ())]
         self._native: dict[Candidate, Any] = {}
@@ -195,14 +197,14 @@ class Layer:
         if candidate not in self._native:
             method, tile = getattr(_core.Method, candidate.method), candidate.transform or (1, 1, 1)
             self._native[candidate] = self._call(_core.TiledLayer, method, tile, candidate.memoize, self._window,
-                                                 math.ceil(self.workers))
+                                                 self._filter, math.ceil(self.workers))
         return self._native[candidate]
 
     def key(self, candidate: Candidate) -> tuple:
         """What the candidate's timings depend on besides itself."""
         round_of = self.backward if self.training else "forward pass"
         native = self.native(candidate)
-        return self.shape, round_of, self._window if native.pools else None, native.pieces
+        return self.shape, round_of, (self._window, self._filter) if native.pools else None, native.pieces
 
     def _call(self, function: Callable[..., Any], *rest: Any) -> Any:
         try:
@@ -266,7 +268,7 @@ class Layer:
         if not self._pooled or native.pools:
             return held
         whole, pooled = self._pooled
-        rates, copied = pool_rates(self.bundle), copy_rate(place_of(4 * whole))
+        rates, copied = pool_rates(self.bundle, self._filter), copy_rate(place_of(4 * whole))
         held += max(whole / rates.forward, 4 * (whole + 2 * pooled) / copied)
         # Backward: zeros first, then the gradients.
         return held + self.training * max(whole / rates.backward, 4 * (2 * whole + pooled) / copied)
@@ -388,8 +390,8 @@ class Layer:
 
 
 def pool_after(graph: Graph, edge: GraphEdge) -> GraphEdge | None:
-    """The max-pooling by disjoint windows that alone follows a convolution and that the convolution may do as it writes
-    its output (native/engine/bundled_layers.cpp, pool_to_absorb), if one does.
+    """The max-pooling by disjoint windows, or max-filtering of the convolution's sparsity, that alone follows a convolution and that
+    the convolution may do as it writes its output (native/engine/bundled_layers.cpp, pool_to_absorb), if one does.
     """
     leaving = [other for other in graph.edges if other.source == edge.target]
     if len(graph.incoming(edge.target)) != 1 or len(leaving) != 1:
@@ -398,7 +400,9 @@ def pool_after(graph: Graph, edge: GraphEdge) -> GraphEdge | None:
     bias = plain.spec.kind == "transfer" and (plain.spec.bias or plain.spec.transfer != "linear")
     names = {graph.nodes[edge.target].name, plain.name}
     alone = len(graph.incoming(pool.target)) == 1 and not names & set(graph.outputs)
-    return pool if pool.kind == "max_pool" and pool.window == pool.stride and alone and not bias else None
+    disjoint = pool.kind == "max_pool" and pool.window == pool.stride
+    alike = pool.kind == "max_filter" and pool.sparsity == edge.sparsity
+    return pool if (disjoint or alike) and alone and not bias else None
 
 
 def image_floats(graph: Graph, bundle: int, nodes: Iterable[int]) -> int:

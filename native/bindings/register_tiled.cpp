@@ -25,11 +25,12 @@ tiled::LayerPlan plan_without_pool(const tiled::Problem& problem, int bundle, Me
     return plan_layer(problem, method, bundle, extent(tile), machine, memoize);
 }
 
-// The pooling after the layer is part of it wherever its plan can pool, as in the engine.
-tiled::LayerPlan plan_of(tiled::Problem problem, int bundle, Method method, E tile, bool memoize, E pool, int workers) {
+// The pooling or filtering after the layer is part of it wherever its plan can do it, as in the engine.
+tiled::LayerPlan plan_of(tiled::Problem problem, int bundle, Method method, E tile, bool memoize, E pool, bool filter, int workers) {
     const tiled::LayerPlan plan = plan_without_pool(problem, bundle, method, tile, memoize, workers);
-    if (extent(pool).volume() == 1 || !tiled::can_pool(plan, extent(pool))) return plan;
+    if (extent(pool).volume() == 1 || !tiled::can_pool(plan, extent(pool), filter)) return plan;
     problem.pool = extent(pool);
+    problem.filter = filter;
     return plan_without_pool(problem, bundle, method, tile, memoize, workers);
 }
 
@@ -68,6 +69,7 @@ void register_tiled(py::module_& module) {
         .def_readwrite("forward", &PoolRates::forward)
         .def_readwrite("backward", &PoolRates::backward);
     module.def("measure_pooling", &measure_pooling, py::call_guard<py::gil_scoped_release>());
+    module.def("measure_filtering", &measure_filtering, py::call_guard<py::gil_scoped_release>());
     module.def("exchange_rate", &exchange_rate, py::call_guard<py::gil_scoped_release>());
     module.def("has_bundle", &tiled::has_bundle);
     module.def("tiled_candidates", [](int in_maps, int out_maps, E input, E kernel, E sparsity, bool depthwise,
@@ -82,9 +84,9 @@ void register_tiled(py::module_& module) {
     // A layer as it was planned: what it takes by the model, at least by its work, and in memory; and its probe.
     py::class_<tiled::LayerPlan>(module, "TiledLayer")
         .def(py::init([](int in_maps, int out_maps, E input, E kernel, E sparsity, bool depthwise, int bundle, Method method,
-                         E tile, bool memoize, E pool, int workers) {
+                         E tile, bool memoize, E pool, bool filter, int workers) {
                  return plan_of(problem_of(in_maps, out_maps, input, kernel, sparsity, depthwise), bundle, method, tile, memoize,
-                                pool, workers);
+                                pool, filter, workers);
              }))
         .def("predict", [](const tiled::LayerPlan& plan, const Machine& machine, bool backward) {
             return listed(tiled::predict(plan, machine, backward).phase);

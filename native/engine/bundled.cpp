@@ -28,8 +28,8 @@ BundledNetwork::BundledNetwork(std::vector<NodeGroupDescription> nodes, std::vec
     build_update();
     for (auto& conv : convs_) {
         if (!conv) continue;
-        conv->inference = conv->buffers;
-        for (auto& buffers : conv->inference) buffers.keep = false;
+        conv->inference = conv->buffers;  // without what only a backward pass reads
+        for (auto& buffers : conv->inference) buffers.keep = false, buffers.largest = nullptr;
     }
     set_priorities();
 }

@@ -44,6 +44,7 @@ private:
         int index = 0, bundles = 0, chunks = 1;  // chunks: parts into which pointwise work on one bundle is cut
         int lanes = 0;                           // of the image: V, or 1 where a single map is packed
         bool has_backward = false;
+        bool derivative_noted = false;           // a ReLU's, by the filtering convolution that it follows: see tiled::Buffers
         std::size_t volume = 0, stride = 0, chunk = 0;  // voxels; floats of one bundle and of each part but the last
         AlignedFloats image, gradient;           // [patch][bundle][z][y][x][V]
         AlignedFloats bias, bias_momentum, bias_second_moment;  // [bundle][V]
@@ -179,7 +180,7 @@ private:
     }
     const int V_;
     Arena arena_;  // of all arrays and buffers
-    // The descriptions, in which a convolution may have absorbed the max-pooling that follows it.
+    // The descriptions, in which a convolution may have absorbed the max-pooling or -filtering that follows it.
     std::vector<NodeGroupDescription> groups_;
     std::vector<EdgeGroupDescription> edges_;
     std::vector<std::unique_ptr<Nodes>> nodes_;

@@ -1,4 +1,4 @@
-// Layers of the bundled engine: which method each convolution takes, whether it absorbs the pooling after it, and memory.
+// Layers of the bundled engine: which method each convolution takes, whether it absorbs the pooling or filtering after it, and memory.
 #include "engine/bundled.hpp"
 
 #include <algorithm>
@@ -22,13 +22,16 @@ void BundledNetwork::plan_conv(int e) {
     convs_[e] = std::make_unique<Conv>();
     convs_[e]->plan = plan(problem);
     const int pool = pool_to_absorb(e);
-    if (pool < 0 || !tiled::can_pool(convs_[e]->plan, edges_[pool].window)) return;
+    if (pool < 0) return;
+    problem.filter = edges_[pool].kind == EdgeKind::max_filter;
+    if (!tiled::can_pool(convs_[e]->plan, edges_[pool].window, problem.filter)) return;
     problem.pool = edges_[pool].window;
     convs_[e]->plan = plan(problem);
     absorb(pool);
 }
 
-// The max-pooling edge by disjoint windows that alone follows a convolution, if one does: -1 otherwise.
+// The max-pooling edge by disjoint windows, or -filtering edge of the same sparsity, that alone follows a convolution, if one does:
+// -1 otherwise.
 int BundledNetwork::pool_to_absorb(int e) const {
     const int node = edges_[e].target;
     int pool = -1, converging = 0, leaving = 0, others = 0;
@@ -41,7 +44,9 @@ int BundledNetwork::pool_to_absorb(int e) const {
     for (const auto& other : edges_) others += other.target == d.target;
     const NodeGroupDescription& pooled = groups_[d.target];
     const bool plain = !pooled.bias && pooled.transfer == kernels::Transfer::linear && !pooled.output;
-    return d.kind == EdgeKind::max_pool && d.window == d.stride && others == 1 && plain ? pool : -1;
+    const bool disjoint = d.kind == EdgeKind::max_pool && d.window == d.stride;
+    const bool alike = d.kind == EdgeKind::max_filter && d.sparsity == edges_[e].sparsity;
+    return (disjoint || alike) && others == 1 && plain ? pool : -1;
 }
 
 // The node before the pooling takes the place of the one after it: biases and monotone transfer functions commute with maxima.

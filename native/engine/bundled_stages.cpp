@@ -98,6 +98,9 @@ Stage* BundledNetwork::conv_forward(int e, bool accumulate, bool last, Stage* pr
         if (!last) continue;
         if (target.d.bias) conv.buffers[patch].bias = target.bias.data();
         conv.buffers[patch].transfer = tiled_transfer(target.d.transfer);
+        // The only convolution that leads there: see pool_to_absorb.
+        target.derivative_noted = conv.plan.filters() && target.d.transfer == kernels::Transfer::relu;
+        conv.buffers[patch].note_positive = target.derivative_noted;
     }
     Stage* end = join(Pass::forward, label(Pass::forward, int(EdgeKind::conv), e));
     // Layers take turns in the shared buffer of spectra.
@@ -204,7 +207,7 @@ Stage* BundledNetwork::conv_backward(int e, bool accumulate, bool last, Stage* p
     for (std::size_t patch = 0; patch < conv.buffers.size(); ++patch) {
         tiled::Buffers& b = conv.buffers[patch];
         b.accumulate_input_gradient = accumulate;
-        if (last && source.d.transfer != kernels::Transfer::linear) {
+        if (last && source.d.transfer != kernels::Transfer::linear && !source.derivative_noted) {
             b.activation = b.input;
             b.activation_transfer = tiled_transfer(source.d.transfer);
         }
@@ -252,17 +255,23 @@ Stage* BundledNetwork::simple_backward(int e, bool accumulate, Stage* previous) 
     return stage;
 }
 
-// The derivative of the transfer function f (in the backward pass, where it is not fused), and the biases' gradient.
+// The derivative of the transfer function f, in the backward pass where it is not fused, and the biases' gradient; in the update that
+// alone, as others read what there is.
 Stage* BundledNetwork::transfer_backward(Nodes& n, Pass pass, kernels::Transfer f, Stage* previous) {
     const int count = n.chunks * n.bundles * options_.patches;
     n.bias_sums.assign(std::size_t(count) * V_, 0.0);
     // Pieces are numbered chunk by chunk of a bundle, then bundle by bundle.
-    Stage* stage = add(pass, label(pass, int(WorkKind::node), n.index), count, [this, &n, f](int piece, Worker&) {
+    Stage* stage = add(pass, label(pass, int(WorkKind::node), n.index), count, [this, &n, f, pass](int piece, Worker&) {
         const int part = piece % n.chunks, image = piece / n.chunks;
         const std::size_t first = image * n.stride + n.chunk * part;
         const std::size_t length = std::min(n.chunk, n.stride - n.chunk * part);
-        kernels::table().transfer_backward(n.gradient.data() + first, n.image.data() + first, length, V_, f,
-                                           &n.bias_sums[std::size_t(piece) * V_]);
+        float* gradient = n.gradient.data() + first;
+        const float* result = n.image.data() + first;
+        double* sums = &n.bias_sums[std::size_t(piece) * V_];
+        if (pass == Pass::update)
+            kernels::table().bias_gradient(gradient, result, length, V_, f, sums);
+        else
+            kernels::table().transfer_backward(gradient, result, length, V_, f, sums);
     });
     previous->before(*stage);
     if (n.d.bias) stage->when_done([this, &n, count](Worker*) { update_biases(n, count); });
@@ -283,7 +292,7 @@ void BundledNetwork::build_backward() {
         std::vector<int> leaving;
         for (int e = int(edges_.size()) - 1; e >= 0; --e)
             if (edges_[e].source == n.index) leaving.push_back(e);
-        bool derivative_taken = n.d.transfer == kernels::Transfer::linear, biases_updated = !n.d.bias;
+        bool derivative_taken = n.d.transfer == kernels::Transfer::linear || n.derivative_noted, biases_updated = !n.d.bias;
         for (std::size_t i = 0; i < leaving.size(); ++i) {
             const int e = leaving[i];
             const bool accumulate = previous != nullptr, last = i + 1 == leaving.size();
@@ -298,7 +307,7 @@ void BundledNetwork::build_backward() {
         if (!derivative_taken)
             previous = transfer_backward(n, Pass::backward, n.d.transfer, previous);
         else if (!biases_updated)
-            transfer_backward(n, Pass::update, kernels::Transfer::linear, previous);
+            transfer_backward(n, Pass::update, n.derivative_noted ? n.d.transfer : kernels::Transfer::linear, previous);
         n.gradient_ready = previous;
         previous->before(*backward_end_);
     }

@@ -26,7 +26,7 @@ TiledProbe::TiledProbe(const tiled::LayerPlan& plan, const tiled::Machine& machi
         value = float(state >> 8) / float(1 << 24) - 0.5f;
     }
     const std::size_t V = plan_.bundle, in = plan_.problem.input.volume() * V;
-    const std::size_t out = plan_.output.volume() / plan_.problem.pool.volume() * V;
+    const std::size_t out = plan_.problem.pooled(plan_.output).volume() * V;
     buffers_.input_stride = buffers_.input_gradient_stride = in;
     buffers_.output_stride = buffers_.output_gradient_stride = out;
     buffers_.packed_input = tiled::packs_input(plan_);
@@ -62,19 +62,49 @@ void TiledProbe::run_share(tiled::Phase phase, int worker, int workers, float* s
     for (int i = worker; i < tiled::piece_count(plan_, phase); i += workers) tiled::run_piece(plan_, phase, i, buffers_, scratch);
 }
 
+namespace {
+
+constexpr Extent kPoolWindow{2, 2, 2}, kOnes{1, 1, 1};
+constexpr int kPoolRepeats = 9;
+
+float* numbers(Arena& memory, std::size_t count) {
+    float* const found = memory.floats(count).data();
+    for (std::size_t i = 0; i < count; ++i) found[i] = float(i * 2654435761u % 1000);
+    return found;
+}
+
+}  // namespace
+
 PoolRates measure_pooling(int bundle) {
-    const Extent image{16, 32, 32}, window{2, 2, 2};
-    const std::size_t floats = image.volume() * bundle, pooled = floats / window.volume();
+    const Extent image{16, 32, 32};
+    const std::size_t floats = image.volume() * bundle, pooled = floats / kPoolWindow.volume();
     Arena memory;
-    float *in = memory.floats(floats).data(), *out = memory.floats(pooled).data();
+    float *in = numbers(memory, floats), *out = memory.floats(pooled).data();
     std::vector<std::int32_t> largest(pooled);
-    for (std::size_t i = 0; i < floats; ++i) in[i] = float(i * 2654435761u % 1000);
     const kernels::Table& f = kernels::table();
-    constexpr int repeats = 9;
-    const double forward = tiled::shortest(repeats, [&] { f.max_pool(in, image, window, window, bundle, out, largest.data()); });
-    const double backward = tiled::shortest(repeats, [&] {
+    const double forward = tiled::shortest(kPoolRepeats, [&] {
+        f.max_pool(in, image, kPoolWindow, kPoolWindow, bundle, out, largest.data());
+    });
+    const double backward = tiled::shortest(kPoolRepeats, [&] {
         std::fill_n(in, floats, 0.0f);
         f.max_backward(out, largest.data(), pooled / bundle, bundle, in);
+    });
+    return {double(floats) / forward, double(floats) / backward};
+}
+
+// Of images that outgrow the second cache, as those of layers do whose filters are felt.
+PoolRates measure_filtering(int bundle) {
+    const Extent image{32, 32, 32}, m = valid_extent(image, kPoolWindow, kOnes);
+    const std::size_t floats = image.volume() * bundle;
+    Arena memory;
+    float *in = numbers(memory, floats), *out = memory.floats(m.volume() * bundle).data();
+    std::vector<std::int8_t> places(m.volume() * bundle);
+    const kernels::Table& f = kernels::table();
+    const double forward = tiled::shortest(kPoolRepeats, [&] {
+        f.small_max_filter(in, image, kPoolWindow, kOnes, bundle, 0, m.z * m.y, out, places.data(), false);
+    });
+    const double backward = tiled::shortest(kPoolRepeats, [&] {
+        f.small_max_filter_backward(out, places.data(), image, kPoolWindow, kOnes, bundle, 0, image.z * image.y, in);
     });
     return {double(floats) / forward, double(floats) / backward};
 }

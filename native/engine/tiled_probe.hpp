@@ -31,10 +31,12 @@ private:
     float* scratch_ = nullptr;
 };
 
-// Floats of an image in the caches that a pooling by windows of 2x2x2 takes in a second on this thread, forward and backward.
+// Floats of an image in the caches that a pooling, or filtering, by windows of 2x2x2 takes in a second on this thread, forward and
+// backward.
 struct PoolRates {
     double forward = 0, backward = 0;
 };
 PoolRates measure_pooling(int bundle);
+PoolRates measure_filtering(int bundle);
 
 }  // namespace znn

@@ -1,8 +1,8 @@
 // Times the phases of one layer on one thread: tiled FFT at given or chosen tiles, or direct.
 //
-//     tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | depthwise | best] [SECONDS] [SPARSITY] [BUNDLE] [POOL]
+//     tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | depthwise | best] [SECONDS] [SPARSITY] [BUNDLE] [POOL | filter:WINDOW]
 //
-// INPUT, KERNEL, TILE, SPARSITY and POOL (the window of a max-pooling of the output) are z,y,x or one number for a cube. `best`
+// INPUT, KERNEL, TILE, SPARSITY and POOL, WINDOW (of max-pooling or -filtering of the output) are z,y,x or one number for a cube. `best`
 // (the default) tries the model's first candidates and the direct method and reports the fastest. Prints the shortest time of
 // every phase, its prediction, and the sums; of products and of direct convolution also the share of the core's peak, the
 // median of the rounds.
@@ -72,7 +72,7 @@ void time_round(const LayerPlan& p, const Buffers& b, float* scratch, Result& r)
 }
 
 Result measure(const LayerPlan& p, double seconds) {
-    const std::size_t in = p.problem.input.volume() * p.bundle, out = p.output.volume() / p.problem.pool.volume() * p.bundle;
+    const std::size_t in = p.problem.input.volume() * p.bundle, out = p.problem.pooled(p.output).volume() * p.bundle;
     Arena arena;
     std::mt19937 random(1);
     std::uniform_real_distribution<float> uniform(-0.5f, 0.5f);
@@ -134,14 +134,16 @@ void report(const LayerPlan& p, const Result& r, const Machine& machine) {
 
 int main(int argc, char** argv) {
     if (argc < 5) {
-        std::printf("usage: tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | depthwise | best] [SECONDS] [SPARSITY] [BUNDLE] [POOL]\n");
+        std::printf("usage: tiled_bench IN_MAPS OUT_MAPS INPUT KERNEL [TILE | fused:TILE | direct | depthwise | best] [SECONDS] [SPARSITY] [BUNDLE] [POOL | filter:WINDOW]\n");
         return 2;
     }
     Problem problem{std::atoi(argv[1]), std::atoi(argv[2]), parse(argv[3]), parse(argv[4]),
                           argc > 7 ? parse(argv[7]) : Extent{1, 1, 1}};
     const std::string how = argc > 5 ? argv[5] : "best";
     problem.depthwise = how == "depthwise";
-    if (argc > 9) problem.pool = parse(argv[9]);
+    const std::string pool = argc > 9 ? argv[9] : "1";
+    problem.filter = pool.starts_with("filter:");
+    problem.pool = parse(problem.filter ? pool.substr(7) : pool);
     const double seconds = argc > 6 ? std::atof(argv[6]) : 0.5;
     const int bundle = argc > 8 ? std::atoi(argv[8]) : 8;
     const Machine machine = calibrate(measure_peaks(), bundle);

@@ -42,14 +42,14 @@ struct Case {
     bool direct;
     Extent tile;
     Transfer transfer, activation;
-    bool bias, accumulate_output, accumulate_gradient, derivative, update, small_caches, memoize, keep, fused, packed;
+    bool bias, accumulate_output, accumulate_gradient, derivative, update, small_caches, memoize, keep, fused, packed, note_positive;
 
     std::string text() const {
         const Problem& q = problem;
         return std::to_string(q.in_maps) + "->" + std::to_string(q.out_maps) + " input " + to_string(q.input) + " kernel " +
                to_string(q.kernel) + " sparsity " + to_string(q.sparsity) + " bundle " + std::to_string(bundle) +
                (direct ? " direct" : " tile " + to_string(tile)) + " transfer " + std::to_string(int(transfer)) +
-               (problem.pool.volume() > 1 ? " pool " + to_string(problem.pool) : "") + (small_caches ? " slabs" : "") + (memoize ? "" : " not memoized") + (keep ? "" : " not kept") + (packed ? " packed" : "") + (fused ? " fused" : "") +
+               (problem.pool.volume() > 1 ? (problem.filter ? " filter " : " pool ") + to_string(problem.pool) : "") + (small_caches ? " slabs" : "") + (memoize ? "" : " not memoized") + (keep ? "" : " not kept") + (packed ? " packed" : "") + (note_positive ? " positive" : "") + (fused ? " fused" : "") +
                (q.depthwise ? " depthwise" : "");
     }
 };
@@ -125,7 +125,7 @@ private:
                 : c_.fused ? plan_fused(c_.problem, V_, c_.tile, machine, c_.memoize)
                            : plan_tiled(c_.problem, V_, c_.tile, machine, c_.memoize);
         n_ = c_.problem.input, m_ = plan_.output, w_ = c_.problem.pool;
-        pooled_ = {m_.z / w_.z, m_.y / w_.y, m_.x / w_.x};
+        pooled_ = c_.problem.pooled(m_);
         images_.clear();
         images_.push_back(random_image(plan_.in_bundles, n_));   // input, and activation of the derivative
         images_.push_back(random_image(plan_.out_bundles, pooled_));  // output, old values
@@ -161,6 +161,7 @@ private:
         b_.update = c_.update;
         b_.step = {0.1f, 0.9f, 0.01f, 0.5f};
         b_.bias = c_.bias ? images_[7].data : nullptr;
+        b_.note_positive = c_.note_positive;
         b_.transfer = c_.transfer;
         b_.accumulate_output = c_.accumulate_output;
         b_.accumulate_input_gradient = c_.accumulate_gradient;
@@ -219,27 +220,31 @@ private:
     }
 
     // The maxima of all windows into output_, the given gradient to where they were. Where rounding decides which of two voxels is the
-    // larger, their window is given no gradient.
+    // larger, or whether that is noted, their window is given no gradient.
     void pool_reference(const std::vector<double>& sums, std::vector<double>& gradients) {
         output_.assign(images_[1].floats, 0);
+        const bool filter = c_.problem.filter;
+        const Extent step = filter ? Extent{1, 1, 1} : w_, s = filter ? c_.problem.sparsity : Extent{1, 1, 1};
         double size = 0;
         for (const double sum : sums) size = std::max(size, std::abs(sum));
         for (int o = 0; o < out_maps(); ++o)
             for (int z = 0; z < pooled_.z; ++z)
                 for (int y = 0; y < pooled_.y; ++y)
                     for (int x = 0; x < pooled_.x; ++x) {
-                        std::size_t most = at(o, m_, z * w_.z, y * w_.y, x * w_.x);
+                        std::size_t most = at(o, m_, z * step.z, y * step.y, x * step.x);
                         double second = -1e30;
                         for (int i = 1; i < int(w_.volume()); ++i) {
-                            const std::size_t voxel = at(o, m_, z * w_.z + i / (w_.y * w_.x), y * w_.y + i / w_.x % w_.y,
-                                                         x * w_.x + i % w_.x);
+                            const std::size_t voxel = at(o, m_, z * step.z + i / (w_.y * w_.x) * s.z,
+                                                         y * step.y + i / w_.x % w_.y * s.y, x * step.x + i % w_.x * s.x);
                             second = std::max(second, std::min(sums[voxel], sums[most]));
                             if (sums[voxel] > sums[most]) most = voxel;
                         }
                         const std::size_t pooled = at(o, pooled_, z, y, x);
-                        if (sums[most] - second < 2 * kTolerance * size) images_[2].data[pooled] = 0;
+                        const double result = sums[most] + (c_.bias ? images_[7].data[o] : 0), close = 2 * kTolerance * size;
+                        const bool either = c_.note_positive && std::abs(result) < close;
+                        if (sums[most] - second < close || either) images_[2].data[pooled] = 0;
                         output_[pooled] = sums[most];
-                        gradients[most] = images_[2].data[pooled];
+                        if (!c_.note_positive || result > 0) gradients[most] += images_[2].data[pooled];
                     }
     }
 
@@ -372,14 +377,16 @@ Case random_case(std::mt19937& random) {
         c.transfer = Transfer(pick(0, 3)), c.activation = Transfer(pick(0, 3));
         c.bias = pick(0, 1), c.accumulate_output = pick(0, 2) == 0, c.accumulate_gradient = pick(0, 2) == 0;
         c.derivative = pick(0, 1), c.update = pick(0, 1), c.small_caches = pick(0, 2) == 0;
-        c.memoize = pick(0, 1), c.keep = pick(0, 2) > 0, c.fused = q.in_maps <= 4 && pick(0, 1), c.packed = pick(0, 1);
+        c.memoize = pick(0, 1), c.keep = pick(0, 2) > 0, c.fused = q.in_maps <= 4 && pick(0, 1), c.packed = pick(0, 1), c.note_positive = false;
         if (pick(0, 1)) return c;
         const LayerPlan plan = c.direct ? plan_direct(q, c.bundle) : plan_tiled(q, c.bundle, c.tile);
+        q.filter = pick(0, 1);
         for (int Extent::*axis : {&Extent::z, &Extent::y, &Extent::x}) {
             Extent window = q.pool;
             window.*axis = pick(2, 3);
-            if (can_pool(plan, window)) q.pool = window;
+            if (can_pool(plan, window, q.filter)) q.pool = window;
         }
+        c.note_positive = q.filter && q.pool.volume() > 1 && c.transfer == Transfer::relu && !c.accumulate_output;
         return c;
     }
 }

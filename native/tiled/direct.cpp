@@ -427,7 +427,7 @@ void each_pooled_row(const LayerPlan& p, const Buffers& b, GroupRange group, int
         const long start = long(i) * across;
         for (int o = 0; o < nb; ++o)
             take_maxima(maxima + 2L * o * across, across, sums + long(o) * across,
-                        b.largest + (group.first + o) * b.output_stride + start * kV);
+                        notes_at(b.largest, (group.first + o) * b.output_stride + start * kV));
         finish(start, across);
     }
 }
@@ -496,19 +496,22 @@ void forward(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
         each_row(p, m, first, last, {sums}, add, add_part, finish);
 }
 
-// Rows of the output gradient, spread where it is pooled, between zeros.
+// Rows of the output gradient, spread where it is pooled and collected where it is filtered, between zeros.
 void pad_gradient(const LayerPlan& p, int index, const Buffers& b) {
-    const Extent m = p.output, w = p.problem.pool;
+    const Extent m = p.output, w = p.filters() ? Extent{1, 1, 1} : p.problem.pool;
     const int bundle = index / m.z, z = index % m.z, side = p.problem.sparsity.x * (p.problem.kernel.x - 1), across = m.x / w.x;
     const long row = padded_row(p), start = long(z / w.z) * (m.y / w.y) * across;
     const V* from = vec(b.output_gradient + bundle * b.output_gradient_stride) + start;
     const std::int8_t* largest = p.pools() ? b.largest + bundle * b.output_gradient_stride + start * kV : nullptr;
+    const FilteredGradient filtered = filtered_gradient(p, b, bundle);
     V* to = vec(b.at(Buffer::gradient_spectra)) + (long(bundle) * m.z + z) * m.y * row;
-    for (int y = 0; y < m.y; y += w.y, from += across, to += w.y * row) {
-        if (p.pools())
-            spread_row(from, largest + long(y / w.y) * across * kV, 1, across, w.y, w.x, z % w.z * w.y * w.x, to + side, row);
+    for (int y = 0; y < m.y; y += w.y, to += w.y * row) {
+        if (p.filters())
+            collect_row(filtered, z, y, to + side);
+        else if (p.pools())
+            spread_row(from + long(y / w.y) * across, 1, largest + long(y / w.y) * across * kV, 1, across, w.y, w.x, z % w.z * w.y * w.x, to + side, row);
         else
-            std::copy(from, from + m.x, to + side);
+            std::copy_n(from + long(y) * across, m.x, to + side);
         for (int i = 0; i < w.y; ++i) {
             std::fill_n(to + i * row, side, V{});
             std::fill_n(to + i * row + side + m.x, side, V{});
@@ -915,6 +918,13 @@ void update(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
 }
 
 }  // namespace
+
+FilteredGradient filtered_gradient(const LayerPlan& p, const Buffers& b, int bundle) {
+    const Extent w = p.problem.pool, m = p.problem.pooled(p.output);
+    if (!p.filters()) return {};
+    const long first = long(bundle * b.output_gradient_stride), plane = long(m.y) * m.x;
+    return {vec(b.output_gradient + first), b.largest + first, {w.z, w.y, w.x}, {m.z, m.y, m.x}, {plane, m.x, 1}, {plane, m.x, 1}};
+}
 
 void run_direct(const LayerPlan& p, Phase phase, int index, const Buffers& b, float* scratch) {
     if (p.problem.depthwise && phase != Phase::gradient_transform) return run_depthwise(p, phase, index, b, scratch);

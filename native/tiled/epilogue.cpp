@@ -200,14 +200,106 @@ bool pool(const V* in, long row, int w1, int w2, int first, int count, V* maxima
 }
 
 template <int W>
-void spread(const V* g, const std::int8_t* largest, long step, int count, int w1, int w2, int first, V* out, long row) {
+void spread(const V* g, long step, const std::int8_t* largest, long note_step, int count, int w1, int w2, int first, V* out, long row) {
     w1 = W ? W : w1, w2 = W ? W : w2;
-    for (int x = 0; x < count; ++x, out += w2, g += step, largest += step * kV) {
+    for (int x = 0; x < count; ++x, out += w2, g += step, largest += note_step * kV) {
         const VI voxel = load_bytes(largest) - first;
         const V value = *g;
         for (int j = 0; j < w1; ++j)
             for (int i = 0; i < w2; ++i) out[j * row + i] = voxel == j * w2 + i ? value : V{};
     }
+}
+
+struct Largest {
+    X value, sum;  // the sum of all is not a number where one of them is not
+    XI voxel;
+};
+
+// The first of the larger ones of two parts of a window.
+template <bool NANS>
+ZNN_INLINE Largest larger(Largest a, Largest b) {
+    const XI more = NANS ? ~(b.value <= a.value) & (a.value == a.value) : b.value > a.value;  // the first NaN stays
+    return {more ? b.value : a.value, a.sum + b.sum, more ? b.voxel : a.voxel};
+}
+
+// Of COUNT voxels from FIRST on: of each half, then of both, which depend on one another less than one after the other.
+template <bool NANS, int FIRST, int COUNT>
+ZNN_INLINE Largest largest_of(const X* values) {
+    if constexpr (COUNT == 1)
+        return {values[FIRST], values[FIRST], XI{} + FIRST};
+    else
+        return larger<NANS>(largest_of<NANS, FIRST, (COUNT + 1) / 2>(values),
+                            largest_of<NANS, FIRST + (COUNT + 1) / 2, COUNT / 2>(values));
+}
+
+// R rows and W voxels of each, where they are known to the compiler. NANS: not all may be numbers; else whether all were is
+// returned. NOTES: they are wanted, if there is a place for them.
+template <int R, int W, bool NANS, bool NOTES>
+bool filter(const V* const* rows, int row_count, int w2, int count, V* maxima, Notes notes) {
+    row_count = R ? R : row_count, w2 = W ? W : w2;
+    constexpr int kWindows = kX / kV;
+    const V* from[most_filtered];
+    for (int r = 0; r < row_count; ++r) from[r] = rows[r];  // for all that the compiler knows, `maxima` might overwrite them
+    X sums{};
+    const X bias = NOTES && notes.bias ? X(gather(notes.bias, 0)) : X{};
+    for (long x = 0; x < count; x += kWindows) {
+        const bool whole = x + kWindows <= count;  // a last one alone is taken twice
+        const auto load = [&](const V* p) { return whole ? X(*reinterpret_cast<const Anywhere*>(p)) : X(gather(p, 0)); };
+        Largest most;
+        if constexpr (R > 0) {
+            X values[R * W];
+            for (int i = 0; i < R * W; ++i) values[i] = load(from[i / W] + x + i % W);
+            most = largest_of<NANS, 0, R * W>(values);
+        } else {
+            const X first = load(from[0] + x);
+            most = {first, first, XI{}};
+            for (int r = 0, i = 0; r < row_count; ++r)
+                for (int w = 0; w < w2; ++w, ++i) {
+                    const X value = load(from[r] + x + w);
+                    if (i) most = larger<NANS>(most, {value, value, XI{} + i});
+                }
+        }
+        sums += most.sum;
+        const int windows = whole ? kWindows : 1;
+        scatter(most.value, maxima + x, 1, windows);
+        if (!NOTES || !notes.largest) continue;
+        if (notes.bias) most.voxel = most.value + bias > 0.0f ? most.voxel : XI{} - 1;
+        if (whole && notes.step == 1) {
+            store_bytes(most.voxel, notes.largest + x * kV);
+            continue;
+        }
+        VI voxels[kWindows];
+        scatter(most.voxel, voxels, 1);
+        for (int i = 0; i < windows; ++i) store_bytes(voxels[i], notes.largest + (x + i) * notes.step * kV);
+    }
+    return NANS || !has_nan(sums);
+}
+
+// A row of windows that has voxels in a row of outputs, beginning with voxel `first` of each window.
+struct WindowRow {
+    const V* g;
+    const std::int8_t* largest;
+    int first;
+};
+
+// Of windows of two voxels; R: rows, where they are known to the compiler.
+template <int R>
+void collect_pairs(const WindowRow* rows, int row_count, long step, long note_step, int count, V* out) {
+    WindowRow from[most_filtered];
+    for (int r = 0; r < row_count; ++r) from[r] = rows[r];  // for all that the compiler knows, `out` might overwrite them
+    V last{};
+    for (long x = 0; x < count; ++x) {
+        V here = last, next{};
+        for (int r = 0; r < (R ? R : row_count); ++r) {
+            const VI voxel = load_bytes(from[r].largest + x * note_step * kV);
+            const V value = from[r].g[x * step];
+            here += voxel == from[r].first ? value : V{};
+            next += voxel == from[r].first + 1 ? value : V{};
+        }
+        out[x] = here;
+        last = next;
+    }
+    out[count] = last;
 }
 
 }  // namespace
@@ -218,14 +310,40 @@ void pool_row(const V* in, long row, int w1, int w2, int first, int count, V* ma
         (pairs ? pool<2, true> : pool<0, true>)(in, row, w1, w2, first, count, maxima);
 }
 
-void spread_row(const V* g, const std::int8_t* largest, long step, int count, int w1, int w2, int first, V* out, long row) {
-    (w1 == 2 && w2 == 2 ? spread<2> : spread<0>)(g, largest, step, count, w1, w2, first, out, row);
+void filter_row(const V* const* rows, int row_count, int w2, int count, V* maxima, Notes notes) {
+    const auto choose = [&](auto pairs, auto any) { return w2 == 2 && row_count == 4 ? pairs : any; };
+    const auto filtered = notes.largest ? choose(filter<4, 2, false, true>, filter<0, 0, false, true>)
+                                        : choose(filter<4, 2, false, false>, filter<0, 0, false, false>);
+    if (!filtered(rows, row_count, w2, count, maxima, notes)) filter<0, 0, true, true>(rows, row_count, w2, count, maxima, notes);
+}
+
+void collect_row(const FilteredGradient& f, int z, int y, V* out) {
+    const int *w = f.window, across = f.count[2];
+    WindowRow rows[most_filtered];
+    int row_count = 0;
+    for (int i = std::max(0, z - f.count[0] + 1); i < std::min(w[0], z + 1); ++i)
+        for (int j = std::max(0, y - f.count[1] + 1); j < std::min(w[1], y + 1); ++j)
+            rows[row_count++] = {f.g + (z - i) * f.step[0] + (y - j) * f.step[1],
+                                 f.largest + ((z - i) * f.note_step[0] + (y - j) * f.note_step[1]) * kV, (i * w[1] + j) * w[2]};
+    const long step = f.step[2], note_step = f.note_step[2];
+    if (w[2] == 2 && row_count == 4) return collect_pairs<4>(rows, row_count, step, note_step, across, out);
+    if (w[2] == 2 && row_count < 4) return collect_pairs<0>(rows, row_count, step, note_step, across, out);
+    std::fill_n(out, across + w[2] - 1, V{});
+    for (int r = 0; r < row_count; ++r)
+        for (long x = 0; x < across; ++x) {
+            const VI voxel = load_bytes(rows[r].largest + x * note_step * kV) - rows[r].first;
+            for (int i = 0; i < w[2]; ++i) out[x + i] += voxel == i ? rows[r].g[x * step] : V{};
+        }
+}
+
+void spread_row(const V* g, long step, const std::int8_t* largest, long note_step, int count, int w1, int w2, int first, V* out, long row) {
+    (w1 == 2 && w2 == 2 ? spread<2> : spread<0>)(g, step, largest, note_step, count, w1, w2, first, out, row);
 }
 
 void take_maxima(const V* pairs, long count, V* maxima, std::int8_t* largest, long step) {
     for (long x = 0; x < count; ++x) {
         maxima[x] = pairs[2 * x];
-        store_bytes(reinterpret_cast<const VI*>(pairs)[2 * x + 1], largest + x * step * kV);
+        if (largest) store_bytes(reinterpret_cast<const VI*>(pairs)[2 * x + 1], largest + x * step * kV);
     }
 }
 

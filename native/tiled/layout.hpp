@@ -17,9 +17,10 @@ struct TileScratchSizes {
         row_frequencies = a[2].frequencies() | 1;
         planes = 2 * p.plane * a[0].T;
         plane = 2 * row_frequencies * a[1].T;
-        rows = std::max(2L * a[1].T, long(a[1].T) * a[2].T);
+        // Of a plane, or of all planes that a filter's windows have voxels in.
+        rows = std::max(2L * a[1].T, long(p.filters() ? a[0].pool : 1) * a[1].T * a[2].T);
         line = 2L * std::max({a[0].T, a[1].T, a[2].T}) + 2;
-        maxima = p.pools() ? 2L * (a[1].T / a[1].pool) * (a[2].T / a[2].pool) : 0;
+        maxima = p.pools() && !p.filters() ? 2L * (a[1].T / a[1].pool) * (a[2].T / a[2].pool) : 0;
     }
     long total() const { return planes + plane + rows + line + maxima; }
 };
@@ -227,26 +228,34 @@ inline bool packs_kernels(const LayerPlan& p) { return !p.problem.depthwise && !
 inline constexpr int kSingleLanes = 16;      // of the widest vectors
 inline constexpr int kRunVoxels = 512;       // of a plane, that are in L1 together with what they are made of
 
-// Rows of windows of the pooling, how many are taken together, and scratch: of one bundle, all of a run.
+// Rows of windows of the pooling (of outputs, where there are no windows, or as the update of a filtered layer sees it), how many are
+// taken together, and scratch: of one bundle, all of a run. Where windows overlap, a run goes down all planes: what they share is
+// computed once.
 struct SingleSizes {
-    int down, count, run;
+    int down, count, run;  // rows of a plane; of all planes, or `runs` in each; of a run
+    int runs;
     long input, pitch, planar, sums, taps;  // floats, the last integers
-    long rows, maxima;                        // vectors
+    long rows, plane, maxima;                 // vectors
 
-    explicit SingleSizes(const LayerPlan& p) {
+    SingleSizes(const LayerPlan& p, bool update) {
         const Problem& q = p.problem;
-        const Extent n = q.input, m = p.output, w = q.pool;
-        down = m.y / w.y, count = m.z / w.z * down;
+        const bool filters = p.filters() && !update;
+        const Extent n = q.input, m = p.output, left = p.filters() && update ? m : q.pooled(m);
+        const Extent w = p.filters() ? Extent{1, 1, 1} : q.pool;
+        const int overlap = filters ? q.pool.y - 1 : 0;  // rows
+        down = left.y;
         run = std::clamp(kRunVoxels / (w.y * n.x), 1, down);
+        runs = ceil_div(down, run);
+        count = left.z * (filters ? runs : down);
         const auto whole = [](long floats) { return (floats + kSingleLanes - 1) / kSingleLanes * kSingleLanes; };
         const long planes = w.z + q.sparsity.z * (q.kernel.z - 1), halo = q.sparsity.y * (q.kernel.y - 1);
-        input = whole(planes * (run * w.y + halo) * n.x + kSingleLanes);
-        pitch = whole(long(run) * w.y * n.x + kSingleLanes);
+        input = whole(planes * (run * w.y + overlap + halo) * n.x + kSingleLanes);
+        pitch = whole(long(run * w.y + overlap) * n.x + kSingleLanes);
         if (pitch / kSingleLanes % 2 == 0) pitch += kSingleLanes;  // an odd number: maps spread over the cache's sets
         planar = pitch * p.bundle;
-        rows = long(p.pools() ? w.y : run) * m.x + kSingleLanes;
-        rows = std::max(rows, long(run) * (m.x / w.x));
-        maxima = p.pools() ? 2L * run * (m.x / w.x) : 0;
+        plane = long(p.pools() && !p.filters() ? w.y : run + overlap) * m.x + kSingleLanes;
+        rows = std::max((filters ? q.pool.z : 1) * plane, long(run) * left.x);
+        maxima = p.pools() ? 2L * run * left.x : 0;
         taps = whole(long(q.kernel.volume()));
         sums = taps * p.bundle * kSingleLanes;
     }

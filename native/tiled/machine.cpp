@@ -228,7 +228,7 @@ double kernel_operations(const LayerPlan& p, bool lines) {
 
 Work work(const LayerPlan& p) {
     const Problem& q = p.problem;
-    const double in_image = 4.0 * double(q.input.volume()) * q.in_maps, out_image = 4.0 * double(p.output.volume()) / double(q.pool.volume()) * q.out_maps;
+    const double in_image = 4.0 * double(q.input.volume()) * q.in_maps, out_image = 4.0 * double(q.pooled(p.output).volume()) * q.out_maps;
     if (p.method == Method::direct) return direct_work(p, in_image, out_image);
     Work w;
     const Axis* a = p.axis;

@@ -172,21 +172,23 @@ double pool_seconds(const LayerPlan& p, const Machine& machine) {
 }
 
 // Passes of a single map (single.cpp) over some rows of windows. Forward: no lanes are lost to maps that are not there, but some
-// voxels to the ends of rows; then voxels' bundles are put together and pooled, in so many vector operations (measured).
+// voxels to the ends of rows; then voxels' bundles are put together and pooled, in so many vector operations (measured). Windows that
+// overlap are taken to be as many as voxels.
 struct SingleSeconds {
     double forward, update;
 };
 SingleSeconds single_seconds(const LayerPlan& p, double windows, const Machine& machine) {
     const Problem& q = p.problem;
-    const double rows = windows * q.pool.z * q.pool.y, taps = double(q.kernel.volume()), bundles = double(p.out_bundles) * p.bundle;
+    const double rows = p.filters() ? windows : windows * q.pool.z * q.pool.y, taps = double(q.kernel.volume()), bundles = double(p.out_bundles) * p.bundle;
     const double products = 2 * rows * q.input.x * taps * q.out_maps / machine.direct_flops;
     const double bundled = rows * p.output.x * bundles / machine.transform_flops;
-    if (!p.pools()) return {products + kBundleOperations * bundled, products + kBundleOperations * bundled};
+    const double plain = products + kBundleOperations * bundled, pooled = plain + kPoolOperations * bundled;
+    if (!p.pools() || p.filters()) return p.filters() ? SingleSeconds{pooled, pooled} : SingleSeconds{plain, plain};
     // Of a window one vector operation for every row of taps that a vector holds, and some to find the voxel.
     const int lanes = has_wide_registers() ? 16 : 8;
     const double rows_of_taps = double(q.kernel.z) * q.kernel.y * ceil_div(q.kernel.x, lanes);
     const double found = windows * (p.output.x / q.pool.x) * q.out_maps;
-    return {products + (kBundleOperations + kPoolOperations) * bundled, found * (rows_of_taps + 6) * 2 * lanes / machine.direct_flops};
+    return {pooled, found * (rows_of_taps + 6) * 2 * lanes / machine.direct_flops};
 }
 
 // Tile geometry of one memory axis.
@@ -212,10 +214,10 @@ Axis make_axis(int n, int k, int s, int T) {
 
 // Axis 2 carries the real transform (x where x has one), axis 0 the lines inside a pencil; extents of 1 go to the middle.
 void arrange_axes(LayerPlan& p) {
-    const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity, T = p.tile, m = p.output;
+    const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity, T = p.tile, m = p.problem.pooled(p.output);
     const Axis memory[3] = {make_axis(n.z, k.z, s.z, T.z), make_axis(n.y, k.y, s.y, T.y), make_axis(n.x, k.x, s.x, T.x)};
     const Extent w = p.problem.pool;
-    const long in_step[3] = {long(n.y) * n.x, n.x, 1}, out_step[3] = {long(m.y / w.y) * (m.x / w.x), m.x / w.x, 1};
+    const long in_step[3] = {long(n.y) * n.x, n.x, 1}, out_step[3] = {long(m.y) * m.x, m.x, 1};
     const int pool[3] = {w.z, w.y, w.x};
     const long kernel_step[3] = {long(k.y) * k.x, k.x, 1};
     int real = T.x > 1 ? 2 : T.y > 1 ? 1 : 0;
@@ -230,7 +232,7 @@ void arrange_axes(LayerPlan& p) {
         p.axis[a].in_step = in_step[order[a]];
         p.axis[a].out_step = out_step[order[a]];
         p.axis[a].kernel_step = kernel_step[order[a]];
-        p.axis[a].pool_by(pool[order[a]]);
+        p.axis[a].pool_by(pool[order[a]], p.problem.filter);
     }
 }
 
@@ -396,7 +398,7 @@ LayerPlan plan_tiled(const Problem& problem, int bundle, Extent tile, const Mach
     p.method = Method::tiled;
     p.tile = tile;
     arrange_axes(p);
-    if (p.pools() && !can_pool(p, problem.pool))
+    if (p.pools() && !can_pool(p, problem.pool, problem.filter))
         throw std::invalid_argument("convolution layer: tiles of " + to_string(tile) + " cannot pool windows of " +
                                     to_string(problem.pool));
     arrange_tiles(p, machine, memoize);
@@ -493,15 +495,19 @@ LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Mach
 namespace {
 
 void size_single(LayerPlan& p, const Machine& machine) {
-    const SingleSizes sizes(p);
-    p.rows_forward = units_per_piece(single_seconds(p, 1, machine).forward, sizes.count, sizes.count, machine);
+    const SingleSizes sizes(p, false), sums(p, true);
+    const double one = single_seconds(p, p.filters() ? sizes.run : 1, machine).forward;
+    p.rows_forward = units_per_piece(one, sizes.count, sizes.count, machine);
+    // A piece begins with planes that are computed once more.
+    if (p.filters())
+        p.rows_forward = clamp_count(std::max({p.rows_forward, sizes.count / (4 * machine.workers), 4 * (p.problem.pool.z - 1)}), sizes.count);
     // The same for any number of workers, as they are what the order of summation depends on.
-    const double all = single_seconds(p, sizes.count, {}).update;
+    const double all = single_seconds(p, sums.count, {}).update;
     const double piece = std::max({all / 128, std::min(all / 32, 5e-5), 1e-5});  // short ones pay for the rows they read again
-    p.update_chunks = clamp_count(all / piece / p.out_bundles, sizes.count);
+    p.update_chunks = clamp_count(all / piece / p.out_bundles, sums.count);
     p.pieces[int(Phase::forward_inverse)] = ceil_div(sizes.count, p.rows_forward);
     p.pieces[int(Phase::update_product)] = p.out_bundles * p.update_chunks;
-    p.scratch = std::max(p.scratch, std::size_t(sizes.floats(p.bundle)) * sizeof(float));
+    p.scratch = std::max(p.scratch, std::size_t(std::max(sizes.floats(p.bundle), sums.floats(p.bundle))) * sizeof(float));
 }
 
 }  // namespace
@@ -514,7 +520,7 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     const bool pointwise = taps == 1;
     p.method = Method::direct;
     const bool single = is_single(p);
-    if (p.pools() && !can_pool(p, problem.pool))
+    if (p.pools() && !can_pool(p, problem.pool, problem.filter))
         throw std::invalid_argument("convolution layer: the direct method cannot pool windows of " + to_string(problem.pool));
     p.few_outputs = out <= 4 && !single && !problem.depthwise;
     const bool wide = has_wide_registers();
@@ -566,9 +572,23 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
     return p;
 }
 
-bool can_pool(const LayerPlan& p, Extent window) {
+namespace {
+
+bool can_filter(const LayerPlan& p, Extent window) {
+    const Extent s = p.problem.sparsity, left = valid_extent(p.output, window, s);
+    if (window.volume() > most_filtered) return false;
+    if (std::min({left.z, left.y, left.x}) < 1) return false;
+    if (p.method == Method::direct) return is_single(p) && s.volume() == 1;
+    const int w[3] = {window.z, window.y, window.x};
+    return std::all_of(p.axis, p.axis + 3, [&](const Axis& axis) { return w[p.order[&axis - p.axis]] == 1 || axis.tiles == 1; });
+}
+
+}  // namespace
+
+bool can_pool(const LayerPlan& p, Extent window, bool filter) {
     const int w[3] = {window.z, window.y, window.x};
     if (std::min({w[0], w[1], w[2]}) < 1 || window.volume() > 127) return false;
+    if (filter) return can_filter(p, window);
     if (p.method == Method::direct) {
         const Extent m = p.output;
         const bool adjacent = !is_single(p) || p.problem.sparsity.x == 1;  // taps, that walk windows side by side (single.cpp)
@@ -688,8 +708,7 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
     auto set = [&](Phase phase, double seconds) { c.phase[int(phase)] = seconds; };
     const int in = p.problem.fan_in(), out = p.problem.fan_out();
     const auto image = [&](bool of_input, bool written) {
-        const Extent m = p.output, w = p.problem.pool, stored{m.z / w.z, m.y / w.y, m.x / w.x};
-        return image_seconds(of_input ? p.problem.input : stored, of_input ? p.in_bundles : p.out_bundles, p.bundle, written,
+        return image_seconds(of_input ? p.problem.input : p.problem.pooled(p.output), of_input ? p.in_bundles : p.out_bundles, p.bundle, written,
                              machine);
     };
     const double in_read = image(true, false), in_written = image(true, true);
@@ -714,7 +733,8 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
         set(Phase::update_product, direct_seconds(p, row, voxels, p.few_outputs ? p.in_bundles * p.bundle : in,
                                                   p.out_bundles, machine) * useful * 1.1 + in_read + out_read);
         if (is_single(p)) {
-            const SingleSeconds all = single_seconds(p, SingleSizes(p).count, machine);
+            const Extent windows = p.problem.pooled(p.output);
+            const SingleSeconds all = single_seconds(p, double(windows.z) * windows.y, machine);
             set(Phase::forward_inverse, all.forward + in_read + out_written);
             set(Phase::update_product, all.update + in_read + out_read);
         }

@@ -33,8 +33,8 @@ struct Work {
     V *rows, *maxima;
     int* taps;  // where in `input` each is met, beginning with the first output's
 
-    Work(const LayerPlan& p, float* scratch)
-        : sizes(p), input(scratch), planar(input + sizes.input), sums(planar + sizes.planar), rows(vec(sums + sizes.sums)),
+    Work(const LayerPlan& p, float* scratch, bool update)
+        : sizes(p, update), input(scratch), planar(input + sizes.input), sums(planar + sizes.planar), rows(vec(sums + sizes.sums)),
           maxima(rows + sizes.rows), taps(reinterpret_cast<int*>(maxima + sizes.maxima)) {}
 };
 
@@ -52,19 +52,30 @@ void each_run(const SingleSizes& sizes, int first, int last, Each each) {
     }
 }
 
-// Floats from plane to plane of a run's input.
-long plane_of(const LayerPlan& p, const Run& run) {
-    return long(run.count * p.problem.pool.y + p.problem.sparsity.y * (p.problem.kernel.y - 1)) * p.problem.input.x;
+// Outputs: `rows` from row y on of each of `planes` from plane z on.
+struct Outputs {
+    int z, y, planes, rows;
+};
+
+// Those of disjoint windows.
+Outputs outputs_of(const LayerPlan& p, const Run& run) {
+    const Extent w = p.filters() ? Extent{1, 1, 1} : p.problem.pool;
+    return {run.z * w.z, run.y * w.y, w.z, run.count * w.y};
 }
 
-// The voxels that a run's outputs are made of, with zeros beyond, where whole vectors end; and where the taps are.
-void pack_input(const LayerPlan& p, const Buffers& b, const Work& w, const Run& run) {
-    const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity, pool = p.problem.pool;
-    const int planes = pool.z + s.z * (k.z - 1);
-    const long voxels = plane_of(p, run);
+// Floats from plane to plane of what outputs are made of.
+long plane_of(const LayerPlan& p, const Outputs& outputs) {
+    return long(outputs.rows + p.problem.sparsity.y * (p.problem.kernel.y - 1)) * p.problem.input.x;
+}
+
+// The voxels that outputs are made of, with zeros beyond, where whole vectors end; and where the taps are.
+void pack_input(const LayerPlan& p, const Buffers& b, const Work& w, const Outputs& outputs) {
+    const Extent n = p.problem.input, k = p.problem.kernel, s = p.problem.sparsity;
+    const int planes = outputs.planes + s.z * (k.z - 1);
+    const long voxels = plane_of(p, outputs);
     float* to = w.input;
     for (int z = 0; z < planes; ++z, to += voxels) {
-        const long from = (long(run.z * pool.z + z) * n.y + run.y * pool.y) * n.x;
+        const long from = (long(outputs.z + z) * n.y + outputs.y) * n.x;
         if (b.packed_input)
             std::memcpy(to, b.input + from, voxels * sizeof(float));
         else
@@ -160,22 +171,27 @@ void finish_run(const LayerPlan& p, const Buffers& b, const Work& w, int bundle,
     const int across = p.output.x / p.problem.pool.x;
     const long start = (long(run.z) * w.sizes.down + run.y) * across, voxels = long(run.count) * across;
     float* out = b.output + bundle * b.output_stride;
-    if (p.pools()) take_maxima(w.maxima, voxels, w.rows, b.largest + (out - b.output) + start * kV);
+    if (p.pools()) take_maxima(w.maxima, voxels, w.rows, notes_at(b.largest, out - b.output + start * kV));
     finish_forward(w.rows, vec(out) + start, 1, voxels, b.bias ? b.bias + bundle * kV : nullptr, b.transfer, b.accumulate_output);
+}
+
+// One plane of outputs, map by map.
+void convolve_plane(const LayerPlan& p, const Buffers& b, const Work& w, int bundle, const Outputs& outputs, int plane) {
+    const int taps = int(p.problem.kernel.volume());
+    const float* kernels = b.kernels + long(bundle) * taps * kV;
+    each_group(maps_of(p, bundle), [&](int first, int maps) {
+        convolve(maps, vectors_in(p, outputs.rows), w.taps, w.taps + taps, w.input + plane * plane_of(p, outputs), kernels + first,
+                 w.planar + first * w.sizes.pitch, w.sizes.pitch);
+    });
 }
 
 void forward_run(const LayerPlan& p, const Buffers& b, const Work& w, int bundle, const Run& run) {
     const Extent n = p.problem.input, m = p.output, pool = p.problem.pool;
-    const int taps = int(p.problem.kernel.volume());
-    const float* kernels = b.kernels + long(bundle) * taps * kV;
-    const int rows = run.count * pool.y;
+    const Outputs outputs = outputs_of(p, run);
     for (int plane = 0; plane < pool.z; ++plane) {
-        each_group(maps_of(p, bundle), [&](int first, int maps) {
-            convolve(maps, vectors_in(p, rows), w.taps, w.taps + taps, w.input + plane * plane_of(p, run), kernels + first,
-                     w.planar + first * w.sizes.pitch, w.sizes.pitch);
-        });
+        convolve_plane(p, b, w, bundle, outputs, plane);
         if (!p.pools()) {
-            for (int y = 0; y < rows; ++y) bundle_row(w.planar + long(y) * n.x, w.sizes.pitch, m.x, w.rows + long(y) * m.x);
+            for (int y = 0; y < outputs.rows; ++y) bundle_row(w.planar + long(y) * n.x, w.sizes.pitch, m.x, w.rows + long(y) * m.x);
             continue;
         }
         for (int i = 0; i < run.count; ++i) {
@@ -187,13 +203,56 @@ void forward_run(const LayerPlan& p, const Buffers& b, const Work& w, int bundle
     finish_run(p, b, w, bundle, run);
 }
 
+// Filtered: a run of rows of windows through planes z to end - 1 of them. Planes of outputs that windows of the next plane share are
+// still there.
+void filter_run(const LayerPlan& p, const Buffers& b, const Work& w, int bundle, const Run& run, int end) {
+    const Extent n = p.problem.input, m = p.output, pool = p.problem.pool, left = p.problem.pooled(m);
+    float* out = b.output + bundle * b.output_stride;
+    const float* bias = b.bias ? b.bias + bundle * kV : nullptr;
+    const V shift = bias ? *vec(bias) : V{};
+    for (int z = run.z; z < end + pool.z - 1; ++z) {
+        const Outputs outputs{z, run.y, 1, run.count + pool.y - 1};
+        pack_input(p, b, w, outputs);
+        convolve_plane(p, b, w, bundle, outputs, 0);
+        V* const plane = w.rows + z % pool.z * w.sizes.plane;
+        for (int y = 0; y < outputs.rows; ++y) bundle_row(w.planar + long(y) * n.x, w.sizes.pitch, m.x, plane + long(y) * m.x);
+        const int first = z - pool.z + 1;
+        if (first < run.z) continue;
+        const V* rows[most_filtered];
+        for (int i = 0; i < pool.z; ++i)
+            for (int j = 0; j < pool.y; ++j) rows[i * pool.y + j] = w.rows + (first + i) % pool.z * w.sizes.plane + long(j) * m.x;
+        const long start = (long(first) * left.y + run.y) * left.x;
+        std::int8_t* const largest = notes_at(b.largest, out - b.output + start * kV);
+        for (int y = 0; y < run.count; ++y) {
+            filter_row(rows, pool.z * pool.y, pool.x, left.x, w.maxima + long(y) * left.x,
+                       {notes_at(largest, long(y) * left.x * kV), 1, b.note_positive ? &shift : nullptr});
+            for (int i = 0; i < pool.z * pool.y; ++i) rows[i] += m.x;
+        }
+        finish_forward(w.maxima, vec(out) + start, 1, long(run.count) * left.x, bias, b.transfer, b.accumulate_output);
+    }
+}
+
+// Runs first to last - 1, numbered plane by plane of one run, then of the next.
+void filter_runs(const LayerPlan& p, const Buffers& b, const Work& w, int first, int last) {
+    const int planes = w.sizes.count / w.sizes.runs;
+    for (int i = first; i < last;) {
+        const int z = i % planes, y = i / planes * w.sizes.run, count = std::min(planes - z, last - i);
+        for (int bundle = 0; bundle < p.out_bundles; ++bundle)
+            filter_run(p, b, w, bundle, {z, y, std::min(w.sizes.run, w.sizes.down - y)}, z + count);
+        i += count;
+    }
+}
+
 // The gradient of a run, map by map, zero between the rows.
 void unbundle_gradient(const LayerPlan& p, const Buffers& b, const Work& w, int bundle, const Run& run) {
     const long width = p.output.x;
     const V* g = vec(b.output_gradient + bundle * b.output_gradient_stride) + (long(run.z) * w.sizes.down + run.y) * width;
+    const FilteredGradient filtered = filtered_gradient(p, b, bundle);
     std::fill_n(w.planar, kV * w.sizes.pitch, 0.0f);
-    for (int y = 0; y < run.count; ++y)
-        unbundle_row(g + y * width, int(width), w.planar + long(y) * p.problem.input.x, w.sizes.pitch);
+    for (int y = 0; y < run.count; ++y) {
+        if (p.filters()) collect_row(filtered, run.z, run.y + y, w.rows);
+        unbundle_row(p.filters() ? w.rows : g + y * width, int(width), w.planar + long(y) * p.problem.input.x, w.sizes.pitch);
+    }
 }
 
 // Sums of the lanes of all taps: kernel gradients of a chunk.
@@ -201,7 +260,7 @@ void update_voxels(const LayerPlan& p, const Buffers& b, const Work& w, int bund
     const int taps = int(p.problem.kernel.volume());
     std::fill_n(w.sums, long(taps) * kV * kX, 0.0f);
     each_run(w.sizes, first, last, [&](const Run& run) {
-        pack_input(p, b, w, run);
+        pack_input(p, b, w, outputs_of(p, run));
         unbundle_gradient(p, b, w, bundle, run);
         each_group(maps_of(p, bundle), [&](int map, int maps) {
             correlate(maps, w.taps, w.taps + taps, vectors_in(p, run.count), w.input, w.planar + map * w.sizes.pitch,
@@ -272,10 +331,11 @@ void update_windows(const LayerPlan& p, const Buffers& b, const Work& w, int bun
     const long rows = long(k.z) * k.y;
     std::fill_n(w.sums, kV * rows * stride, 0.0f);
     each_run(w.sizes, first, last, [&](const Run& run) {
-        pack_input(p, b, w, run);
+        const Outputs outputs = outputs_of(p, run);
+        pack_input(p, b, w, outputs);
         int where[128];
         for (int i = 0; i < int(pool.volume()); ++i)
-            where[i] = int(i / (pool.y * pool.x) * plane_of(p, run)) + i / pool.x % pool.y * n.x + i % pool.x;
+            where[i] = int(i / (pool.y * pool.x) * plane_of(p, outputs)) + i / pool.x % pool.y * n.x + i % pool.x;
         const std::size_t start = bundle * b.output_gradient_stride + (std::size_t(run.z) * w.sizes.down + run.y) * across * kV;
         for (int lane = 0; lane < maps_of(p, bundle); ++lane)
             correlate_all({run.count, across, b.output_gradient + start + lane, w.input, b.largest + start + lane,
@@ -293,22 +353,23 @@ void update_windows(const LayerPlan& p, const Buffers& b, const Work& w, int bun
 }  // namespace
 
 void forward_single(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
-    const Work w(p, scratch);
+    const Work w(p, scratch, false);
     const int maps = maps_of(p, 0);
     std::fill_n(w.planar + maps * w.sizes.pitch, (kV - maps) * w.sizes.pitch, 0.0f);  // lanes without a map, where a bundle has some
     const int first = index * p.rows_forward, last = std::min(w.sizes.count, first + p.rows_forward);
+    if (p.filters()) return filter_runs(p, b, w, first, last);
     each_run(w.sizes, first, last, [&](const Run& run) {
-        pack_input(p, b, w, run);
+        pack_input(p, b, w, outputs_of(p, run));
         for (int bundle = 0; bundle < p.out_bundles; ++bundle) forward_run(p, b, w, bundle, run);
     });
 }
 
 void update_single(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
-    const Work w(p, scratch);
+    const Work w(p, scratch, true);
     const int bundle = index % p.out_bundles, chunk = index / p.out_bundles;
     const int first = int(long(chunk) * w.sizes.count / p.update_chunks), last = int(long(chunk + 1) * w.sizes.count / p.update_chunks);
     V* sums = vec(b.at(Buffer::update_spectra)) + chunk * update_chunk_vectors(p) + bundle * long(p.problem.kernel.volume());
-    (p.pools() ? update_windows : update_voxels)(p, b, w, bundle, first, last, sums);
+    (p.pools() && !p.filters() ? update_windows : update_voxels)(p, b, w, bundle, first, last, sums);
 }
 
 }  // namespace znn::tiled::ZNN_VARIANT

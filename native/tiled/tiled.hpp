@@ -29,13 +29,18 @@ enum class Transfer : int { linear, relu, tanh, logistic };  // the same values 
 struct Problem {
     int in_maps = 0, out_maps = 0;
     Extent input, kernel, sparsity{1, 1, 1};
-    // Max-pooling of the output by disjoint windows, done where the output is written: of it exist only the maxima, and
-    // which voxel of a window was the largest. Monotone transfer functions and biases may as well come after it.
+    // Max-pooling of the output by disjoint windows, or max-filtering (`filter`) by one at every voxel, of the same sparsity, done
+    // where the output is written: of it exist only the maxima, and which voxel of a window was the largest. Monotone transfer
+    // functions and biases may as well come after it.
     Extent pool{1, 1, 1};
-    bool depthwise = false;
+    bool depthwise = false, filter = false;
 
     int fan_in() const { return depthwise ? 1 : in_maps; }  // maps that one output map is made of
     int fan_out() const { return depthwise ? 1 : out_maps; }
+    // What is left of an output.
+    Extent pooled(Extent m) const {
+        return filter ? valid_extent(m, pool, sparsity) : Extent{m.z / pool.z, m.y / pool.y, m.x / pool.x};
+    }
 };
 
 // What must be complete before a phase's pieces may start: all pieces of the phases named, of the same slab.
@@ -76,7 +81,11 @@ struct Buffers {
     bool packed_input = false;         // [z][y][x], one map without the rest of its bundle; only where packs_input(plan)
     float* output = nullptr;           // pooled where the problem pools, and so is output_gradient
     std::size_t output_stride = 0;
-    std::int8_t* largest = nullptr;    // pooled: voxel of each window, laid out as output; written forward, read backward
+    std::int8_t* largest = nullptr;    // pooled: voxel of each window, as many bytes as output has floats; written forward, read
+                                       // backward, in an order of the method's own; may be null for inference
+    // Filtered, and f a ReLU of the maxima and biases alone: maxima that it makes zero have no voxel, so that their gradient goes
+    // nowhere and need not be multiplied with the derivative.
+    bool note_positive = false;
     const float* output_gradient = nullptr;
     std::size_t output_gradient_stride = 0;
     float* input_gradient = nullptr;
@@ -111,7 +120,7 @@ struct Axis {
     int T = 1, M = 1;                            // tile extent, outputs per tile
     int residues = 1, tiles = 1;                 // sub-lattices that have outputs, tiles of each
     int center = 0;                              // position of kernel tap 0 is -center
-    int pool = 1;                                // window of the pooling of the output
+    int pool = 1, pool_step = 1;                 // window of the pooling of the output, and from one to the next
     long in_step = 1, out_step = 1, kernel_step = 1;  // voxels from one index to the next (output: after pooling)
     std::vector<float> cosines, sines;           // [T/2+1][k/2] for kernels short enough to be table-driven, else empty
 
@@ -119,10 +128,19 @@ struct Axis {
     int inputs(int residue) const { return residue < n ? (n - residue + s - 1) / s : 0; }
     bool table() const { return !cosines.empty(); }
     int frequencies() const { return T / 2 + 1; }
+    // Windows among so many outputs.
+    int windows(int outputs) const { return outputs < pool ? 0 : (outputs - pool) / pool_step + 1; }
+    // Where a sub-lattice's windows begin, one sub-lattice after the other.
+    int windows_before(int residue) const {
+        int count = 0;
+        for (int r = 0; r < residue; ++r) count += windows(outputs(r));
+        return count;
+    }
     // Windows of `length` outputs: none lies in two tiles.
-    void pool_by(int length) {
+    void pool_by(int length, bool filter) {
         pool = length;
-        if (tiles == 1) return;
+        pool_step = filter ? 1 : length;
+        if (tiles == 1 || filter) return;
         M -= M % length;
         tiles = (outputs(0) + M - 1) / M;
     }
@@ -172,6 +190,7 @@ struct LayerPlan {
         return f2 == 0 ? 0 : axis[1].T / 2 + 1 + (f2 - 1) * axis[1].T;
     }
     bool pools() const { return problem.pool.volume() > 1; }
+    bool filters() const { return pools() && problem.filter; }
     // Whether the update needs no images of the input, once all input_transforms are kept.
     bool updates_from_spectra() const { return method == Method::tiled && (!fused || shares_inputs); }
     bool self_conjugate(int f2) const { return f2 == 0 || 2 * f2 == axis[2].T; }
@@ -232,9 +251,11 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
 // are as in plan_tiled; a layer that needs no input gradient does without their buffers.
 LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Machine& machine = {}, bool memoize = true);
 
-// Whether a layer planned without pooling could pool its output by these windows (Problem::pool): no window may be cut by
-// a tile's border, and every voxel must lie in one. Depthwise layers cannot.
-bool can_pool(const LayerPlan& plan, Extent window);
+// Whether a layer planned without pooling could pool or filter its output by these windows (Problem::pool): no window may be cut
+// by a tile's border, and every voxel must lie in one. Depthwise layers cannot, and of direct ones only those of a single map filter,
+// as they do where windows have so many voxels at most: of larger ones the axes are better filtered one after the other.
+inline constexpr int most_filtered = 8;
+bool can_pool(const LayerPlan& plan, Extent window, bool filter = false);
 
 std::size_t buffer_bytes(const LayerPlan& plan, Buffer buffer);
 inline std::size_t scratch_bytes(const LayerPlan& plan) { return plan.scratch; }  // per worker, 64-byte aligned

@@ -75,13 +75,31 @@ void middle_inverse(const LayerPlan& p, const TileScratch& t, const V* pencils) 
 
 }  // namespace
 
+// Plane z of a filtered gradient.
+static void collect_plane(const LayerPlan& p, const Box& box, int z, V* rows) {
+    FilteredGradient gradient{vec(box.origin), box.largest, {}, {}, {}, {}};
+    for (int a = 0; a < 3; ++a) {
+        gradient.window[a] = p.axis[a].pool, gradient.count[a] = p.axis[a].windows(box.count[a]);
+        gradient.step[a] = box.step[a], gradient.note_step[a] = box.note_step[a];
+    }
+    const bool any = std::min({gradient.count[0], gradient.count[1], gradient.count[2]}) > 0;
+    for (int y = 0; y < box.count[1]; ++y) {
+        V* const row = rows + long(y) * p.axis[2].T + box.at[2];
+        if (any)
+            collect_row(gradient, z, y, row);
+        else
+            std::fill_n(row, box.count[2], V{});
+    }
+}
+
 // Plane z of a pooled gradient, spread to the voxels that were the largest of their windows.
 static void spread_plane(const LayerPlan& p, const Box& box, int z, V* rows) {
+    if (p.filters()) return collect_plane(p, box, z, rows);
     const int w0 = p.axis[0].pool, w1 = p.axis[1].pool, w2 = p.axis[2].pool, first = z % w0 * w1 * w2;
     const long row = p.axis[2].T;
     for (int y = 0; y < box.count[1]; y += w1) {
-        const long at = z / w0 * box.step[0] + y / w1 * box.step[1];
-        spread_row(vec(box.origin) + at, box.largest + at * kV, box.step[2], box.count[2] / w2, w1, w2, first,
+        const long at = z / w0 * box.step[0] + y / w1 * box.step[1], note = z / w0 * box.note_step[0] + y / w1 * box.note_step[1];
+        spread_row(vec(box.origin) + at, box.step[2], box.largest + note * kV, box.note_step[2], box.count[2] / w2, w1, w2, first,
                    rows + y * row + box.at[2], row);
     }
 }
@@ -89,15 +107,16 @@ static void spread_plane(const LayerPlan& p, const Box& box, int z, V* rows) {
 // The rows of plane z, far apart in the image: fetched while the plane before is worked on.
 static void prefetch_plane(const LayerPlan& p, const Box& box, int z) {
     const bool pooled = box.largest;
-    const int w0 = pooled ? p.axis[0].pool : 1, w1 = pooled ? p.axis[1].pool : 1, w2 = pooled ? p.axis[2].pool : 1;
-    if (z >= box.count[0] || z % w0) return;
-    const long bytes = box.count[2] / w2 * box.step[2] * long(sizeof(V));
-    for (int y = 0; y < box.count[1]; y += w1) {
-        const long at = (z / w0 * box.step[0] + y / w1 * box.step[1]) * kV;
-        const char* row = reinterpret_cast<const char*>(box.origin + at);
+    const auto count = [&](int a) { return pooled ? p.axis[a].windows(box.count[a]) : box.count[a]; };
+    const int step = pooled ? p.axis[0].pool_step : 1;
+    if (z % step || z / step >= count(0)) return;
+    const long bytes = count(2) * box.step[2] * long(sizeof(V)), notes = count(2) * box.note_step[2] * kV;
+    for (int y = 0; y < count(1); ++y) {
+        const char* row = reinterpret_cast<const char*>(vec(box.origin) + z / step * box.step[0] + y * box.step[1]);
         for (long i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
         if (!pooled) continue;
-        for (long i = 0; i < bytes / 4; i += 64) __builtin_prefetch(box.largest + at + i);
+        const std::int8_t* largest = box.largest + (z / step * box.note_step[0] + y * box.note_step[1]) * kV;
+        for (long i = 0; i < notes; i += 64) __builtin_prefetch(largest + i);
     }
 }
 
@@ -181,12 +200,12 @@ void inverse_plane(const LayerPlan& p, const TileScratch& t, int i0) {
     if (p.axis[1].T > 1) middle_inverse(p, t, t.planes + 2 * p.plane * i0);
 }
 
-// Rows [first, first + count) of the plane in hand, i0, as voxels in t.rows: few at a time, which stay in L1.
-void inverse_rows(const LayerPlan& p, const TileScratch& t, int i0, int first, int count) {
+// Rows [first, first + count) of the plane in hand, i0, as voxels: few at a time, which stay in L1.
+void inverse_rows(const LayerPlan& p, const TileScratch& t, int i0, int first, int count, V* rows) {
     const bool middle = p.axis[1].T > 1;
     const long row = middle ? 2 * t.row_frequencies : 0;
     const V* in = middle ? t.plane + first * row : t.planes + 2 * p.plane * i0;
-    codelets(p.axis[2].T).c2r(in, row, t.rows, p.axis[2].T, count);
+    codelets(p.axis[2].T).c2r(in, row, rows, p.axis[2].T, count);
 }
 
 }  // namespace
@@ -215,7 +234,9 @@ Box output_box(const LayerPlan& p, const TilePlace& place, const float* image) {
         box.count[a] = std::max(0, std::min(axis.M, axis.outputs(place.r[a]) - first));
         box.at[a] = axis.center;
         box.step[a] = axis.out_step * axis.s;
-        offset += axis.out_step * ((place.r[a] + long(axis.s) * first) / axis.pool);
+        box.note_step[a] = axis.out_step;
+        offset += axis.out_step * ((place.r[a] + long(axis.s) * first) / axis.pool_step);
+        box.notes += axis.out_step * (axis.windows_before(place.r[a]) + first / axis.pool_step);
     }
     box.origin = image + offset * kV;
     return box;
@@ -223,27 +244,56 @@ Box output_box(const LayerPlan& p, const TilePlace& place, const float* image) {
 
 Box gradient_box(const LayerPlan& p, const TilePlace& place, const Buffers& b, int bundle) {
     Box box = output_box(p, place, b.output_gradient + bundle * b.output_gradient_stride);
-    if (p.pools()) box.largest = b.largest + (box.origin - b.output_gradient);
+    if (p.pools()) box.largest = b.largest + bundle * b.output_gradient_stride + box.notes * kV;
     return box;
 }
 
-static void finish_pooled_tile(const LayerPlan& p, const Box& box, const Buffers& b, const float* bias, const TileScratch& t,
-                               const Ahead& ahead) {
+static void finish_pooled_tile(const LayerPlan& p, const Box& box, const Buffers& b, const float* bias, std::int8_t* largest,
+                               const TileScratch& t, const Ahead& ahead) {
     const Axis* a = p.axis;
     const int count = box.count[2] / a[2].pool;
-    std::int8_t* largest = b.largest + (box.origin - b.output);
     for (int i0 = 0; i0 < box.count[0]; ++i0) {
         ahead.fetch(p, i0, box.count[0]);
         inverse_plane(p, t, i0 + box.at[0]);
         for (int y = 0; y < box.count[1] / a[1].pool; ++y) {
             V* maxima = t.maxima + 2L * y * count;
-            inverse_rows(p, t, i0 + box.at[0], box.at[1] + y * a[1].pool, a[1].pool);
+            inverse_rows(p, t, i0 + box.at[0], box.at[1] + y * a[1].pool, a[1].pool, t.rows);
             pool_row(t.rows + box.at[2], a[2].T, a[1].pool, a[2].pool, i0 % a[0].pool * a[1].pool * a[2].pool, count, maxima);
             if ((i0 + 1) % a[0].pool) continue;
-            const long at = i0 / a[0].pool * box.step[0] + y * box.step[1];
-            V* out = vec(const_cast<float*>(box.origin)) + at;
-            take_maxima(maxima, count, t.rows, largest + at * kV, box.step[2]);
+            const int z = i0 / a[0].pool;
+            V* out = vec(const_cast<float*>(box.origin)) + z * box.step[0] + y * box.step[1];
+            take_maxima(maxima, count, t.rows, notes_at(largest, (z * box.note_step[0] + y * box.note_step[1]) * kV), box.note_step[2]);
             finish_forward(t.rows, out, box.step[2], count, bias, b.transfer, b.accumulate_output);
+        }
+    }
+}
+
+// Planes that a filter's windows have voxels in, in turns.
+static V* filtered_plane(const LayerPlan& p, const TileScratch& t, int plane) {
+    return t.rows + long(plane % p.axis[0].pool) * p.axis[1].T * p.axis[2].T;
+}
+
+static void finish_filtered_tile(const LayerPlan& p, const Box& box, const Buffers& b, const float* bias, std::int8_t* largest,
+                                 const TileScratch& t, const Ahead& ahead) {
+    const Axis* a = p.axis;
+    const int w0 = a[0].pool, w1 = a[1].pool, down = a[1].windows(box.count[1]), across = a[2].windows(box.count[2]);
+    const V shift = bias ? *vec(bias) : V{};
+    for (int i0 = 0; i0 < box.count[0]; ++i0) {
+        ahead.fetch(p, i0, box.count[0]);
+        inverse_plane(p, t, i0 + box.at[0]);
+        inverse_rows(p, t, i0 + box.at[0], box.at[1], box.count[1], filtered_plane(p, t, i0));
+        const int z = i0 - w0 + 1;
+        if (z < 0 || across == 0) continue;
+        const V* rows[most_filtered];
+        for (int i = 0; i < w0; ++i)
+            for (int j = 0; j < w1; ++j) rows[i * w1 + j] = filtered_plane(p, t, z + i) + long(j) * a[2].T + box.at[2];
+        for (int y = 0; y < down; ++y) {
+            V* out = vec(const_cast<float*>(box.origin)) + z * box.step[0] + y * box.step[1];
+            filter_row(rows, w0 * w1, a[2].pool, across, t.line,
+                       {notes_at(largest, (z * box.note_step[0] + y * box.note_step[1]) * kV), box.note_step[2],
+                        b.note_positive ? &shift : nullptr});
+            finish_forward(t.line, out, box.step[2], across, bias, b.transfer, b.accumulate_output);
+            for (int i = 0; i < w0 * w1; ++i) rows[i] += a[2].T;
         }
     }
 }
@@ -253,13 +303,14 @@ void finish_output_tile(const LayerPlan& p, const TilePlace& place, const Buffer
     if (std::min({box.count[0], box.count[1], box.count[2]}) <= 0) return;
     const TileScratch t(p, scratch);
     const float* bias = b.bias ? b.bias + bundle * kV : nullptr;
-    if (p.pools()) return finish_pooled_tile(p, box, b, bias, t, ahead);
+    std::int8_t* largest = notes_at(b.largest, bundle * b.output_stride + box.notes * kV);
+    if (p.pools()) return (p.filters() ? finish_filtered_tile : finish_pooled_tile)(p, box, b, bias, largest, t, ahead);
     V* origin = vec(const_cast<float*>(box.origin));
     for (int i0 = 0; i0 < box.count[0]; ++i0) {
         ahead.fetch(p, i0, box.count[0]);
         inverse_plane(p, t, i0 + box.at[0]);
         for (int i1 = 0; i1 < box.count[1]; ++i1) {
-            inverse_rows(p, t, i0 + box.at[0], box.at[1] + i1, 1);
+            inverse_rows(p, t, i0 + box.at[0], box.at[1] + i1, 1, t.rows);
             finish_forward(t.rows + box.at[2], origin + i0 * box.step[0] + i1 * box.step[1], box.step[2], box.count[2], bias,
                            b.transfer, b.accumulate_output);
         }
@@ -331,7 +382,7 @@ void add_backward_tile(const LayerPlan& p, const TileScratch& t, const TilePlace
         inverse_plane(p, t, i0);
         for (int i1 = 0; i1 < count[1]; ++i1) {
             const V* row = t.rows;
-            inverse_rows(p, t, i0, i1, 1);
+            inverse_rows(p, t, i0, i1, 1, t.rows);
             const int at[3] = {i0, i1, 0};
             const bool row_done = i0 < overlap[0] || i1 < overlap[1];
             for (int i2 = 0; i2 < count[2];) {

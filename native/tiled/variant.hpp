@@ -27,9 +27,17 @@ ZNN_INLINE void store_bytes(VI x, std::int8_t* p) {
     *reinterpret_cast<VB*>(p) = __builtin_convertvector(__builtin_convertvector(x, VS), VB);
 #endif
 }
+#if defined(__AVX512F__) && ZNN_V == 8
+ZNN_INLINE void store_bytes(XI x, std::int8_t* p) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x)));
+}
+#endif
 
 void run_tiled(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
 void run_direct(const LayerPlan& plan, Phase phase, int index, const Buffers& b, float* scratch);
+
+// Where the bytes of maxima from `at` on go: null for inference.
+inline std::int8_t* notes_at(std::int8_t* largest, std::ptrdiff_t at) { return largest ? largest + at : nullptr; }
 
 // Floats from voxel to voxel of the input.
 inline long input_step(const Buffers& b) { return b.packed_input ? 1 : kV; }
@@ -47,7 +55,9 @@ struct Box {
     const float* origin;
     long step[3];  // vectors
     int count[3], at[3];
-    const std::int8_t* largest = nullptr;  // of a pooled gradient: Buffers::largest from the origin on; steps are pooled ones
+    // Pooled: where in Buffers::largest its bytes are (sub-lattice after sub-lattice, so that they lie together), vectors of bytes.
+    long notes = 0, note_step[3] = {0, 0, 0};
+    const std::int8_t* largest = nullptr;  // of a pooled gradient, from there on; steps are pooled ones
 };
 Box input_box(const LayerPlan& plan, const TilePlace& place, const float* image, long voxel_floats = kV);
 Box output_box(const LayerPlan& plan, const TilePlace& place, const float* image);
@@ -101,9 +111,30 @@ V sum_lanes(const float* rows);
 // A row of windows of w1 rows, `row` vectors apart, by w2 voxels: pairs of their maxima and of which voxel of the window that was,
 // as an integer. `first`: the number of the first voxel; other than 0, the maxima so far are there.
 void pool_row(const V* in, long row, int w1, int w2, int first, int count, V* maxima);
-// The maxima of such pairs, and bytes for their voxels.
+// The maxima of such pairs, and bytes for their voxels, unless `largest` is null.
 void take_maxima(const V* pairs, long count, V* maxima, std::int8_t* largest, long step = 1);
 // And back: `count` gradients, `step` vectors apart, to the voxels that were the largest; zero to the others.
-void spread_row(const V* g, const std::int8_t* largest, long step, int count, int w1, int w2, int first, V* out, long row);
+// Bytes are `note_step` apart.
+void spread_row(const V* g, long step, const std::int8_t* largest, long note_step, int count, int w1, int w2, int first, V* out, long row);
+// Where to note which voxel was a window's largest, in bytes `step` vectors apart (null: nowhere); with a bias only where a maximum is
+// positive together with that, else -1.
+struct Notes {
+    std::int8_t* largest;
+    long step;
+    const V* bias;
+};
+// A row of windows that begin at every voxel, of all rows given by w2 voxels: their maxima.
+void filter_row(const V* const* rows, int row_count, int w2, int count, V* maxima, Notes notes);
+// A filtered gradient: `count` windows along each axis, and vectors, of floats and of bytes, from one to the next.
+struct FilteredGradient {
+    const V* g;
+    const std::int8_t* largest;
+    int window[3], count[3];
+    long step[3], note_step[3];
+};
+// Row y of plane z of the outputs: what windows of several rows and planes give the voxels that were their largest.
+void collect_row(const FilteredGradient& gradient, int z, int y, V* out);
+// That of the direct method.
+FilteredGradient filtered_gradient(const LayerPlan& plan, const Buffers& b, int bundle);
 
 }  // namespace znn::tiled::ZNN_VARIANT
