@@ -44,7 +44,7 @@ private:
         int index = 0, bundles = 0, chunks = 1;  // chunks: parts into which pointwise work on one bundle is cut
         int lanes = 0;                           // of the image: V, or 1 where a single map is packed
         bool has_backward = false;
-        bool derivative_noted = false;           // a ReLU's, by the filtering convolution that it follows: see tiled::Buffers
+        bool derivative_noted = false;           // a ReLU's, and its biases', by the filtering convolution before it: see tiled::Buffers
         std::size_t volume = 0, stride = 0, chunk = 0;  // voxels; floats of one bundle and of each part but the last
         AlignedFloats image, gradient;           // [patch][bundle][z][y][x][V]
         AlignedFloats bias, bias_momentum, bias_second_moment;  // [bundle][V]
@@ -136,6 +136,7 @@ private:
     bool takes_derivative_at_maxima(int edge) const;
     void update_conv(int edge);
     Stage* update_products(Conv& conv);
+    void sum_biases(Conv& conv, Stage* product);
     void take_turns_in_sums();
     TaskLabel label(Pass pass, int kind, int group) const;
 

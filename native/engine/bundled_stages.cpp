@@ -230,7 +230,7 @@ bool BundledNetwork::takes_derivative_at_maxima(int e) const {
         leaving += other.source == d.source;
         converging += other.target == d.target;
     }
-    return maxima && leaving == 1 && converging == 1 && !nodes_[d.source]->d.output && !target.d.bias &&
+    return maxima && leaving == 1 && converging == 1 && !nodes_[d.source]->derivative_noted && !nodes_[d.source]->d.output && !target.d.bias &&
            target.d.transfer == kernels::Transfer::linear;
 }
 
@@ -255,23 +255,17 @@ Stage* BundledNetwork::simple_backward(int e, bool accumulate, Stage* previous) 
     return stage;
 }
 
-// The derivative of the transfer function f, in the backward pass where it is not fused, and the biases' gradient; in the update that
-// alone, as others read what there is.
+// The derivative of the transfer function f (in the backward pass, where it is not fused), and the biases' gradient.
 Stage* BundledNetwork::transfer_backward(Nodes& n, Pass pass, kernels::Transfer f, Stage* previous) {
     const int count = n.chunks * n.bundles * options_.patches;
     n.bias_sums.assign(std::size_t(count) * V_, 0.0);
     // Pieces are numbered chunk by chunk of a bundle, then bundle by bundle.
-    Stage* stage = add(pass, label(pass, int(WorkKind::node), n.index), count, [this, &n, f, pass](int piece, Worker&) {
+    Stage* stage = add(pass, label(pass, int(WorkKind::node), n.index), count, [this, &n, f](int piece, Worker&) {
         const int part = piece % n.chunks, image = piece / n.chunks;
         const std::size_t first = image * n.stride + n.chunk * part;
         const std::size_t length = std::min(n.chunk, n.stride - n.chunk * part);
-        float* gradient = n.gradient.data() + first;
-        const float* result = n.image.data() + first;
-        double* sums = &n.bias_sums[std::size_t(piece) * V_];
-        if (pass == Pass::update)
-            kernels::table().bias_gradient(gradient, result, length, V_, f, sums);
-        else
-            kernels::table().transfer_backward(gradient, result, length, V_, f, sums);
+        kernels::table().transfer_backward(n.gradient.data() + first, n.image.data() + first, length, V_, f,
+                                           &n.bias_sums[std::size_t(piece) * V_]);
     });
     previous->before(*stage);
     if (n.d.bias) stage->when_done([this, &n, count](Worker*) { update_biases(n, count); });
@@ -292,7 +286,8 @@ void BundledNetwork::build_backward() {
         std::vector<int> leaving;
         for (int e = int(edges_.size()) - 1; e >= 0; --e)
             if (edges_[e].source == n.index) leaving.push_back(e);
-        bool derivative_taken = n.d.transfer == kernels::Transfer::linear || n.derivative_noted, biases_updated = !n.d.bias;
+        bool derivative_taken = n.d.transfer == kernels::Transfer::linear || n.derivative_noted;
+        bool biases_updated = !n.d.bias || n.derivative_noted;
         for (std::size_t i = 0; i < leaving.size(); ++i) {
             const int e = leaving[i];
             const bool accumulate = previous != nullptr, last = i + 1 == leaving.size();
@@ -307,7 +302,7 @@ void BundledNetwork::build_backward() {
         if (!derivative_taken)
             previous = transfer_backward(n, Pass::backward, n.d.transfer, previous);
         else if (!biases_updated)
-            transfer_backward(n, Pass::update, n.derivative_noted ? n.d.transfer : kernels::Transfer::linear, previous);
+            transfer_backward(n, Pass::update, kernels::Transfer::linear, previous);
         n.gradient_ready = previous;
         previous->before(*backward_end_);
     }
@@ -344,6 +339,21 @@ Stage* BundledNetwork::update_products(Conv& conv) {
     return products.back();
 }
 
+// Those of a node that follows a filtering convolution, which sums their gradients while it collects its own.
+void BundledNetwork::sum_biases(Conv& conv, Stage* product) {
+    Nodes& target = *nodes_[edges_[conv.edge].target];
+    const int parts = tiled::bias_parts(conv.plan) * target.bundles;
+    target.bias_sums.assign(std::size_t(parts) * options_.patches * V_, 0.0);
+    for (int patch = 0; patch < options_.patches; ++patch)
+        conv.buffers[patch].bias_sums = &target.bias_sums[std::size_t(patch) * parts * V_];
+    Stage* summed = join(Pass::update, label(Pass::update, int(WorkKind::node), target.index));
+    if (conv.plan.method == tiled::Method::direct)
+        product->before(*summed);
+    else
+        for (Stage* transform : conv.gradient_transforms) transform->before(*summed);
+    summed->when_done([this, &target, parts](Worker*) { update_biases(target, parts * options_.patches); });
+}
+
 void BundledNetwork::update_conv(int e) {
     Conv& conv = *convs_[e];
     Nodes& target = *nodes_[edges_[e].target];
@@ -363,6 +373,7 @@ void BundledNetwork::update_conv(int e) {
     product->before(*inverse);
     conv.sums_end = inverse;
     product->when_done([&conv](Worker* worker) { conv.operands_free.open(worker); });
+    if (target.derivative_noted && target.d.bias) sum_biases(conv, product);
     Stage* applied = inverse;
     if (options_.patches > 1) {
         const std::size_t floats = conv.kernels.size(), chunk = chunk_floats(floats);

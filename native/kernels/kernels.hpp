@@ -52,8 +52,6 @@ struct Table {
     void (*transfer_forward)(float* x, std::size_t n, const float* bias, int bundle, Transfer f);
     // g *= f'(y) where y is the transfer function's output; bias_gradient[i % bundle] = sum of g (accumulated in double).
     void (*transfer_backward)(float* g, const float* y, std::size_t n, int bundle, Transfer f, double* bias_gradient);
-    // The sums alone: g stays as it is.
-    void (*bias_gradient)(const float* g, const float* y, std::size_t n, int bundle, Transfer f, double* bias_gradient);
     // x *= mask (mask holds 0 or 1/(1-ratio))
     void (*multiply)(float* x, const float* mask, std::size_t n);
     // One step of the optimiser on n weights with their momenta and second moments (null: SGD).

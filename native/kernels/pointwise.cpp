@@ -2,7 +2,6 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include "kernels/math.hpp"
 
@@ -97,50 +96,47 @@ void transfer_forward(float* x, std::size_t n, const float* bias, int bundle, Tr
     }
 }
 
-// G: float, or const float where g is to stay as it is.
-template <Transfer F, class G>
-void backward(G* g, const float* y, std::size_t n, int bundle, double* sums) {
-    constexpr bool writes = F != Transfer::linear && !std::is_const_v<G>;
+template <Transfer F>
+void backward(float* g, const float* y, std::size_t n, int bundle, double* sums) {
     for (int i = 0; i < bundle; ++i) sums[i] = 0;
     if (W % bundle == 0) {
         Wide total;
         over(n,
              [&](std::size_t i) {
                  const vf v = transfer_gradient<F>(load(g + i), load(y + i));
-                 if constexpr (writes) store(g + i, v);
+                 if (F != Transfer::linear) store(g + i, v);  // others may be reading it
                  total.add(v);
              },
              [&](std::size_t i, Part p) {
                  const vf v = transfer_gradient<F>(load(g + i, p), load(y + i, p));  // 0 in the lanes beyond
-                 if constexpr (writes) store(g + i, v, p);
+                 if (F != Transfer::linear) store(g + i, v, p);
                  total.add(v);
              });
         for (int lane = 0; lane < W; ++lane) sums[lane % bundle] += total.lane(lane);
         return;
     }
-    for (G* end = g + n; g < end; g += bundle, y += bundle)
+    for (float* end = g + n; g < end; g += bundle, y += bundle)
         over(std::size_t(bundle),
              [&](std::size_t i) {
                  const vf v = transfer_gradient<F>(load(g + i), load(y + i));
-                 if constexpr (writes) store(g + i, v);
+                 if (F != Transfer::linear) store(g + i, v);
                  Wide s = load_wide(sums + i);
                  s.add(v);
                  store(sums + i, s);
              },
              [&](std::size_t i, Part p) {
                  const vf v = transfer_gradient<F>(load(g + i, p), load(y + i, p));
-                 if constexpr (writes) store(g + i, v, p);
+                 if (F != Transfer::linear) store(g + i, v, p);
                  for (int lane = 0; i + lane < std::size_t(bundle); ++lane) sums[i + lane] += v[lane];
              });
 }
 
-template <class G>
-void backward(G* g, const float* y, std::size_t n, int bundle, Transfer f, double* sums) {
+void transfer_backward(float* g, const float* y, std::size_t n, int bundle, Transfer f, double* bias_gradient) {
     switch (f) {
-        case Transfer::linear: return backward<Transfer::linear>(g, y, n, bundle, sums);
-        case Transfer::relu: return backward<Transfer::relu>(g, y, n, bundle, sums);
-        case Transfer::tanh: return backward<Transfer::tanh>(g, y, n, bundle, sums);
-        case Transfer::logistic: return backward<Transfer::logistic>(g, y, n, bundle, sums);
+        case Transfer::linear: backward<Transfer::linear>(g, y, n, bundle, bias_gradient); return;
+        case Transfer::relu: backward<Transfer::relu>(g, y, n, bundle, bias_gradient); return;
+        case Transfer::tanh: backward<Transfer::tanh>(g, y, n, bundle, bias_gradient); return;
+        case Transfer::logistic: backward<Transfer::logistic>(g, y, n, bundle, bias_gradient); return;
     }
 }
 
@@ -151,8 +147,7 @@ void fill_pointwise(Table& table) {
     table.add = add;
     table.scale = scale;
     table.transfer_forward = transfer_forward;
-    table.transfer_backward = backward<float>;
-    table.bias_gradient = backward<const float>;
+    table.transfer_backward = transfer_backward;
     table.multiply = multiply;
     table.update = update;
 }

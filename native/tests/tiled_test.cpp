@@ -162,6 +162,8 @@ private:
         b_.step = {0.1f, 0.9f, 0.01f, 0.5f};
         b_.bias = c_.bias ? images_[7].data : nullptr;
         b_.note_positive = c_.note_positive;
+        bias_sums_.assign(std::size_t(bias_parts(plan_)) * plan_.out_bundles * V_, std::numeric_limits<double>::quiet_NaN());
+        b_.bias_sums = c_.note_positive ? bias_sums_.data() : nullptr;
         b_.transfer = c_.transfer;
         b_.accumulate_output = c_.accumulate_output;
         b_.accumulate_input_gradient = c_.accumulate_gradient;
@@ -259,6 +261,9 @@ private:
                 });
         std::vector<double> gradients(sums.size(), 0);
         pool_reference(sums, gradients);
+        bias_gradient_.assign(out_maps(), 0.0);
+        for (int o = 0; o < out_maps(); ++o)
+            for (std::size_t i = 0; i < m_.volume(); ++i) bias_gradient_[o] += gradients[(o / V_ * m_.volume() + i) * V_ + o % V_];
         for (int o = 0; o < out_maps(); ++o)
             for (int i = first_input(o); i < end_input(o); ++i)
                 each_product(o, i, [&](std::size_t j, std::size_t in, std::size_t out) {
@@ -292,7 +297,7 @@ private:
     }
 
     bool compare() {
-        Error e[5];
+        Error e[6];
         // An output of few voxels, or the gradients of a kernel of few taps, may by chance all be near zero: measure against sums
         // of that many random products.
         e[0].largest = std::max(output_size_, 1.0 / 3), e[1].largest = gradient_size_;
@@ -306,9 +311,16 @@ private:
             e[3].add(b_.kernels[i], weights_[i]);
             e[4].add(b_.momenta[i], momenta_[i]);
         }
-        static const char* names[] = {"output", "input gradient", "kernel gradient", "weights", "momenta"};
+        e[5].largest = std::sqrt(double(pooled_.volume())) / 3;
+        const int parts = bias_parts(plan_);
+        for (int o = 0; o < out_maps() && c_.note_positive; ++o) {
+            double sum = 0;
+            for (int part = 0; part < parts; ++part) sum += bias_sums_[(std::size_t(o / V_) * parts + part) * V_ + o % V_];
+            e[5].add(sum, bias_gradient_[o]);
+        }
+        static const char* names[] = {"output", "input gradient", "kernel gradient", "weights", "momenta", "biases' gradient"};
         bool good = true;
-        for (int i = 0; i < 5; ++i) {
+        for (int i = 0; i < 6; ++i) {
             worst = std::max(worst, e[i].value());
             if (e[i].value() <= kTolerance) continue;
             std::printf("FAILED %s: %s differs by %.2e\n", c_.text().c_str(), names[i], e[i].value());
@@ -327,7 +339,7 @@ private:
     Buffers b_;
     std::vector<Aligned> images_, work_, scratch_;
     double output_size_ = 1e-30, gradient_size_ = 1e-30;  // largest values before f and times f'
-    std::vector<double> output_, gradient_, kernel_gradient_, weights_, momenta_;
+    std::vector<double> bias_sums_, bias_gradient_, output_, gradient_, kernel_gradient_, weights_, momenta_;
 
 public:
     static inline double worst = 0;
@@ -380,7 +392,7 @@ Case random_case(std::mt19937& random) {
         c.memoize = pick(0, 1), c.keep = pick(0, 2) > 0, c.fused = q.in_maps <= 4 && pick(0, 1), c.packed = pick(0, 1), c.note_positive = false;
         if (pick(0, 1)) return c;
         const LayerPlan plan = c.direct ? plan_direct(q, c.bundle) : plan_tiled(q, c.bundle, c.tile);
-        q.filter = pick(0, 1);
+        q.filter = !c.fused && pick(0, 1);
         for (int Extent::*axis : {&Extent::z, &Extent::y, &Extent::x}) {
             Extent window = q.pool;
             window.*axis = pick(2, 3);

@@ -507,7 +507,7 @@ void pad_gradient(const LayerPlan& p, int index, const Buffers& b) {
     V* to = vec(b.at(Buffer::gradient_spectra)) + (long(bundle) * m.z + z) * m.y * row;
     for (int y = 0; y < m.y; y += w.y, to += w.y * row) {
         if (p.filters())
-            collect_row(filtered, z, y, to + side);
+            collect_row(filtered, z, y, to + side, nullptr);
         else if (p.pools())
             spread_row(from + long(y / w.y) * across, 1, largest + long(y / w.y) * across * kV, 1, across, w.y, w.x, z % w.z * w.y * w.x, to + side, row);
         else

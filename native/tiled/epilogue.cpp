@@ -282,12 +282,12 @@ struct WindowRow {
     int first;
 };
 
-// Of windows of two voxels; R: rows, where they are known to the compiler.
+// Of windows of two voxels; R: rows, where they are known to the compiler. Returns the sum of all.
 template <int R>
-void collect_pairs(const WindowRow* rows, int row_count, long step, long note_step, int count, V* out) {
+V collect_pairs(const WindowRow* rows, int row_count, long step, long note_step, int count, V* out) {
     WindowRow from[most_filtered];
     for (int r = 0; r < row_count; ++r) from[r] = rows[r];  // for all that the compiler knows, `out` might overwrite them
-    V last{};
+    V last{}, sum{};
     for (long x = 0; x < count; ++x) {
         V here = last, next{};
         for (int r = 0; r < (R ? R : row_count); ++r) {
@@ -297,9 +297,23 @@ void collect_pairs(const WindowRow* rows, int row_count, long step, long note_st
             next += voxel == from[r].first + 1 ? value : V{};
         }
         out[x] = here;
+        sum += here;
         last = next;
     }
     out[count] = last;
+    return sum + last;
+}
+
+V collect_any(const WindowRow* rows, int row_count, long step, long note_step, int count, int w2, V* out) {
+    std::fill_n(out, count + w2 - 1, V{});
+    for (int r = 0; r < row_count; ++r)
+        for (long x = 0; x < count; ++x) {
+            const VI voxel = load_bytes(rows[r].largest + x * note_step * kV) - rows[r].first;
+            for (int i = 0; i < w2; ++i) out[x + i] += voxel == i ? rows[r].g[x * step] : V{};
+        }
+    V sum{};
+    for (int x = 0; x < count + w2 - 1; ++x) sum += out[x];
+    return sum;
 }
 
 }  // namespace
@@ -317,7 +331,7 @@ void filter_row(const V* const* rows, int row_count, int w2, int count, V* maxim
     if (!filtered(rows, row_count, w2, count, maxima, notes)) filter<0, 0, true, true>(rows, row_count, w2, count, maxima, notes);
 }
 
-void collect_row(const FilteredGradient& f, int z, int y, V* out) {
+void collect_row(const FilteredGradient& f, int z, int y, V* out, double* sums) {
     const int *w = f.window, across = f.count[2];
     WindowRow rows[most_filtered];
     int row_count = 0;
@@ -326,14 +340,10 @@ void collect_row(const FilteredGradient& f, int z, int y, V* out) {
             rows[row_count++] = {f.g + (z - i) * f.step[0] + (y - j) * f.step[1],
                                  f.largest + ((z - i) * f.note_step[0] + (y - j) * f.note_step[1]) * kV, (i * w[1] + j) * w[2]};
     const long step = f.step[2], note_step = f.note_step[2];
-    if (w[2] == 2 && row_count == 4) return collect_pairs<4>(rows, row_count, step, note_step, across, out);
-    if (w[2] == 2 && row_count < 4) return collect_pairs<0>(rows, row_count, step, note_step, across, out);
-    std::fill_n(out, across + w[2] - 1, V{});
-    for (int r = 0; r < row_count; ++r)
-        for (long x = 0; x < across; ++x) {
-            const VI voxel = load_bytes(rows[r].largest + x * note_step * kV) - rows[r].first;
-            for (int i = 0; i < w[2]; ++i) out[x + i] += voxel == i ? rows[r].g[x * step] : V{};
-        }
+    const V sum = w[2] != 2        ? collect_any(rows, row_count, step, note_step, across, w[2], out)
+                  : row_count == 4 ? collect_pairs<4>(rows, row_count, step, note_step, across, out)
+                                   : collect_pairs<0>(rows, row_count, step, note_step, across, out);
+    for (int lane = 0; sums && lane < kV; ++lane) sums[lane] += double(sum[lane]);
 }
 
 void spread_row(const V* g, long step, const std::int8_t* largest, long note_step, int count, int w1, int w2, int first, V* out, long row) {

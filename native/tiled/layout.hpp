@@ -229,11 +229,10 @@ inline constexpr int kSingleLanes = 16;      // of the widest vectors
 inline constexpr int kRunVoxels = 512;       // of a plane, that are in L1 together with what they are made of
 
 // Rows of windows of the pooling (of outputs, where there are no windows, or as the update of a filtered layer sees it), how many are
-// taken together, and scratch: of one bundle, all of a run. Where windows overlap, a run goes down all planes: what they share is
-// computed once.
+// taken together, and scratch: of one bundle, all of a run. Where windows overlap, a run goes through many planes: what windows
+// share is computed once.
 struct SingleSizes {
-    int down, count, run;  // rows of a plane; of all planes, or `runs` in each; of a run
-    int runs;
+    int down, count, run;  // rows of a plane, of all, of a run
     long input, pitch, planar, sums, taps;  // floats, the last integers
     long rows, plane, maxima;                 // vectors
 
@@ -243,10 +242,8 @@ struct SingleSizes {
         const Extent n = q.input, m = p.output, left = p.filters() && update ? m : q.pooled(m);
         const Extent w = p.filters() ? Extent{1, 1, 1} : q.pool;
         const int overlap = filters ? q.pool.y - 1 : 0;  // rows
-        down = left.y;
-        run = std::clamp(kRunVoxels / (w.y * n.x), 1, down);
-        runs = ceil_div(down, run);
-        count = left.z * (filters ? runs : down);
+        down = left.y, count = left.z * down;
+        run = filters ? ceil_div(down, p.filter_runs) : std::clamp(kRunVoxels / (w.y * n.x), 1, down);
         const auto whole = [](long floats) { return (floats + kSingleLanes - 1) / kSingleLanes * kSingleLanes; };
         const long planes = w.z + q.sparsity.z * (q.kernel.z - 1), halo = q.sparsity.y * (q.kernel.y - 1);
         input = whole(planes * (run * w.y + overlap + halo) * n.x + kSingleLanes);

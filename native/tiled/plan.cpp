@@ -477,6 +477,8 @@ LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Mach
     if (problem.in_maps > 4)
         throw std::invalid_argument("convolution layer: the fused method is for at most 4 input maps, got " +
                                     std::to_string(problem.in_maps));
+    if (problem.filter && problem.pool.volume() > 1)
+        throw std::invalid_argument("convolution layer: the fused method does not filter");
     LayerPlan p = plan_tiled(problem, bundle, tile, machine);
     p.fused = true;
     // As many tiles together as a vector has lanes, evenly; chunks of as many groups each.
@@ -494,18 +496,29 @@ LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Mach
 
 namespace {
 
+// Pieces of a filtered layer begin with rows and planes that others compute as well: so many that the last worker is through first, a
+// quarter of a piece counted for what it waits by accident.
+void cut_filtered(LayerPlan& p, int workers) {
+    const Extent windows = p.problem.pooled(p.output), w = p.problem.pool;
+    const int fewest = ceil_div(windows.y, std::max(1, kRunVoxels / p.problem.input.x));
+    double best = 0;
+    for (int runs = fewest; runs <= windows.y; ++runs)
+        for (int parts = 1; parts <= windows.z; ++parts) {
+            const double piece = double(ceil_div(windows.y, runs) + w.y - 1) * (ceil_div(windows.z, parts) + w.z - 1);
+            const double seconds = (ceil_div(runs * parts, workers) + 0.25) * piece;
+            if (best == 0 || seconds < best) best = seconds, p.filter_runs = runs, p.filter_parts = parts;
+        }
+}
+
 void size_single(LayerPlan& p, const Machine& machine) {
+    if (p.filters()) cut_filtered(p, machine.workers);
     const SingleSizes sizes(p, false), sums(p, true);
-    const double one = single_seconds(p, p.filters() ? sizes.run : 1, machine).forward;
-    p.rows_forward = units_per_piece(one, sizes.count, sizes.count, machine);
-    // A piece begins with planes that are computed once more.
-    if (p.filters())
-        p.rows_forward = clamp_count(std::max({p.rows_forward, sizes.count / (4 * machine.workers), 4 * (p.problem.pool.z - 1)}), sizes.count);
+    p.rows_forward = units_per_piece(single_seconds(p, 1, machine).forward, sizes.count, sizes.count, machine);
     // The same for any number of workers, as they are what the order of summation depends on.
     const double all = single_seconds(p, sums.count, {}).update;
     const double piece = std::max({all / 128, std::min(all / 32, 5e-5), 1e-5});  // short ones pay for the rows they read again
     p.update_chunks = clamp_count(all / piece / p.out_bundles, sums.count);
-    p.pieces[int(Phase::forward_inverse)] = ceil_div(sizes.count, p.rows_forward);
+    p.pieces[int(Phase::forward_inverse)] = p.filters() ? p.filter_runs * p.filter_parts : ceil_div(sizes.count, p.rows_forward);
     p.pieces[int(Phase::update_product)] = p.out_bundles * p.update_chunks;
     p.scratch = std::max(p.scratch, std::size_t(std::max(sizes.floats(p.bundle), sums.floats(p.bundle))) * sizeof(float));
 }
@@ -579,6 +592,7 @@ bool can_filter(const LayerPlan& p, Extent window) {
     if (window.volume() > most_filtered) return false;
     if (std::min({left.z, left.y, left.x}) < 1) return false;
     if (p.method == Method::direct) return is_single(p) && s.volume() == 1;
+    if (p.fused) return false;
     const int w[3] = {window.z, window.y, window.x};
     return std::all_of(p.axis, p.axis + 3, [&](const Axis& axis) { return w[p.order[&axis - p.axis]] == 1 || axis.tiles == 1; });
 }
@@ -602,6 +616,8 @@ bool can_pool(const LayerPlan& p, Extent window, bool filter) {
     }
     return true;
 }
+
+int bias_parts(const LayerPlan& p) { return p.method == Method::direct ? p.update_chunks : p.tiles; }
 
 bool packs_input(const LayerPlan& p) {
     return is_single(p) || (p.fused && p.problem.in_maps == 1);

@@ -232,36 +232,32 @@ void filter_run(const LayerPlan& p, const Buffers& b, const Work& w, int bundle,
     }
 }
 
-// Runs first to last - 1, numbered plane by plane of one run, then of the next.
-void filter_runs(const LayerPlan& p, const Buffers& b, const Work& w, int first, int last) {
-    const int planes = w.sizes.count / w.sizes.runs;
-    for (int i = first; i < last;) {
-        const int z = i % planes, y = i / planes * w.sizes.run, count = std::min(planes - z, last - i);
-        for (int bundle = 0; bundle < p.out_bundles; ++bundle)
-            filter_run(p, b, w, bundle, {z, y, std::min(w.sizes.run, w.sizes.down - y)}, z + count);
-        i += count;
-    }
+void filter_piece(const LayerPlan& p, int index, const Buffers& b, const Work& w) {
+    const int run = index / p.filter_parts, part = index % p.filter_parts, planes = w.sizes.count / w.sizes.down;
+    const int y = run * w.sizes.down / p.filter_runs, rows = (run + 1) * w.sizes.down / p.filter_runs - y;
+    const int z = part * planes / p.filter_parts, end = (part + 1) * planes / p.filter_parts;
+    for (int bundle = 0; bundle < p.out_bundles; ++bundle) filter_run(p, b, w, bundle, {z, y, rows}, end);
 }
 
-// The gradient of a run, map by map, zero between the rows.
-void unbundle_gradient(const LayerPlan& p, const Buffers& b, const Work& w, int bundle, const Run& run) {
+// The gradient of a run, map by map, zero between the rows; filtered, added to the sums of its maps.
+void unbundle_gradient(const LayerPlan& p, const Buffers& b, const Work& w, int bundle, const Run& run, double* bias_sums) {
     const long width = p.output.x;
     const V* g = vec(b.output_gradient + bundle * b.output_gradient_stride) + (long(run.z) * w.sizes.down + run.y) * width;
     const FilteredGradient filtered = filtered_gradient(p, b, bundle);
     std::fill_n(w.planar, kV * w.sizes.pitch, 0.0f);
     for (int y = 0; y < run.count; ++y) {
-        if (p.filters()) collect_row(filtered, run.z, run.y + y, w.rows);
+        if (p.filters()) collect_row(filtered, run.z, run.y + y, w.rows, bias_sums);
         unbundle_row(p.filters() ? w.rows : g + y * width, int(width), w.planar + long(y) * p.problem.input.x, w.sizes.pitch);
     }
 }
 
 // Sums of the lanes of all taps: kernel gradients of a chunk.
-void update_voxels(const LayerPlan& p, const Buffers& b, const Work& w, int bundle, int first, int last, V* sums) {
+void update_voxels(const LayerPlan& p, const Buffers& b, const Work& w, int bundle, int first, int last, V* sums, double* bias_sums) {
     const int taps = int(p.problem.kernel.volume());
     std::fill_n(w.sums, long(taps) * kV * kX, 0.0f);
     each_run(w.sizes, first, last, [&](const Run& run) {
         pack_input(p, b, w, outputs_of(p, run));
-        unbundle_gradient(p, b, w, bundle, run);
+        unbundle_gradient(p, b, w, bundle, run, bias_sums);
         each_group(maps_of(p, bundle), [&](int map, int maps) {
             correlate(maps, w.taps, w.taps + taps, vectors_in(p, run.count), w.input, w.planar + map * w.sizes.pitch,
                       w.sizes.pitch, w.sums + map * kX);
@@ -356,8 +352,8 @@ void forward_single(const LayerPlan& p, int index, const Buffers& b, float* scra
     const Work w(p, scratch, false);
     const int maps = maps_of(p, 0);
     std::fill_n(w.planar + maps * w.sizes.pitch, (kV - maps) * w.sizes.pitch, 0.0f);  // lanes without a map, where a bundle has some
+    if (p.filters()) return filter_piece(p, index, b, w);
     const int first = index * p.rows_forward, last = std::min(w.sizes.count, first + p.rows_forward);
-    if (p.filters()) return filter_runs(p, b, w, first, last);
     each_run(w.sizes, first, last, [&](const Run& run) {
         pack_input(p, b, w, outputs_of(p, run));
         for (int bundle = 0; bundle < p.out_bundles; ++bundle) forward_run(p, b, w, bundle, run);
@@ -369,7 +365,10 @@ void update_single(const LayerPlan& p, int index, const Buffers& b, float* scrat
     const int bundle = index % p.out_bundles, chunk = index / p.out_bundles;
     const int first = int(long(chunk) * w.sizes.count / p.update_chunks), last = int(long(chunk + 1) * w.sizes.count / p.update_chunks);
     V* sums = vec(b.at(Buffer::update_spectra)) + chunk * update_chunk_vectors(p) + bundle * long(p.problem.kernel.volume());
-    (p.pools() && !p.filters() ? update_windows : update_voxels)(p, b, w, bundle, first, last, sums);
+    if (p.pools() && !p.filters()) return update_windows(p, b, w, bundle, first, last, sums);
+    double* const bias_sums = b.bias_sums ? b.bias_sums + (long(bundle) * p.update_chunks + chunk) * kV : nullptr;
+    if (bias_sums) std::fill_n(bias_sums, kV, 0.0);
+    update_voxels(p, b, w, bundle, first, last, sums, bias_sums);
 }
 
 }  // namespace znn::tiled::ZNN_VARIANT

@@ -86,6 +86,9 @@ struct Buffers {
     // Filtered, and f a ReLU of the maxima and biases alone: maxima that it makes zero have no voxel, so that their gradient goes
     // nowhere and need not be multiplied with the derivative.
     bool note_positive = false;
+    // Then the sums of the gradients that do go somewhere, [out bundle][part][V], bias_parts of them: by gradient_transform, or by
+    // update_product of the direct method. May be null.
+    double* bias_sums = nullptr;
     const float* output_gradient = nullptr;
     std::size_t output_gradient_stride = 0;
     float* input_gradient = nullptr;
@@ -180,6 +183,7 @@ struct LayerPlan {
     int group_out = 1, group_in = 1;             // bundles per register block
     int group_sums = 1;                          // and of outputs (few outputs: of inputs) per piece of the update
     int update_chunks = 1;                       // parts of the output whose kernel gradients are summed apart
+    int filter_runs = 1, filter_parts = 1;       // of a filtered single map: runs of rows, and parts of the planes of each
     int patch_voxels = 192;                      // of the output, in L1 while kernel gradients are summed over them
     bool few_outputs = false;                    // lanes are input maps, sums taken across them
 
@@ -252,10 +256,12 @@ LayerPlan plan_direct(const Problem& problem, int bundle, const Machine& machine
 LayerPlan plan_fused(const Problem& problem, int bundle, Extent tile, const Machine& machine = {}, bool memoize = true);
 
 // Whether a layer planned without pooling could pool or filter its output by these windows (Problem::pool): no window may be cut
-// by a tile's border, and every voxel must lie in one. Depthwise layers cannot, and of direct ones only those of a single map filter,
-// as they do where windows have so many voxels at most: of larger ones the axes are better filtered one after the other.
+// by a tile's border, and every voxel must lie in one. Depthwise layers cannot. Fused ones do not filter, nor direct ones but those of
+// a single map; and windows may have so many voxels at most: of larger ones the axes are better filtered one after the other.
 inline constexpr int most_filtered = 8;
 bool can_pool(const LayerPlan& plan, Extent window, bool filter = false);
+// In how many parts it sums the gradients of a bundle of biases: see Buffers::bias_sums.
+int bias_parts(const LayerPlan& plan);
 
 std::size_t buffer_bytes(const LayerPlan& plan, Buffer buffer);
 inline std::size_t scratch_bytes(const LayerPlan& plan) { return plan.scratch; }  // per worker, 64-byte aligned

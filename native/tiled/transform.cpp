@@ -86,7 +86,7 @@ static void collect_plane(const LayerPlan& p, const Box& box, int z, V* rows) {
     for (int y = 0; y < box.count[1]; ++y) {
         V* const row = rows + long(y) * p.axis[2].T + box.at[2];
         if (any)
-            collect_row(gradient, z, y, row);
+            collect_row(gradient, z, y, row, box.sums);
         else
             std::fill_n(row, box.count[2], V{});
     }
@@ -334,8 +334,11 @@ void transform_tiles(const LayerPlan& p, bool gradient, int index, const Buffers
     const long pencil = (gradient ? p.out_pencil : p.in_pencil) / kV;
     for (int t = piece.first; t < piece.last; ++t) {
         const TilePlace place = tile_place(p, piece.slab * p.tiles_per_slab + t);
-        const Box box = gradient ? gradient_box(p, place, b, piece.bundle)
-                                 : input_box(p, place, b.input + piece.bundle * b.input_stride);
+        Box box = gradient ? gradient_box(p, place, b, piece.bundle) : input_box(p, place, b.input + piece.bundle * b.input_stride);
+        if (gradient && b.bias_sums) {
+            box.sums = b.bias_sums + (long(piece.bundle) * p.tiles + piece.slab * p.tiles_per_slab + t) * kV;
+            std::fill_n(box.sums, kV, 0.0);
+        }
         V* out = vec(spectra) + (long(piece.bundle) * p.slab_tiles(piece.slab) + t) * 2 * p.line;
         (p.streams ? stream_tile : forward_tile)(p, box, out, pencil, scratch);
     }

@@ -58,6 +58,7 @@ struct Box {
     // Pooled: where in Buffers::largest its bytes are (sub-lattice after sub-lattice, so that they lie together), vectors of bytes.
     long notes = 0, note_step[3] = {0, 0, 0};
     const std::int8_t* largest = nullptr;  // of a pooled gradient, from there on; steps are pooled ones
+    double* sums = nullptr;                // filtered: to which a bundle's gradients are added
 };
 Box input_box(const LayerPlan& plan, const TilePlace& place, const float* image, long voxel_floats = kV);
 Box output_box(const LayerPlan& plan, const TilePlace& place, const float* image);
@@ -132,8 +133,9 @@ struct FilteredGradient {
     int window[3], count[3];
     long step[3], note_step[3];
 };
-// Row y of plane z of the outputs: what windows of several rows and planes give the voxels that were their largest.
-void collect_row(const FilteredGradient& gradient, int z, int y, V* out);
+// Row y of plane z of the outputs: what windows of several rows and planes give the voxels that were their largest. Added to `sums`,
+// where they are not null, of each map.
+void collect_row(const FilteredGradient& gradient, int z, int y, V* out, double* sums);
 // That of the direct method.
 FilteredGradient filtered_gradient(const LayerPlan& plan, const Buffers& b, int bundle);
 
