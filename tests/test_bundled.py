@@ -11,10 +11,10 @@ import znn
 from checks import (NETWORK_TOLERANCE, NETWORKS, IllPosed, assert_close, assert_identical, pair, random_inputs,
                     random_targets, small_graph, smooth_inputs, train_alike)
 from test_engine_random import acyclic_graphs, layered_graphs, random_networks, seeds
-from znn import zoo
+from znn import bundled, roofline, zoo
 from znn.errors import PlanError, SpecError
 from znn.graph import Graph
-from znn.plan import LayerPlan
+from znn.plan import LayerPlan, Request
 
 plans = pytest.mark.parametrize("plan", ["direct", "tiled", "model"])
 
@@ -58,6 +58,48 @@ def test_results_are_bit_identical_for_any_number_of_threads_and_policy(rng, nam
     expected = run(1, "priority")
     for threads, policy in itertools.chain(((t, "priority") for t in range(2, 9)), ((3, p) for p in ("fifo", "lifo", "stealing"))):
         assert_identical(run(threads, policy), expected, f"{threads} threads, {policy}")
+
+
+def filtering_net(dims, transfer, bias):
+    side = 2 if dims == 3 else (1, 2, 2)
+    layers = [{"conv": 9, "kernel": 3, "transfer": transfer, "bias": bias}, {"max_filter": side},
+              {"conv": 6, "kernel": 2, "transfer": transfer, "bias": bias}, {"max_filter": side}, {"conv": 2, "kernel": 2}]
+    return Graph.build(znn.NetworkSpec.layered("filters", 1, layers, dims=dims), output=(2, 4, 5) if dims == 3 else (1, 7, 9))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("transfer", ["relu", "tanh", "linear"])
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("width", bundled.widths())
+def test_filters_that_convolutions_do(rng, width, dims, transfer, bias):
+    graph = filtering_net(dims, transfer, bias)
+    whole = tuple(-(-n // s) for n, s in zip(graph.edge("conv2").in_extent, graph.edge("conv2").sparsity))
+    plan = {"conv1": "direct", "conv2": ("tiled", whole), "conv3": "direct"}
+    left = [row.layer for row in roofline.rows(graph, znn.plan.Plan.of(graph, plan, width), Request(bundle=width))]
+    assert set(left) == {"conv1", "conv2", "conv3"}, "a filter is an edge of its own"
+    results = []
+    for threads in (1, 3):
+        net, expected = pair(graph, plan=plan, bundle=width, threads=threads, patches=2)
+        with net:
+            train_alike(net, expected, np.random.default_rng(3), patches=2)
+            results.append(net.parameters())
+            inputs = smooth_inputs(expected, rng, 2)
+            assert_close(net.forward(inputs), expected.forward(inputs), NETWORK_TOLERANCE, "output of inference")
+    assert_identical(*results, "3 threads")
+    rounds = [(random_inputs(graph, rng), random_targets(graph, rng)) for _ in range(3)]
+    for wanted in (False, True):  # the gradient of the input; without it, it stays as it comes
+        with znn.Network(graph, plan=plan, bundle=width, threads=2, input_gradient=wanted, pin=False) as net:
+            losses = [net.train_step(*data) for data in rounds]
+            results.append(net.parameters() | {"losses": np.array(losses)})
+    assert_identical(*results[2:], "with the input's gradient")
+
+
+def test_what_a_convolution_cannot_filter_is_left_to_an_edge():
+    graph = filtering_net(3, "relu", True)
+    for conv2 in ("direct", ("tiled", (3, 8, 8))):  # several maps; several tiles
+        plan = znn.plan.Plan.of(graph, {"conv1": ("fused", (8, 8, 8)), "conv2": conv2, "conv3": "direct"}, 8)
+        left = [row.layer for row in roofline.rows(graph, plan, Request(bundle=8))]
+        assert {"filter1", "filter2"} <= set(left)
 
 
 @pytest.mark.parametrize("plan", ["direct", "tiled"])
