@@ -230,7 +230,8 @@ bool BundledNetwork::takes_derivative_at_maxima(int e) const {
         leaving += other.source == d.source;
         converging += other.target == d.target;
     }
-    return maxima && leaving == 1 && converging == 1 && !nodes_[d.source]->derivative_noted && !nodes_[d.source]->d.output && !target.d.bias &&
+    const Nodes& source = *nodes_[d.source];
+    return maxima && leaving == 1 && converging == 1 && !source.derivative_noted && !source.d.output && !target.d.bias &&
            target.d.transfer == kernels::Transfer::linear;
 }
 

@@ -509,7 +509,8 @@ void pad_gradient(const LayerPlan& p, int index, const Buffers& b) {
         if (p.filters())
             collect_row(filtered, z, y, to + side, nullptr);
         else if (p.pools())
-            spread_row(from + long(y / w.y) * across, 1, largest + long(y / w.y) * across * kV, 1, across, w.y, w.x, z % w.z * w.y * w.x, to + side, row);
+            spread_row(from + long(y / w.y) * across, 1, largest + long(y / w.y) * across * kV, 1, across, w.y, w.x,
+                       z % w.z * w.y * w.x, to + side, row);
         else
             std::copy_n(from + long(y) * across, m.x, to + side);
         for (int i = 0; i < w.y; ++i) {
@@ -920,8 +921,8 @@ void update(const LayerPlan& p, int index, const Buffers& b, float* scratch) {
 }  // namespace
 
 FilteredGradient filtered_gradient(const LayerPlan& p, const Buffers& b, int bundle) {
-    const Extent w = p.problem.pool, m = p.problem.pooled(p.output);
     if (!p.filters()) return {};
+    const Extent w = p.problem.pool, m = p.problem.pooled(p.output);
     const long first = long(bundle * b.output_gradient_stride), plane = long(m.y) * m.x;
     return {vec(b.output_gradient + first), b.largest + first, {w.z, w.y, w.x}, {m.z, m.y, m.x}, {plane, m.x, 1}, {plane, m.x, 1}};
 }

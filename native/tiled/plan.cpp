@@ -179,11 +179,13 @@ struct SingleSeconds {
 };
 SingleSeconds single_seconds(const LayerPlan& p, double windows, const Machine& machine) {
     const Problem& q = p.problem;
-    const double rows = p.filters() ? windows : windows * q.pool.z * q.pool.y, taps = double(q.kernel.volume()), bundles = double(p.out_bundles) * p.bundle;
+    const double rows = p.filters() ? windows : windows * q.pool.z * q.pool.y;
+    const double taps = double(q.kernel.volume()), bundles = double(p.out_bundles) * p.bundle;
     const double products = 2 * rows * q.input.x * taps * q.out_maps / machine.direct_flops;
     const double bundled = rows * p.output.x * bundles / machine.transform_flops;
     const double plain = products + kBundleOperations * bundled, pooled = plain + kPoolOperations * bundled;
-    if (!p.pools() || p.filters()) return p.filters() ? SingleSeconds{pooled, pooled} : SingleSeconds{plain, plain};
+    if (p.filters()) return {pooled, pooled};
+    if (!p.pools()) return {plain, plain};
     // Of a window one vector operation for every row of taps that a vector holds, and some to find the voxel.
     const int lanes = has_wide_registers() ? 16 : 8;
     const double rows_of_taps = double(q.kernel.z) * q.kernel.y * ceil_div(q.kernel.x, lanes);
@@ -724,8 +726,8 @@ Cost predict(const LayerPlan& p, const Machine& machine) {
     auto set = [&](Phase phase, double seconds) { c.phase[int(phase)] = seconds; };
     const int in = p.problem.fan_in(), out = p.problem.fan_out();
     const auto image = [&](bool of_input, bool written) {
-        return image_seconds(of_input ? p.problem.input : p.problem.pooled(p.output), of_input ? p.in_bundles : p.out_bundles, p.bundle, written,
-                             machine);
+        const Extent extent = of_input ? p.problem.input : p.problem.pooled(p.output);
+        return image_seconds(extent, of_input ? p.in_bundles : p.out_bundles, p.bundle, written, machine);
     };
     const double in_read = image(true, false), in_written = image(true, true);
     const double out_read = image(false, false), out_written = image(false, true);
