@@ -159,7 +159,8 @@ def test_pooling_left_to_an_edge_takes_at_least_what_its_kernel_takes(edge, own_
         layer = bundled.layers(graph, 8, training=training)[0]
         alone, phases = Candidate("tiled", (3, 3, 3)), [0.0] * 11  # windows would lie in two tiles
         assert layer.total(alone, phases) == pytest.approx(each * 8 * np.prod(graph.node("nconv1").extent) / 1e6)
-        assert layer.total(Candidate("fused", layer.first_tile()), phases) == 0, "pools itself"
+        for candidate in [Candidate("direct", None)] + ([] if filters else [Candidate("fused", layer.first_tile())]):
+            assert layer.total(candidate, phases) == 0, "pools itself"
 
 
 @pytest.mark.parametrize("seconds, timed", [(1.9, True), (2.1, False)])
