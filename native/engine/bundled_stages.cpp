@@ -93,13 +93,13 @@ std::vector<BundledNetwork::Slab> BundledNetwork::add_slabs(Pass pass, int e, co
 Stage* BundledNetwork::conv_forward(int e, bool accumulate, bool last, Stage* previous) {
     Conv& conv = *convs_[e];
     Nodes &source = *nodes_[edges_[e].source], &target = *nodes_[edges_[e].target];
+    // What filters is the only convolution that leads there: see pool_to_absorb.
+    if (last) target.derivative_noted = conv.plan.filters() && target.d.transfer == kernels::Transfer::relu;
     for (std::size_t patch = 0; patch < conv.buffers.size(); ++patch) {
         conv.buffers[patch].accumulate_output = accumulate;
         if (!last) continue;
         if (target.d.bias) conv.buffers[patch].bias = target.bias.data();
         conv.buffers[patch].transfer = tiled_transfer(target.d.transfer);
-        // The only convolution that leads there: see pool_to_absorb.
-        target.derivative_noted = conv.plan.filters() && target.d.transfer == kernels::Transfer::relu;
         conv.buffers[patch].note_positive = target.derivative_noted;
     }
     Stage* end = join(Pass::forward, label(Pass::forward, int(EdgeKind::conv), e));

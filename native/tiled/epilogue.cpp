@@ -170,6 +170,12 @@ ZNN_INLINE bool has_nan(X x) {
 #endif
 }
 
+// Whether a value takes the place of the maximum so far. NANS: not all may be numbers, and the first that is none stays.
+template <bool NANS>
+ZNN_INLINE XI replaces(X value, X most) {
+    return NANS ? ~(value <= most) & (most == most) : value > most;
+}
+
 // W: both extents of the window where they are known to the compiler, else 0. NANS: not all may be numbers; else whether one was
 // not is returned, and then all is to be done once more, from what has become of `maxima`.
 template <int W, bool NANS>
@@ -187,7 +193,7 @@ bool pool(const V* in, long row, int w1, int w2, int first, int count, V* maxima
         for (int j = 0; j < w1; ++j)
             for (int i = 0; i < w2; ++i) {
                 const X value = gather(in + j * row + i, step);
-                const XI more = NANS ? ~(value <= most) & (most == most) : value > most;  // the first NaN stays
+                const XI more = replaces<NANS>(value, most);
                 sum += value;
                 where = more ? XI{} + (first + j * w2 + i) : where;
                 most = more ? value : most;
@@ -218,7 +224,7 @@ struct Largest {
 // The first of the larger ones of two parts of a window.
 template <bool NANS>
 ZNN_INLINE Largest larger(Largest a, Largest b) {
-    const XI more = NANS ? ~(b.value <= a.value) & (a.value == a.value) : b.value > a.value;  // the first NaN stays
+    const XI more = replaces<NANS>(b.value, a.value);
     return {more ? b.value : a.value, a.sum + b.sum, more ? b.voxel : a.voxel};
 }
 
